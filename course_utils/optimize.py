@@ -1,0 +1,226 @@
+"""A learned mask: which nodes does the behaviour need?
+
+A mask of zeros and ones cannot be learned by gradient descent. *Continuous sparsification* (Savarese et
+al. 2020) learns one number θ per node instead, and softens the step function to m = σ(τ·θ). The
+temperature τ starts at 1, where every node has a gradient, and grows geometrically to τ_max, where m is
+all but 0 or 1. The loss asks for the spliced model's answer with as few nodes as possible:
+
+    loss = |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
+
+and at the end the nodes with θ > 0 are kept. λ sets the price of a node; where a size is wanted instead
+(``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange multiplier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from course_utils.masks import SAEMasks
+from course_utils.splice import PatchMeans, SplicedModel, logit_diff
+from course_utils.tasks import Task
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How a mask is learned.
+
+    Attributes:
+        sparsity: λ, the price of a node. Larger means fewer nodes.
+        n_nodes: the wanted number of nodes; then λ is found on the way, from ``sparsity`` on.
+        steps: optimisation steps; τ reaches ``tau_max`` at the last.
+        batch_size: prompt pairs a step.
+        lr: Adam's learning rate for θ.
+        theta_init: θ at the start, for every node.
+        tau_max: the temperature at the end; it starts at 1.
+        per_position: a mask ``[seq, d_sae]``, or one ``[d_sae]`` for all positions.
+        seed: of the order of the prompts.
+    """
+
+    sparsity: float = 0.03
+    n_nodes: int | None = None
+    steps: int = 60
+    batch_size: int = 16
+    lr: float = 0.3
+    theta_init: float = 1.0
+    tau_max: float = 200.0
+    per_position: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, ok, want in (
+            ("sparsity", self.sparsity >= 0, "0 or more"),
+            ("n_nodes", self.n_nodes is None or self.n_nodes > 0, "above 0 (or None)"),
+            ("steps", self.steps > 0, "above 0"),
+            ("batch_size", self.batch_size > 0, "above 0"),
+            ("lr", self.lr > 0, "above 0"),
+            ("tau_max", self.tau_max >= 1, "1 or more"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} must be {want}, not {getattr(self, name)}.")
+
+
+@dataclass
+class LearnedMask:
+    """What `learn_masks` found, finished or not.
+
+    Attributes:
+        masks: zeros and ones: the nodes with θ > 0 (the best ``n_nodes`` of them, where a size was wanted).
+        theta: the learned numbers, by hook point.
+        history: a record per step: loss, faithfulness loss, nodes on (θ > 0), temperature, λ.
+        interrupted: whether Ctrl-C ended it early. ``learn_masks(…, resume=this)`` goes on.
+    """
+
+    masks: SAEMasks
+    theta: dict[str, Float[Tensor, "seq d_sae"]]
+    history: list[dict[str, float]]
+    settings: MaskSettings
+    interrupted: bool
+    optimizer_state: dict = field(repr=False)
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes in the circuit."""
+        return self.masks.get_num_latents()
+
+
+def temperature(step: int, settings: MaskSettings) -> float:
+    """τ: 1 at step 0, ``tau_max`` at the last step, geometric between, and no further."""
+    return settings.tau_max ** (min(step, settings.steps - 1) / max(1, settings.steps - 1))
+
+
+def soft_mask(theta: Tensor, tau: float) -> Tensor:
+    """m = σ(τ·θ): 0.5 at θ = 0; near 0 or 1 when τ is large."""
+    return torch.sigmoid(tau * theta)
+
+
+def learn_masks(
+    spliced: SplicedModel,
+    task: Task,
+    *,
+    means: PatchMeans | None = None,
+    settings: MaskSettings | None = None,
+    resume: LearnedMask | None = None,
+    progress: bool = True,
+    **changes,
+) -> LearnedMask:
+    """Learn which nodes to keep, by continuous sparsification.
+
+    Args:
+        task: the training prompts.
+        means: what an ablated latent is replaced by; computed from ``task.patch`` if not given.
+        settings: all settings at once; or name some: ``learn_masks(spliced, task, sparsity=0.1, seed=1)``.
+        resume: a result that was interrupted: go on from there with its settings.
+        progress: show a bar with loss, nodes on and temperature.
+
+    Returns:
+        The mask. Ctrl-C does not raise: it returns the mask so far, with ``interrupted=True``.
+
+    Raises:
+        ValueError: a setting out of range; ``n_nodes`` larger than the number of nodes; fewer prompts
+            than one batch.
+    """
+    if resume is not None:
+        settings = resume.settings
+    settings = replace(settings or MaskSettings(), **changes)
+    if len(task) < settings.batch_size:
+        raise ValueError(f"batch_size={settings.batch_size}, but {task!r} has only {len(task)} prompt pairs.")
+    means = means or spliced.patch_means(task.patch)
+    target = spliced.logit_diff(task, means=means if spliced.error == "mean" else None)
+
+    theta = {
+        name: torch.full_like(f if settings.per_position else f[0], settings.theta_init) for name, f in means.latents.items()
+    }
+    if resume is not None:
+        theta = {name: value.clone() for name, value in resume.theta.items()}
+    n_total = sum(value.numel() for value in theta.values())
+    if settings.n_nodes is not None and settings.n_nodes > n_total:
+        raise ValueError(f"n_nodes must be at most {n_total} (all nodes), not {settings.n_nodes}.")
+    for value in theta.values():
+        value.requires_grad_()
+    optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
+    history = list(resume.history) if resume else []
+    if resume is not None:
+        optimizer.load_state_dict(resume.optimizer_state)
+    price = history[-1]["sparsity"] if history else settings.sparsity
+    live = _live_rows(theta, spliced)
+
+    interrupted = False
+    bar = tqdm(total=settings.steps, initial=len(history), desc="learning a mask", disable=not progress)
+    try:
+        for step in range(len(history), settings.steps):
+            tau = temperature(step, settings)
+            rows = _batch_rows(len(task), step, settings)
+            batch = task[rows]
+            soft = {name: soft_mask(value, tau) * live[name] for name, value in theta.items()}
+            masks = SAEMasks(list(soft), list(soft.values()))
+            run = spliced.run(batch.clean, masks=masks, means=means)
+            faithfulness_loss = (target[rows] - logit_diff(run.logits, batch)).abs().mean()
+            n_soft = sum(mask.sum() for mask in soft.values())
+            loss = faithfulness_loss + price * n_soft / len(soft)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+            n_on = sum(int(((value > 0) * live[name]).sum()) for name, value in theta.items())
+            history.append(
+                dict(step=step, loss=loss.item(), faithfulness_loss=faithfulness_loss.item(), n_on=n_on, tau=tau, sparsity=price)
+            )
+            if settings.n_nodes is not None:
+                price = _adjusted_price(price, n_soft.item(), n_total, step, settings)
+            bar.set_postfix(loss=f"{loss.item():.3f}", nodes=n_on, tau=f"{tau:.1f}")
+            bar.update()
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"Interrupted after {len(history)} of {settings.steps} steps; this is the mask so far. Go on with resume=….")
+    finally:
+        bar.close()
+    final = {name: value.detach() for name, value in theta.items()}
+    return LearnedMask(
+        masks=_binary(final, live, settings),
+        theta=final,
+        history=history,
+        settings=settings,
+        interrupted=interrupted,
+        optimizer_state=optimizer.state_dict(),
+    )
+
+
+def _live_rows(theta: Mapping[str, Tensor], spliced: SplicedModel) -> dict[str, Tensor]:
+    """1 where a node can be, 0 in BOS' row."""
+    live = {name: torch.ones_like(value) for name, value in theta.items()}
+    for value in live.values():
+        if value.ndim == 2:
+            value[: spliced.first] = 0
+    return live
+
+
+def _batch_rows(n: int, step: int, settings: MaskSettings) -> Tensor:
+    """The prompts of a step: every prompt once, in a new random order each epoch. The same after a resume."""
+    per_epoch = n // settings.batch_size
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * settings.seed + epoch))
+    return order[place * settings.batch_size : (place + 1) * settings.batch_size]
+
+
+def _adjusted_price(price: float, n_soft: float, n_total: int, step: int, settings: MaskSettings) -> float:
+    """λ for the next step: up where there are more nodes than there should be by now, down where fewer.
+
+    The wanted number falls geometrically from all nodes to ``n_nodes`` over the first two thirds.
+    """
+    progress = min(1.0, (step + 1) / max(1, settings.steps * 2 / 3))
+    wanted = n_total ** (1 - progress) * settings.n_nodes**progress
+    return price * math.exp(0.2 * max(-2.0, min(2.0, math.log(max(n_soft, 1e-3) / wanted))))
+
+
+def _binary(theta: Mapping[str, Tensor], live: Mapping[str, Tensor], settings: MaskSettings) -> SAEMasks:
+    if settings.n_nodes is None:
+        return SAEMasks(list(theta), [((value > 0) * live[name]).float() for name, value in theta.items()])
+    scores = {name: value.masked_fill(live[name] == 0, -torch.inf) for name, value in theta.items()}
+    return SAEMasks.from_scores(scores, settings.n_nodes, rank="signed")

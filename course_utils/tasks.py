@@ -1,0 +1,474 @@
+"""Prompt pairs and their tokens: what the model is asked, and what it would be asked instead.
+
+A circuit explains a *difference*. Each example is a pair: a clean prompt, where the right next token
+is ``clean_answer``, and a patch prompt that differs in the one thing under study, where it is
+``patch_answer`` (or is undetermined). How much the model sees the difference is one number, the
+*logit difference* logit(clean answer) − logit(patch answer) at the last position.
+
+Two families are generated here, both with separate vocabularies for training and testing:
+
+- subject–verb agreement (SVA; Finlayson et al. 2021, and the splits of Marks et al. 2024): the patch
+  prompt has the subject in the other number. "The athlete near the cars" → " is", not " are".
+- indirect object identification (IOI; Wang et al. 2022): "When Mary and John went to the store, John
+  gave a drink to" → " Mary". The patch prompt has three other names, so nothing determines the answer.
+
+Prompts of one task have one length in tokens, so that "position 4" means the same thing in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+TASKS_DIR = Path(__file__).resolve().parent.parent / "data" / "tasks"
+SPLITS = ("train", "test")
+MIN_PAIRS = 4
+"""Fewer prompt pairs than this make no task: `load_task` raises."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """One line of a task file: a clean prompt, the patch prompt, and the answer to each.
+
+    Answers carry their leading space (" is"). ``case`` names the kind of prompt, such as
+    ``singular_plural`` (number of the subject, number of the distractor) or ``ABBA``.
+    """
+
+    clean_prefix: str
+    patch_prefix: str
+    clean_answer: str
+    patch_answer: str
+    case: str
+
+
+KEYS = tuple(field.name for field in fields(PromptPair))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompt pairs of one length, as tokens. Everything downstream takes one of these.
+
+    Attributes:
+        name: where the pairs come from, e.g. ``"sva_nounpp"``; a file's stem for files of your own.
+        split: ``"train"``, ``"test"`` or ``""`` for a file without splits.
+        pairs: the text, in the order of the rows of the tensors.
+        clean, patch: token ids ``[n, seq]``; column 0 is BOS where ``has_bos``.
+        clean_answers, patch_answers: token ids ``[n]``.
+        position_labels: one readable label a column, e.g. ``["<bos>", "The", …]``.
+        n_dropped: how many pairs `load_task` left out, by reason.
+    """
+
+    name: str
+    split: str
+    pairs: tuple[PromptPair, ...]
+    clean: Int[Tensor, "n seq"]
+    patch: Int[Tensor, "n seq"]
+    clean_answers: Int[Tensor, " n"]
+    patch_answers: Int[Tensor, " n"]
+    has_bos: bool
+    position_labels: tuple[str, ...]
+    n_dropped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a prompt, BOS included."""
+        return self.clean.shape[1]
+
+    def __getitem__(self, rows: slice | Iterable[int] | Tensor) -> Task:
+        """A task of the chosen rows: ``task[:16]``, ``task[[3, 5]]``."""
+        if isinstance(rows, slice):
+            index = torch.arange(len(self))[rows]
+        else:
+            index = torch.as_tensor(list(rows), dtype=torch.long)
+        return replace(
+            self,
+            pairs=tuple(self.pairs[i] for i in index.tolist()),
+            clean=self.clean[index],
+            patch=self.patch[index],
+            clean_answers=self.clean_answers[index],
+            patch_answers=self.patch_answers[index],
+        )
+
+    def to(self, device: torch.device | str) -> Task:
+        """The same task with its tensors on ``device``."""
+        tensors = ("clean", "patch", "clean_answers", "patch_answers")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+    def __repr__(self) -> str:
+        split = f", {self.split}" if self.split else ""
+        return f"Task({self.name!r}{split}: {len(self)} pairs of {self.seq_len} tokens)"
+
+
+class TaskError(ValueError):
+    """A task that cannot be used: the message says which file and line, and what would be right."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------
+
+
+def available_tasks() -> list[str]:
+    """The names that `load_task` knows, e.g. ``["ioi", "sva_nounpp", …]``."""
+    return sorted({path.name.rsplit("_", 1)[0] for path in TASKS_DIR.glob("*_train.jsonl")})
+
+
+def load_task(
+    name: str | Path,
+    tokenizer,
+    split: str = "train",
+    *,
+    n: int | None = None,
+    prepend_bos: bool = True,
+    verbose: bool = True,
+) -> Task:
+    """Read a task and turn it into tokens that fit one another.
+
+    Keeps the pairs whose prompts have the commonest length and whose two answers are single, different
+    tokens, and says how many it dropped.
+
+    Args:
+        name: one of `available_tasks`, or the path of a JSON-lines file in the same format.
+        tokenizer: the lab's tokenizer (``lab.tokenizer``).
+        split: ``"train"`` or ``"test"``; ignored for a path.
+        n: keep at most the first ``n`` usable pairs.
+        prepend_bos: put the tokenizer's BOS token first, if it has one.
+        verbose: print what was dropped.
+
+    Raises:
+        TaskError: unknown name or split; a malformed line; fewer than `MIN_PAIRS` usable pairs.
+    """
+    path = _find(name, split)
+    task_name = str(name) if not _is_path(name) else Path(name).stem
+    pairs = read_pairs(path)
+    bos_id = tokenizer.bos_token_id if prepend_bos else None
+
+    encoded = []
+    dropped: Counter[str] = Counter()
+    for pair in pairs:
+        answers = [_encode(tokenizer, text) for text in (pair.clean_answer, pair.patch_answer)]
+        prompts = [_encode(tokenizer, text) for text in (pair.clean_prefix, pair.patch_prefix)]
+        if any(len(answer) != 1 for answer in answers):
+            dropped["answer of more than one token"] += 1
+        elif answers[0] == answers[1]:
+            dropped["both answers are the same token"] += 1
+        elif len(prompts[0]) != len(prompts[1]):
+            dropped["clean and patch of different lengths"] += 1
+        else:
+            encoded.append((pair, prompts, answers))
+    if encoded:
+        length = Counter(len(prompts[0]) for _, prompts, _ in encoded).most_common(1)[0][0]
+        same = [item for item in encoded if len(item[1][0]) == length]
+        dropped[f"not {length} tokens long"] += len(encoded) - len(same)
+        encoded = same
+    n_dropped = {reason: count for reason, count in dropped.items() if count}
+    why = "; ".join(f"{count} {reason}" for reason, count in n_dropped.items())
+    if len(encoded) < MIN_PAIRS:
+        raise TaskError(
+            f"{path}: only {len(encoded)} of {len(pairs)} prompt pairs fit this tokenizer, and a task needs "
+            f"{MIN_PAIRS} or more. Dropped: {why or 'none'}. Use prompts of one length in tokens and answers "
+            "of one token (mind the leading space)."
+        )
+    if n_dropped and verbose:
+        print(f"{task_name}: kept {len(encoded)} of {len(pairs)} prompt pairs (dropped: {why})")
+
+    encoded = encoded[:n]
+    bos = [] if bos_id is None else [bos_id]
+    clean = torch.tensor([bos + prompts[0] for _, prompts, _ in encoded])
+    return Task(
+        name=task_name,
+        split="" if _is_path(name) else split,
+        pairs=tuple(pair for pair, _, _ in encoded),
+        clean=clean,
+        patch=torch.tensor([bos + prompts[1] for _, prompts, _ in encoded]),
+        clean_answers=torch.tensor([answers[0][0] for _, _, answers in encoded]),
+        patch_answers=torch.tensor([answers[1][0] for _, _, answers in encoded]),
+        has_bos=bos_id is not None,
+        position_labels=_position_labels(tokenizer, clean, bos_id is not None),
+        n_dropped=n_dropped,
+    )
+
+
+def read_pairs(path: Path) -> list[PromptPair]:
+    """The lines of a task file.
+
+    Raises:
+        TaskError: naming file and line, where a line is no JSON object or lacks one of the keys.
+    """
+    pairs = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TaskError(f"{path}, line {number}: not JSON ({error}). One object a line, please.") from error
+            if not isinstance(record, dict):
+                raise TaskError(f"{path}, line {number}: a JSON object is wanted, not {type(record).__name__}.")
+            record.setdefault("case", "")
+            missing = [key for key in KEYS if key not in record]
+            if missing:
+                raise TaskError(f"{path}, line {number}: no {', '.join(missing)}. A pair has the keys {', '.join(KEYS)}.")
+            wrong = [key for key in KEYS if not isinstance(record[key], str) or (key != "case" and not record[key])]
+            if wrong:
+                raise TaskError(f"{path}, line {number}: {', '.join(wrong)} must be text and not empty.")
+            pairs.append(PromptPair(**{key: record[key] for key in KEYS}))
+    return pairs
+
+
+def _is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or str(name).endswith(".jsonl")
+
+
+def _find(name: str | Path, split: str) -> Path:
+    if _is_path(name):
+        path = Path(name)
+        if not path.is_file():
+            raise TaskError(f"no such task file: {path}")
+        return path
+    if name not in available_tasks():
+        raise TaskError(
+            f"unknown task {name!r}. Known tasks: {', '.join(available_tasks())}; or give the path of a .jsonl file "
+            f"with the keys {', '.join(KEYS)}."
+        )
+    if split not in SPLITS:
+        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
+    return TASKS_DIR / f"{name}_{split}.jsonl"
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _position_labels(tokenizer, clean: Int[Tensor, "n seq"], has_bos: bool) -> tuple[str, ...]:
+    """The token where every prompt has the same one, an example in brackets where they differ."""
+    labels = []
+    for position in range(clean.shape[1]):
+        column = clean[:, position]
+        text = tokenizer.decode([column[0].item()]).strip() or "␣"
+        labels.append(text if (column == column[0]).all() else f"[{text}]")
+    if has_bos:
+        labels[0] = "<bos>"
+    return tuple(labels)
+
+
+# ---------------------------------------------------------------------------------------------
+# Generating
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of one split. Train and test share prepositions and verbs, but no noun and no name."""
+
+    people: tuple[str, ...]
+    things: tuple[str, ...]
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+VOCABULARIES = {
+    "train": Vocabulary(
+        people=tuple(
+            "artist author boy captain child client cousin dancer daughter doctor driver employee engineer expert "
+            "farmer father friend girl guest hero hunter husband investor judge lawyer leader mechanic merchant monk "
+            "musician neighbor officer painter partner player poet prince producer programmer queen resident rider "
+            "scholar senator sister soldier speaker student surgeon thief trader traveler victim warrior winner "
+            "worker voter model lady volunteer critic consultant designer assistant citizen competitor cook dealer "
+            "detective dictator entrepreneur fan founder graduate immigrant inventor lover nation operator "
+            "organizer passenger physician pioneer politician president psychologist rebel settler slave sponsor "
+            "supervisor survivor teenager theorist user veteran youth".split()
+        ),
+        things=tuple(
+            "garden window boat tree door bridge church statue bicycle cabinet fountain lake road barn chair mirror "
+            "bed hotel tent train hill island field gate museum kitchen plate clock camera bag box lamp painting "
+            "shelf wagon rope blanket".split()
+        ),
+        names=tuple(
+            "Michael Jessica Matthew Jennifer Joshua Daniel James Robert Joseph Ryan Justin William Jonathan Brian "
+            "Nicholas Heather Elizabeth Melissa Steven Timothy Rachel Lauren Jeffrey Michelle Benjamin Emily Charles "
+            "Jacob Patrick Erin Kelly Nathan Paul Tyler Katherine Gregory Lisa Bryan Alexander Katie Christine "
+            "Bradley Emma Alice George Frank Jane Helen Grace Victor Oliver Sophie Diana Arthur Harry Max Oscar Ruth "
+            "Clara Ella Ivan Maria Omar Ahmed Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard "
+            "Albert Ralph Harold Susan Barbara Karen Betty Sandra Ann Marie Judy Alan Larry Terry Keith Craig "
+            "Ronald Dennis".split()
+        ),
+        places=tuple("store park school office market house library beach farm station".split()),
+        objects=tuple("drink book ball gift letter key ring map coin hat camera pen".split()),
+    ),
+    "test": Vocabulary(
+        people=tuple(
+            "actor athlete brother chef clerk coach customer director editor employer executive fisherman "
+            "guard guide historian inspector journalist king manager minister mother nurse owner parent pilot priest "
+            "prisoner professor reporter researcher sailor scientist servant singer son spy teacher tourist tutor "
+            "visitor wife witness writer patient mentor participant candidate developer analyst architect colleague "
+            "composer creator delegate diplomat donor explorer follower governor hacker instructor landlord member "
+            "miner observer opponent philosopher physicist planner practitioner prosecutor refugee ruler shareholder "
+            "specialist stranger supporter swimmer tenant therapist vendor viewer".split()
+        ),
+        things=tuple(
+            "table car desk wall tower truck building bench river mountain fence castle flower shop temple ship bus "
+            "valley pond forest theater bottle computer phone basket".split()
+        ),
+        names=tuple(
+            "Christopher Ashley Amanda David John Andrew Jason Sarah Stephanie Nicole Anthony Eric Adam Kevin Thomas "
+            "Christina Laura Richard Amy Crystal Jeremy Mark Aaron Rebecca Stephen Sean Jamie Samantha Sara Angela "
+            "Scott Andrea Mary Kenneth Jose Jesse Shannon Allison Samuel Anna Henry Peter Jack Kate Julia Martin "
+            "Simon Lucy Charlotte Edward Walter Lewis Leo Hugo Martha Rose Eva Carlos Luis Ali Tom Jim Bill Joe Ben "
+            "Chris Matt Jake Ian Dean Kurt Roger Philip Fred Ernest Roy Claire Linda Patricia Nancy Margaret Carol "
+            "Anne Joan Jean Tony Jerry Douglas Gary Wayne Donald Raymond".split()
+        ),
+        places=tuple("hospital restaurant shop mall airport zoo pool bakery".split()),
+        objects=tuple("bone snack ticket cake flower guitar bottle basket toy rose".split()),
+    ),
+}
+
+PREPOSITIONS = ("near", "behind", "beside", "by", "with", "opposite")
+AUXILIARIES = ((" is", " are"), (" was", " were"), (" has", " have"))
+TRANSITIVES = tuple("like love know see hear meet follow praise help trust visit remember avoid respect fear support thank need".split())
+NUMBERS = ("singular", "plural")
+IRREGULAR = {"child": "children", "thief": "thieves", "wife": "wives", "hero": "heroes", "shelf": "shelves"}
+
+
+def plural(noun: str) -> str:
+    """The plural of the nouns used here: "child" → "children", "lady" → "ladies"."""
+    if noun in IRREGULAR:
+        return IRREGULAR[noun]
+    if noun.endswith("man"):
+        return noun[:-3] + "men"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "ch", "sh", "x")) else "s")
+
+
+def third_person(verb: str) -> str:
+    """The singular form of a verb: "watch" → "watches"."""
+    return verb + ("es" if verb.endswith(("s", "ch", "sh", "x")) else "s")
+
+
+def inflect(noun: str, number: str) -> str:
+    """The noun in the wanted number, ``"singular"`` or ``"plural"``."""
+    return noun if number == "singular" else plural(noun)
+
+
+def _other(number: str) -> str:
+    return NUMBERS[1 - NUMBERS.index(number)]
+
+
+def _sva_pair(prefix: Callable[[str], str], number: str, verb: tuple[str, str], case: str) -> PromptPair:
+    """``prefix(number)`` writes the prompt with the noun that the verb agrees with in that number."""
+    forms = dict(zip(NUMBERS, verb))
+    return PromptPair(prefix(number), prefix(_other(number)), forms[number], forms[_other(number)], case)
+
+
+def sva_simple(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete" → " is"."""
+    subject, number = rng.choice(words.people), rng.choice(NUMBERS)
+    return _sva_pair(lambda n: f"The {inflect(subject, n)}", number, rng.choice(AUXILIARIES), number)
+
+
+def sva_nounpp(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete near the cars" → " is": the nearest noun is not the subject."""
+    subject, distractor = rng.choice(words.people), rng.choice(words.people + words.things)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    tail = f"{rng.choice(PREPOSITIONS)} the {inflect(distractor, other)}"
+    return _sva_pair(lambda n: f"The {inflect(subject, n)} {tail}", number, rng.choice(AUXILIARIES), f"{number}_{other}")
+
+
+def sva_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete that the managers like" → " is": agreement across a relative clause."""
+    subject, agent = rng.sample(words.people, 2)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    verb = rng.choice(TRANSITIVES)
+    tail = f"that the {inflect(agent, other)} {third_person(verb) if other == 'singular' else verb}"
+    return _sva_pair(lambda n: f"The {inflect(subject, n)} {tail}", number, rng.choice(AUXILIARIES), f"{number}_{other}")
+
+
+def sva_within_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete that the managers" → " like": agreement inside the clause, with its own noun."""
+    subject, agent = rng.sample(words.people, 2)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    verb = rng.choice(TRANSITIVES)
+    head = f"The {inflect(subject, other)} that the"
+    forms = (f" {third_person(verb)}", f" {verb}")
+    return _sva_pair(lambda n: f"{head} {inflect(agent, n)}", number, forms, f"{other}_{number}")
+
+
+def ioi(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "When Mary and John went to the store, John gave a drink to" → " Mary".
+
+    The case says the order of the names: ABBA has the indirect object first, BABA the repeated subject.
+    The patch prompt names three other people, so that its logit difference between the clean names is
+    undetermined.
+    """
+    indirect, subject, *others = rng.sample(words.names, 5)
+    case = rng.choice(("ABBA", "BABA"))
+    first, second = (indirect, subject) if case == "ABBA" else (subject, indirect)
+    place, item = rng.choice(words.places), rng.choice(words.objects)
+
+    def prompt(a: str, b: str, c: str) -> str:
+        return f"When {a} and {b} went to the {place}, {c} gave a {item} to"
+
+    return PromptPair(prompt(first, second, subject), prompt(*others), f" {indirect}", f" {subject}", case)
+
+
+GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
+    "sva_simple": sva_simple,
+    "sva_nounpp": sva_nounpp,
+    "sva_rc": sva_rc,
+    "sva_within_rc": sva_within_rc,
+    "ioi": ioi,
+}
+SIZES = {"train": 600, "test": 300}
+
+
+def generate_pairs(name: str, split: str, n: int, seed: int = 0) -> list[PromptPair]:
+    """``n`` different prompt pairs of the task ``name``, the same for the same seed.
+
+    Raises:
+        TaskError: unknown task or split, or the vocabulary allows fewer than ``n`` different pairs.
+    """
+    if name not in GENERATORS:
+        raise TaskError(f"no generator for {name!r}; there are {', '.join(GENERATORS)}")
+    if split not in SPLITS:
+        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
+    rng = random.Random(f"{name}/{split}/{seed}")
+    pairs: dict[PromptPair, None] = {}
+    for _ in range(50 * n):
+        pairs[GENERATORS[name](VOCABULARIES[split], rng)] = None
+        if len(pairs) == n:
+            return list(pairs)
+    raise TaskError(f"{name} ({split}) has only {len(pairs)} different prompt pairs; {n} were wanted")
+
+
+def write_pairs(pairs: Iterable[PromptPair], path: Path) -> None:
+    """Write pairs as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+
+
+def main() -> None:
+    """Write every task file under data/tasks/ (``python -m course_utils.tasks``)."""
+    for name in GENERATORS:
+        for split, size in SIZES.items():
+            size = min(size, 6 * len(VOCABULARIES[split].people)) if name == "sva_simple" else size
+            path = TASKS_DIR / f"{name}_{split}.jsonl"
+            write_pairs(generate_pairs(name, split, size), path)
+            print(f"{path.name}: {size} pairs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Tiny random labs: right in shape, made in milliseconds, with no weights to fetch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+
+import pytest
+import torch
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from course_utils.labs import Lab
+from course_utils.tasks import VOCABULARIES, Task, inflect, load_task
+
+D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
+ARCHITECTURES = ("llama", "gemma2", "qwen2")
+
+
+@functools.cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words are tokens, with their leading space, as in the tokenizers of real models."""
+    people = [inflect(word, number) for words in VOCABULARIES.values() for word in words.people for number in ("singular", "plural")]
+    words = ["The", *(f" {word}" for word in dict.fromkeys(people)), " near", " by", " the", " is", " are", " was", " were"]
+    vocab = {word: i for i, word in enumerate(["<unk>", "<bos>", *dict.fromkeys(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
+    with tempfile.TemporaryDirectory() as folder:  # TransformerLens wants one that came from a folder
+        made.save_pretrained(folder)
+        loaded = PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=True)
+    return loaded
+
+
+def tiny_hf_model(architecture: str, vocab_size: int):
+    common = dict(
+        vocab_size=vocab_size, hidden_size=D_MODEL, intermediate_size=32, num_hidden_layers=N_LAYERS,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=1, eos_token_id=0, pad_token_id=0,
+        attn_implementation="eager", initializer_range=0.3,
+    )  # fmt: skip
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))
+    if architecture == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**common, head_dim=8, sliding_window=4, query_pre_attn_scalar=8))
+    return Qwen2ForCausalLM(Qwen2Config(**common))
+
+
+def tiny_sae(d_in: int = D_MODEL, d_sae: int = D_SAE) -> JumpReLUSAE:
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=True))
+    sae.load_state_dict(
+        dict(
+            W_enc=torch.randn(d_in, d_sae) / d_in**0.5,
+            b_enc=0.1 * torch.randn(d_sae),
+            W_dec=torch.randn(d_sae, d_in) / d_sae**0.5,
+            b_dec=0.1 * torch.randn(d_in),
+            threshold=0.05 * torch.rand(d_sae),
+        )
+    )
+    return sae
+
+
+def make_lab(architecture: str = "llama", layers=(1, 3), seed: int = 0) -> Lab:
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    model = tiny_hf_model(architecture, len(tokenizer)).eval()
+    bridge = TransformerBridge.boot_transformers(f"tiny-{architecture}", hf_model=model, tokenizer=tokenizer, device="cpu")
+    return Lab(f"tiny-{architecture}", bridge, tokenizer, {layer: tiny_sae() for layer in layers})
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def any_lab(request) -> Lab:
+    """A tiny lab of each architecture in turn."""
+    return make_lab(request.param)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    """One tiny llama lab."""
+    return make_lab()
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> Task:
+    """Twelve prompt pairs of 6 tokens (BOS, "The athletes near the guard")."""
+    people = VOCABULARIES["train"].people
+    path = tmp_path_factory.mktemp("tasks") / "tiny.jsonl"
+    records = []
+    for i in range(12):
+        one, other = people[i], people[i + 20]
+        number, wrong = (" is", " are") if i % 2 == 0 else (" are", " is")
+        subject = [inflect(one, "singular"), inflect(one, "plural")]
+        clean, patch = subject if i % 2 == 0 else reversed(subject)
+        records.append(
+            dict(clean_prefix=f"The {clean} near the {other}", patch_prefix=f"The {patch} near the {other}",
+                 clean_answer=number, patch_answer=wrong, case="singular" if i % 2 == 0 else "plural")
+        )  # fmt: skip
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return load_task(path, tiny_tokenizer())

@@ -1,0 +1,193 @@
+"""The spliced forward pass, against identities and a plain second implementation."""
+
+import pytest
+import torch
+from conftest import make_lab, tiny_sae
+
+from course_utils.labs import Lab, LabError, hook_point
+from course_utils.masks import MaskError, SAEMasks
+from course_utils.splice import PatchMeans, SplicedModel, logit_diff
+
+POLICIES = ("drop", "mean", "keep")
+
+
+def by_hand(lab, layers, tokens, masks=None, means=None, error="drop"):
+    """The spliced model with PyTorch's own hooks on the decoder layers, one prompt at a time."""
+    layers_of_model = next(module for name, module in lab.model.original_model.named_modules() if name.endswith("model.layers") or name == "layers")
+    logits = []
+    for prompt in tokens:
+        errors = {}
+        if error == "keep":
+
+            def record(layer):
+                def hook(module, args, output):
+                    x = output[0] if isinstance(output, tuple) else output
+                    errors[layer] = x - lab.saes[layer].decode(lab.saes[layer].encode(x))
+
+                return hook
+
+            handles = [layers_of_model[layer].register_forward_hook(record(layer)) for layer in layers]
+            lab.model.original_model(prompt[None])
+            [handle.remove() for handle in handles]
+
+        def replace(layer):
+            def hook(module, args, output):
+                x = output[0] if isinstance(output, tuple) else output
+                new = x.clone()
+                for position in range(1, x.shape[1]):
+                    f = lab.saes[layer].encode(x[0, position])
+                    if masks is not None:
+                        mean = 0 if means is None else means.latents[hook_point(layer)][position]
+                        f = mean + (f - mean) * masks[hook_point(layer)][position]
+                    new[0, position] = lab.saes[layer].decode(f)
+                    if error == "keep":
+                        new[0, position] += errors[layer][0, position]
+                    if error == "mean":
+                        new[0, position] += means.errors[hook_point(layer)][position]
+                return (new, *output[1:]) if isinstance(output, tuple) else new
+
+            return hook
+
+        handles = [layers_of_model[layer].register_forward_hook(replace(layer)) for layer in layers]
+        logits.append(lab.model.original_model(prompt[None]).logits[0, -1])
+        [handle.remove() for handle in handles]
+    return torch.stack(logits)
+
+
+def random_masks(means: PatchMeans) -> SAEMasks:
+    torch.manual_seed(1)
+    return SAEMasks(list(means.latents), [torch.rand_like(f) for f in means.latents.values()])
+
+
+@pytest.mark.parametrize("error", POLICIES)
+def test_the_spliced_model_equals_a_loop_by_hand(any_lab, task, error):
+    spliced = SplicedModel(any_lab, error=error)
+    means = spliced.patch_means(task.patch)
+    masks = random_masks(means)
+    with torch.no_grad():
+        fast = spliced.run(task.clean, masks=masks, means=means).logits
+        slow = by_hand(any_lab, spliced.layers, task.clean, masks, means, error)
+    torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", POLICIES)
+def test_all_ones_mask_equals_the_spliced_model(any_lab, task, error):
+    spliced = SplicedModel(any_lab, error=error)
+    means = spliced.patch_means(task.patch)
+    ones = SAEMasks.full(means.latents, 1.0)
+    with torch.no_grad():
+        masked, whole = spliced.run(task.clean, masks=ones, means=means).logits, spliced.run(task.clean, means=means).logits
+    torch.testing.assert_close(masked, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_all_ones_mask_with_errors_kept_equals_the_model_itself(any_lab, task):
+    spliced = SplicedModel(any_lab, error="keep")
+    means = spliced.patch_means(task.patch)
+    with torch.no_grad():
+        kept = spliced.run(task.clean, masks=SAEMasks.full(means.latents, 1.0), means=means).logits
+        model = any_lab.model(task.clean)[:, -1]
+    torch.testing.assert_close(kept, model, atol=1e-4, rtol=1e-4)
+
+
+def test_all_zeros_mask_gives_the_same_answer_to_every_prompt(any_lab, task):
+    spliced = SplicedModel(any_lab)
+    means = spliced.patch_means(task.patch)
+    with torch.no_grad():
+        logits = spliced.run(task.clean, masks=SAEMasks.full(means.latents, 0.0), means=means).logits
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-5, rtol=1e-5)
+    assert (spliced.run(task.clean).logits[0] - spliced.run(task.clean).logits[1]).abs().max() > 1e-3
+
+
+def test_dropped_errors_change_the_model(any_lab, task):
+    spliced = SplicedModel(any_lab, error="drop")
+    assert (spliced.run(task.clean).logits - spliced.model_logits(task.clean)).abs().max() > 1e-2
+
+
+def test_bos_is_left_alone(lab, task):
+    """With the first token called BOS its residual stream passes; called an ordinary token, it does not."""
+    seen = {}
+
+    def look(x, hook):
+        seen[hook.name] = x[:, 0].clone()
+
+    with_bos, without = SplicedModel(lab, layers=[1]), SplicedModel(lab, layers=[1], has_bos=False)
+    name = "blocks.2.hook_resid_post"
+    results = []
+    for spliced in (with_bos, without, None):
+        with torch.no_grad(), lab.model.hooks(fwd_hooks=[(name, look)]):
+            spliced.run(task.clean) if spliced else lab.model(task.clean)
+        results.append(next(iter(seen.values())))
+        seen.clear()
+    torch.testing.assert_close(results[0], results[2], atol=1e-6, rtol=1e-6)
+    assert (results[1] - results[2]).abs().max() > 1e-3
+    assert with_bos.run(task.clean).latents[hook_point(1)][:, 0].abs().max() == 0
+
+
+def test_patch_means_are_means_over_all_prompts_whatever_the_batch_size(lab, task):
+    spliced = SplicedModel(lab, error="mean")
+    whole, pieces = spliced.patch_means(task.patch), spliced.patch_means(task.patch, batch_size=5)
+    assert whole.n == pieces.n == len(task)
+    name = hook_point(1)
+    for batch in (whole, pieces):
+        torch.testing.assert_close(batch.errors[name], spliced.errors(task.patch)[name].mean(0), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(batch.latents[name], spliced.run(task.patch, means=whole).latents[name].mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_latents_put_in_take_the_place_of_the_saes_own(lab, task):
+    spliced = SplicedModel(lab)
+    with torch.no_grad():
+        patch = spliced.run(task.patch)
+        swapped = spliced.run(task.clean, latents={hook_point(1): patch.latents[hook_point(1)]})
+    torch.testing.assert_close(swapped.logits, patch.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_masks_at_every_hook_point(any_lab, task):
+    spliced = SplicedModel(any_lab)
+    means = spliced.patch_means(task.patch)
+    masks = random_masks(means)
+    for mask in masks.masks:
+        mask.requires_grad_()
+    logit_diff(spliced.run(task.clean, masks=masks, means=means).logits, task).sum().backward()
+    assert all(mask.grad[1:].abs().sum() > 0 and mask.grad[0].abs().sum() == 0 for mask in masks.masks)
+
+
+def test_a_hook_that_does_not_fire_is_an_error(lab, task, monkeypatch):
+    spliced = SplicedModel(lab)
+    monkeypatch.setattr(spliced, "saes", {"blocks.99.hook_resid_post": lab.saes[1], **spliced.saes})
+    with pytest.raises(RuntimeError, match="blocks.99.*did not fire"):
+        spliced.run(task.clean)
+
+
+def test_logit_diff_is_clean_answer_minus_patch_answer(lab, task):
+    logits = torch.randn(len(task), 50 + int(task.clean_answers.max()))
+    expected = [logits[i, task.clean_answers[i]] - logits[i, task.patch_answers[i]] for i in range(len(task))]
+    torch.testing.assert_close(logit_diff(logits, task), torch.stack(expected))
+
+
+def test_logit_differences_do_not_depend_on_the_batch_size(lab, task):
+    spliced = SplicedModel(lab)
+    torch.testing.assert_close(spliced.logit_diff(task), spliced.logit_diff(task, batch_size=5), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        spliced.model_logit_diff(task), logit_diff(lab.model(task.clean)[:, -1], task), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_bad_arguments_are_named(lab, task):
+    with pytest.raises(LabError, match="layers: no SAE for layer 2.*1, 3"):
+        SplicedModel(lab, layers=[1, 2])
+    with pytest.raises(ValueError, match="error must be"):
+        SplicedModel(lab, error="ignore")
+    with pytest.raises(ValueError, match="means="):
+        SplicedModel(lab, error="mean").run(task.clean)
+    wrong = SAEMasks([hook_point(1), hook_point(3)], [torch.ones(9, 24)] * 2)
+    with pytest.raises(MaskError, match=r"blocks\.1.*\[9, 24\].*\[6, 24\]"):
+        SplicedModel(lab).run(task.clean, masks=wrong)
+
+
+def test_a_lab_refuses_saes_that_do_not_fit():
+    lab = make_lab()
+    for sae, message in ((tiny_sae(d_in=20), "width 20.*16"), (tiny_sae().half(), "float16.*float32")):
+        with pytest.raises(LabError, match=message):
+            Lab("mine", lab.model, lab.tokenizer, {1: sae})
+    with pytest.raises(LabError, match="layers 0 to 3"):
+        Lab("mine", lab.model, lab.tokenizer, {4: tiny_sae()})

@@ -1,0 +1,425 @@
+"""Train JumpReLU SAEs on several layers of one model, from one stream of activations.
+
+    python tools/train_saes.py --lab smollm2 --corpus english.txt --tokens 5000000
+
+What matters, and why (measured on SmolLM2-135M):
+
+- *Short sequences.* The course's prompts live at positions 1 to 20. SAEs trained on 128-token text
+  alone destroy them. So a training sequence has 32 tokens: BOS, then a sentence from its start; one in
+  four starts with a prompt of the course's kinds (train split only), and goes on with text.
+- *BOS is left out.* Its norm is a hundred times everybody else's, and it is never spliced.
+- *Every token counts by its relative error.* In the early layers many " the" tokens are ten times
+  longer than the median; in squared error each would outweigh a hundred others. Its weight is divided
+  by its squared length, as the RMSNorm that reads it does.
+
+The trainer is SAELens' `MultiSAETrainer`; the SAE is its BatchTopK SAE with the batch threshold taken
+from a sample of rows (sorting 8 million numbers a step is what makes it slow on a CPU). It stops, saves
+and resumes: run the same command again. The result is in SAELens' own format, 16-bit safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from course_utils.tasks import GENERATORS, generate_pairs  # noqa: E402
+
+log = logging.getLogger("train_saes")
+
+PROMPT_SHARE = 0.25
+"""Share of the sequences that start with a prompt of the course's kinds."""
+HELD_OUT_SHARE = 0.03
+"""Share of the corpus' paragraphs that no SAE is trained on."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Text
+# ---------------------------------------------------------------------------------------------
+
+
+class Sequences:
+    """Training sequences ``[n, seq_len]``: BOS, a sentence's start, and the text that follows it.
+
+    Sequence ``i`` is the same in every run with the same seed, so that a resumed run goes on where it
+    stopped.
+    """
+
+    def __init__(self, paragraphs: list[str], prompts: list[str], tokenizer, bos_id: int, seq_len: int, seed: int):
+        self.bos_id, self.seq_len, self.seed = bos_id, seq_len, seed
+        sentences = [s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s]
+        encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
+        self.starts = encode(sentences)
+        self.continuations = encode([" " + sentence for sentence in sentences])
+        self.prompts = encode(prompts)
+        self.order = list(range(len(sentences)))
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """``size`` sequences for training step ``step``: each sentence starts one before any starts two."""
+        rng = random.Random(f"{self.seed}/{step}")
+        rows = []
+        for i in range(step * size, (step + 1) * size):
+            epoch, place = divmod(i, len(self.order))
+            if place == 0 or not hasattr(self, "_epoch") or self._epoch != epoch:
+                self._epoch = epoch
+                self._shuffled = random.Random(f"{self.seed}/epoch {epoch}").sample(self.order, len(self.order))
+            sentence = self._shuffled[place]
+            row = [self.bos_id]
+            if self.prompts and rng.random() < PROMPT_SHARE:
+                row += rng.choice(self.prompts) + self.continuations[sentence]
+            else:
+                row += self.starts[sentence]
+            while len(row) < self.seq_len:
+                sentence = (sentence + 1) % len(self.order)
+                row += self.continuations[sentence]
+            rows.append(row[: self.seq_len])
+        return torch.tensor(rows)
+
+
+def read_paragraphs(corpora: list[Path]) -> tuple[list[str], list[str]]:
+    """The paragraphs (one a line) of plain-text files: those to train on, and those held out."""
+    paragraphs = [line for path in corpora for line in path.read_text(encoding="utf-8").splitlines() if len(line) > 40]
+    random.Random("held out").shuffle(paragraphs)
+    n_held_out = int(len(paragraphs) * HELD_OUT_SHARE)
+    return paragraphs[n_held_out:], paragraphs[:n_held_out]
+
+
+def training_prompts(n_per_task: int, seed: int) -> list[str]:
+    """Prompts of the course's kinds from the train vocabulary; half of them followed by their answer."""
+    rng = random.Random(seed)
+    prompts = []
+    for name in GENERATORS:
+        n = n_per_task // 20 if name == "sva_simple" else n_per_task
+        for pair in generate_pairs(name, "train", n, seed=seed + 1):
+            prefix, answer = rng.choice([(pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)])
+            prompts.append(prefix + answer if name != "ioi" or prefix == pair.clean_prefix else prefix)
+    return prompts
+
+
+# ---------------------------------------------------------------------------------------------
+# Activations
+# ---------------------------------------------------------------------------------------------
+
+
+def hook_name(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+@torch.inference_mode()
+def residuals(model, tokens: Tensor, layers: list[int]) -> dict[str, Tensor]:
+    """The residual stream after each layer, BOS left out: ``{hook name: [batch, seq - 1, d_model]}``."""
+    caught: dict[str, Tensor] = {}
+
+    def catch(layer: int):
+        def hook(module, args, output):
+            caught[hook_name(layer)] = (output[0] if isinstance(output, tuple) else output)[:, 1:].clone()
+
+        return hook
+
+    handles = [model.model.layers[layer].register_forward_hook(catch(layer)) for layer in layers]
+    try:
+        model.model(tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return caught
+
+
+def activation_stream(model, sequences: Sequences, layers: list[int], batch_size: int, step: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Batches ``{hook name: [batch_size * (seq_len - 1), d_model]}``, for ever."""
+    while True:
+        batch = residuals(model, sequences.batch(step, batch_size).to(model.device), layers)
+        yield {name: x.flatten(0, 1).clone() for name, x in batch.items()}
+        step += 1
+
+
+# ---------------------------------------------------------------------------------------------
+# The SAE while it trains
+# ---------------------------------------------------------------------------------------------
+
+
+class SampledBatchTopKSAE(BatchTopKTrainingSAE):
+    """SAELens' BatchTopK SAE, made fast on a CPU.
+
+    The threshold above which latents fire is the (1 − k/d_sae) quantile of the pre-activations of
+    `SAMPLE_ROWS` tokens instead of the whole batch; the decoder's rows are kept at norm 1; a token's
+    squared error is divided by its squared norm where that is above the average; dead latents learn
+    the rest of the reconstruction error (the auxiliary loss of Gao et al. 2024, A.2).
+    """
+
+    SAMPLE_ROWS = 128
+    AUX_CANDIDATES = 512
+    AUX_K = 64
+
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_pre = (x - self.b_dec.detach().to(x.dtype)) @ self.W_enc + self.b_enc
+        with torch.no_grad():
+            sample = hidden_pre[torch.randperm(len(x), device=x.device)[: self.SAMPLE_ROWS]].flatten().float()
+            threshold = sample.kthvalue(int(len(sample) * (1 - self.cfg.k / self.cfg.d_sae))).values.clamp(min=0)
+            rate = self.cfg.topk_threshold_lr
+            self.topk_threshold.mul_(1 - rate).add_(rate * threshold.double())
+        return torch.nn.functional.threshold(hidden_pre, threshold.item(), 0.0), hidden_pre
+
+    def training_forward_pass(self, step_input):
+        with torch.no_grad():
+            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+        return super(BatchTopKTrainingSAE, self).training_forward_pass(step_input)
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        return feature_acts @ self.W_dec + self.b_dec
+
+    def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
+        dead = step_input.dead_neuron_mask.nonzero().squeeze(1)
+        if len(dead) == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
+        dead = dead[torch.randperm(len(dead), device=dead.device)[: self.AUX_CANDIDATES]]
+        values, index = hidden_pre[:, dead].topk(min(self.AUX_K, len(dead)), dim=1, sorted=False)
+        acts = torch.zeros_like(hidden_pre[:, dead]).scatter(1, index, values.relu())
+        error = (step_input.sae_in - sae_out).detach()
+        loss = self.mse_loss_fn(acts @ self.W_dec[dead], error).sum(dim=1).mean()
+        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * loss}
+
+
+def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error ``[batch, d]``, divided by the token's mean square where that is above 1."""
+    target = target.float()
+    weight = 1 / target.pow(2).mean(dim=1, keepdim=True).clamp(min=1)
+    return weight * (prediction.float() - target).pow(2)
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+
+
+def build_trainer(args: argparse.Namespace, d_model: int, stream: Iterator[dict[str, Tensor]]) -> MultiSAETrainer:
+    torch.manual_seed(args.seed)
+    saes = {}
+    for layer in args.layers:
+        cfg = BatchTopKTrainingSAEConfig(
+            d_in=d_model,
+            d_sae=args.width,
+            k=args.k,
+            topk_threshold_lr=0.02,
+            aux_loss_coefficient=1 / 32,
+            rescale_acts_by_decoder_norm=False,
+            decoder_init_norm=1.0,
+            normalize_activations="expected_average_only_in",
+            device=args.device,
+        )
+        saes[f"layer_{layer}"] = SampledBatchTopKSAE(cfg)
+        saes[f"layer_{layer}"].mse_loss_fn = relative_squared_error
+    samples_per_step = args.batch_size * (args.seq_len - 1)
+    steps = args.tokens // samples_per_step
+    trainer = MultiSAETrainer(
+        SAETrainerConfig(
+            total_training_samples=steps * samples_per_step,
+            train_batch_size_samples=samples_per_step,
+            lr=args.lr,
+            lr_end=args.lr / 10,
+            lr_warm_up_steps=min(100, steps // 10),
+            lr_decay_steps=steps // 5,
+            device=args.device,
+            autocast=args.dtype == torch.bfloat16,
+            dead_feature_window=max(1, 200_000 // samples_per_step),
+            n_batches_for_norm_estimate=8,
+            logger=LoggingConfig(log_to_wandb=False),
+            checkpoint_path=str(args.checkpoints),
+        ),
+        saes,
+        {f"layer_{layer}": hook_name(layer) for layer in args.layers},
+        stream,
+    )
+    for single in trainer.trainers.values():  # the same Adam, in one kernel a step
+        single.optimizer = torch.optim.Adam(single.sae.parameters(), lr=args.lr, fused=True)
+        single.lr_scheduler = _rebind(single.lr_scheduler, single.optimizer)
+    return trainer
+
+
+def _rebind(scheduler, optimizer):
+    """Point SAELens' schedule at another optimizer with the same parameters."""
+    optimizer.param_groups[0].update({k: v for k, v in scheduler.optimizer.param_groups[0].items() if k not in ("params", "fused")})
+    scheduler.optimizer = optimizer
+    for inner in getattr(scheduler, "_schedulers", []):
+        inner.optimizer = optimizer
+    return scheduler
+
+
+def train(trainer: MultiSAETrainer, args: argparse.Namespace) -> None:
+    """SAELens' `MultiSAETrainer.fit`, with a log line, checkpoints by the clock, and a start anywhere."""
+    steps = trainer.cfg.total_training_steps
+    window: dict[str, list[float]] = {name: [] for name in trainer.saes}
+    last_save = time.monotonic()
+    bar = tqdm(total=steps, initial=trainer.n_training_steps, unit="step", desc="training SAEs", mininterval=5)
+    while trainer.n_training_steps < steps:
+        batch = next(trainer.data_provider)
+        for name, single in trainer.trainers.items():
+            out = single.step(batch[trainer.hook_names[name]])
+            single.n_training_steps += 1
+            if trainer.n_training_steps % 10 == 0:
+                window[name].append(unexplained_variance(out.sae_in, out.sae_out))
+        trainer.n_training_steps += 1
+        bar.update()
+        if trainer.n_training_steps % args.log_every == 0:
+            dead = {name: int(single.dead_neurons.sum()) for name, single in trainer.trainers.items()}
+            mean = {name: sum(values) / len(values) for name, values in window.items() if values}
+            lr = next(iter(trainer.trainers.values())).optimizer.param_groups[0]["lr"]
+            log.info(
+                "step %d/%d lr %.1e | unexplained %s | dead %s",
+                trainer.n_training_steps, steps, lr,
+                " ".join(f"{value:.3f}" for value in mean.values()), " ".join(map(str, dead.values())),
+            )  # fmt: skip
+            window = {name: [] for name in trainer.saes}
+        if time.monotonic() - last_save > 60 * args.checkpoint_minutes:
+            save_checkpoint(trainer, args.checkpoints)
+            last_save = time.monotonic()
+    bar.close()
+    save_checkpoint(trainer, args.checkpoints)
+
+
+def unexplained_variance(x: Tensor, x_hat: Tensor) -> float:
+    """Σ‖x − x̂‖² / Σ‖x − mean‖², over the tokens no longer than 6 times the median token."""
+    x, x_hat = x.detach().float(), x_hat.detach().float()
+    norms = x.norm(dim=1)
+    usual = norms < 6 * norms.median()
+    x, x_hat = x[usual], x_hat[usual]
+    return ((x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
+
+
+def save_checkpoint(trainer: MultiSAETrainer, folder: Path) -> None:
+    """Write a checkpoint, then name it in LATEST: a cut while writing leaves the one before in force."""
+    name = f"step_{trainer.n_training_steps % 2}"
+    trainer.save_checkpoint(name)
+    (folder / "LATEST.part").write_text(name)
+    (folder / "LATEST.part").replace(folder / "LATEST")
+    log.info("checkpoint at step %d in %s", trainer.n_training_steps, folder / name)
+
+
+def resume(trainer: MultiSAETrainer, folder: Path) -> bool:
+    """Go on from the newest checkpoint, if there is one."""
+    if not (folder / "LATEST").exists():
+        return False
+    trainer.load_checkpoint(folder / (folder / "LATEST").read_text())
+    for single in trainer.trainers.values():
+        single.sae.W_dec.data = single.sae.W_dec.data.contiguous()
+    log.info("resumed at step %d", trainer.n_training_steps)
+    return True
+
+
+@torch.no_grad()
+def finished_sae(single, layer: int, model_name: str, calibration: Tensor, args: argparse.Namespace) -> JumpReLUSAE:
+    """The trained SAE as a JumpReLU SAE on raw activations, its threshold set to give L0 = k on held-out text.
+
+    Latents come out in the units of the residual stream: decoder rows have norm 1.
+    """
+    sae, scale = single.sae, single.activation_scaler.scaling_factor
+    norm = sae.W_dec.norm(dim=1)
+    W_enc = sae.W_enc * norm  # in: scaled by `scale`, out: divided by it
+    b_enc = sae.b_enc * norm / scale
+    b_dec = sae.b_dec / scale
+    pre = (calibration.float() - b_dec) @ W_enc + b_enc
+    threshold = pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / args.width))).values.clamp(min=0)
+    done = JumpReLUSAE(
+        JumpReLUSAEConfig(
+            d_in=sae.cfg.d_in,
+            d_sae=sae.cfg.d_sae,
+            dtype="float16",
+            apply_b_dec_to_input=True,
+            metadata=SAEMetadata(model_name=model_name, hook_name=hook_name(layer), context_size=args.seq_len, prepend_bos=True),
+        )
+    )
+    done.load_state_dict(
+        dict(W_enc=W_enc, b_enc=b_enc, W_dec=sae.W_dec / norm[:, None], b_dec=b_dec, threshold=threshold.expand_as(b_enc).clone())
+    )
+    return done.half()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lab", default="smollm2", help="whose model to train on, and where under data/saes/ to write")
+    parser.add_argument("--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's")
+    parser.add_argument("--bos", help="the token that starts every sequence (default: the tokenizer's BOS)")
+    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="plain text, one paragraph a line")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
+    parser.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=60, help="latents on per token, on average")
+    parser.add_argument("--seq-len", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16)
+    parser.add_argument("--checkpoints", type=Path, help="default: build/saes/<lab>")
+    parser.add_argument("--out", type=Path, help="default: data/saes/<lab>")
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--checkpoint-minutes", type=float, default=8)
+    args = parser.parse_args(argv)
+    args.checkpoints = args.checkpoints or ROOT / "build" / "saes" / args.lab
+    args.out = args.out or ROOT / "data" / "saes" / args.lab
+    return args
+
+
+def load_model(args: argparse.Namespace):
+    """The Hugging Face model and tokenizer to train on."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = args.model
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if args.bos:
+        tokenizer.bos_token = args.bos
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.dtype).to(args.device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    args.checkpoints.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(args.checkpoints / "train.log")],
+    )  # fmt: skip
+    model, tokenizer = load_model(args)
+    paragraphs, held_out = read_paragraphs(args.corpus)
+    prompts = training_prompts(3000, args.seed)
+    build = lambda paragraphs, seed: Sequences(paragraphs, prompts, tokenizer, tokenizer.bos_token_id, args.seq_len, seed)  # noqa: E731
+    sequences = build(paragraphs, args.seed)
+    log.info("%d sentences, %d prompts, %s", len(sequences.order), len(prompts), vars(args))
+
+    stream = lambda step: activation_stream(model, sequences, args.layers, args.batch_size, step)  # noqa: E731
+    trainer = build_trainer(args, model.config.hidden_size, stream(0))
+    if not resume(trainer, args.checkpoints):
+        trainer._estimate_scaling_factors()
+    trainer.data_provider = stream(trainer.n_training_steps)
+    for sae in trainer.saes.values():
+        sae.to(args.device)
+    train(trainer, args)
+
+    calibration = residuals(model, build(held_out, args.seed + 1).batch(0, 128).to(args.device), args.layers)
+    name = json.loads((args.model / "config.json").read_text()).get("_name_or_path") or args.lab if args.model else args.lab
+    for layer in args.layers:
+        single = trainer.trainers[f"layer_{layer}"]
+        done = finished_sae(single, layer, name, calibration[hook_name(layer)].flatten(0, 1), args)
+        done.save_model(args.out / f"layer_{layer}")
+        log.info("saved %s", args.out / f"layer_{layer}")
+
+
+if __name__ == "__main__":
+    main()
