@@ -36,10 +36,13 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from course_utils import labs  # noqa: E402
+from course_utils.labs import hook_point  # noqa: E402
 from course_utils.tasks import GENERATORS, generate_pairs  # noqa: E402
 
 log = logging.getLogger("train_saes")
@@ -62,32 +65,38 @@ class Sequences:
     stopped.
     """
 
-    def __init__(self, paragraphs: list[str], prompts: list[str], tokenizer, bos_id: int, seq_len: int, seed: int):
-        self.bos_id, self.seq_len, self.seed = bos_id, seq_len, seed
+    def __init__(
+        self, paragraphs: list[str], prompts: list[str], tokenizer, *, seq_len: int, seed: int, prompt_share: float = PROMPT_SHARE
+    ):
+        self.bos_id, self.seq_len, self.seed, self.prompt_share = tokenizer.bos_token_id, seq_len, seed, prompt_share
         sentences = [s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s]
         encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
         self.starts = encode(sentences)
         self.continuations = encode([" " + sentence for sentence in sentences])
         self.prompts = encode(prompts)
-        self.order = list(range(len(sentences)))
+        self._epoch, self._shuffled = -1, []
+
+    def __len__(self) -> int:
+        """How many sentences there are: sequences in one epoch."""
+        return len(self.starts)
 
     def batch(self, step: int, size: int) -> Tensor:
         """``size`` sequences for training step ``step``: each sentence starts one before any starts two."""
         rng = random.Random(f"{self.seed}/{step}")
         rows = []
         for i in range(step * size, (step + 1) * size):
-            epoch, place = divmod(i, len(self.order))
-            if place == 0 or not hasattr(self, "_epoch") or self._epoch != epoch:
+            epoch, place = divmod(i, len(self))
+            if epoch != self._epoch:
                 self._epoch = epoch
-                self._shuffled = random.Random(f"{self.seed}/epoch {epoch}").sample(self.order, len(self.order))
+                self._shuffled = random.Random(f"{self.seed}/epoch {epoch}").sample(range(len(self)), len(self))
             sentence = self._shuffled[place]
             row = [self.bos_id]
-            if self.prompts and rng.random() < PROMPT_SHARE:
+            if self.prompts and rng.random() < self.prompt_share:
                 row += rng.choice(self.prompts) + self.continuations[sentence]
             else:
                 row += self.starts[sentence]
             while len(row) < self.seq_len:
-                sentence = (sentence + 1) % len(self.order)
+                sentence = (sentence + 1) % len(self)
                 row += self.continuations[sentence]
             rows.append(row[: self.seq_len])
         return torch.tensor(rows)
@@ -118,10 +127,6 @@ def training_prompts(n_per_task: int, seed: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def hook_name(layer: int) -> str:
-    return f"blocks.{layer}.hook_resid_post"
-
-
 @torch.inference_mode()
 def residuals(model, tokens: Tensor, layers: list[int]) -> dict[str, Tensor]:
     """The residual stream after each layer, BOS left out: ``{hook name: [batch, seq - 1, d_model]}``."""
@@ -129,7 +134,7 @@ def residuals(model, tokens: Tensor, layers: list[int]) -> dict[str, Tensor]:
 
     def catch(layer: int):
         def hook(module, args, output):
-            caught[hook_name(layer)] = (output[0] if isinstance(output, tuple) else output)[:, 1:].clone()
+            caught[hook_point(layer)] = (output[0] if isinstance(output, tuple) else output)[:, 1:].clone()
 
         return hook
 
@@ -233,9 +238,7 @@ def build_trainer(args: argparse.Namespace, d_model: int, stream: Iterator[dict[
             total_training_samples=steps * samples_per_step,
             train_batch_size_samples=samples_per_step,
             lr=args.lr,
-            lr_end=args.lr / 10,
-            lr_warm_up_steps=min(100, steps // 10),
-            lr_decay_steps=steps // 5,
+            lr_end=args.lr,
             device=args.device,
             autocast=args.dtype == torch.bfloat16,
             dead_feature_window=max(1, 200_000 // samples_per_step),
@@ -244,22 +247,18 @@ def build_trainer(args: argparse.Namespace, d_model: int, stream: Iterator[dict[
             checkpoint_path=str(args.checkpoints),
         ),
         saes,
-        {f"layer_{layer}": hook_name(layer) for layer in args.layers},
+        {f"layer_{layer}": hook_point(layer) for layer in args.layers},
         stream,
     )
-    for single in trainer.trainers.values():  # the same Adam, in one kernel a step
+    for single in trainer.trainers.values():  # the same Adam in one kernel a step; a schedule that a resumed run may prolong
         single.optimizer = torch.optim.Adam(single.sae.parameters(), lr=args.lr, fused=True)
-        single.lr_scheduler = _rebind(single.lr_scheduler, single.optimizer)
+        single.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(single.optimizer, lambda step: learning_rate(step, steps))
     return trainer
 
 
-def _rebind(scheduler, optimizer):
-    """Point SAELens' schedule at another optimizer with the same parameters."""
-    optimizer.param_groups[0].update({k: v for k, v in scheduler.optimizer.param_groups[0].items() if k not in ("params", "fused")})
-    scheduler.optimizer = optimizer
-    for inner in getattr(scheduler, "_schedulers", []):
-        inner.optimizer = optimizer
-    return scheduler
+def learning_rate(step: int, steps: int) -> float:
+    """Relative to the maximum: a warm-up over 100 steps, and a decay to a tenth over the last fifth."""
+    return min(1.0, (step + 1) / 100, 0.1 + 0.9 * max(0, steps - step) / (steps / 5))
 
 
 def train(trainer: MultiSAETrainer, args: argparse.Namespace) -> None:
@@ -324,41 +323,46 @@ def resume(trainer: MultiSAETrainer, folder: Path) -> bool:
 
 
 @torch.no_grad()
-def finished_sae(single, layer: int, model_name: str, calibration: Tensor, args: argparse.Namespace) -> JumpReLUSAE:
-    """The trained SAE as a JumpReLU SAE on raw activations, its threshold set to give L0 = k on held-out text.
+def finished_sae(single, layer: int, args: argparse.Namespace, calibration: Tensor) -> JumpReLUSAE:
+    """The trained SAE as a JumpReLU SAE on activations as they are, with latents in their units."""
+    sae, scale = single.sae, single.activation_scaler.scaling_factor  # it saw activations times `scale`
+    return jumprelu_sae(sae.W_enc, sae.b_enc / scale, sae.W_dec, sae.b_dec / scale, layer, args, calibration)
 
-    Latents come out in the units of the residual stream: decoder rows have norm 1.
-    """
-    sae, scale = single.sae, single.activation_scaler.scaling_factor
-    norm = sae.W_dec.norm(dim=1)
-    W_enc = sae.W_enc * norm  # in: scaled by `scale`, out: divided by it
-    b_enc = sae.b_enc * norm / scale
-    b_dec = sae.b_dec / scale
+
+@torch.no_grad()
+def jumprelu_sae(
+    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, layer: int, args: argparse.Namespace, calibration: Tensor
+) -> JumpReLUSAE:
+    """A JumpReLU SAE in 16 bits, decoder rows of norm 1, whose threshold gives L0 = k on ``calibration``."""
+    norm = W_dec.norm(dim=1)
+    W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
     pre = (calibration.float() - b_dec) @ W_enc + b_enc
-    threshold = pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / args.width))).values.clamp(min=0)
-    done = JumpReLUSAE(
-        JumpReLUSAEConfig(
-            d_in=sae.cfg.d_in,
-            d_sae=sae.cfg.d_sae,
-            dtype="float16",
-            apply_b_dec_to_input=True,
-            metadata=SAEMetadata(model_name=model_name, hook_name=hook_name(layer), context_size=args.seq_len, prepend_bos=True),
-        )
-    )
-    done.load_state_dict(
-        dict(W_enc=W_enc, b_enc=b_enc, W_dec=sae.W_dec / norm[:, None], b_dec=b_dec, threshold=threshold.expand_as(b_enc).clone())
-    )
+    threshold = pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / len(b_enc)))).values.clamp(min=0)
+    metadata = SAEMetadata(model_name=args.lab, hook_name=hook_point(layer), context_size=args.seq_len, prepend_bos=True)
+    cfg = JumpReLUSAEConfig(d_in=len(b_dec), d_sae=len(b_enc), dtype="float16", apply_b_dec_to_input=True, metadata=metadata)
+    done = JumpReLUSAE(cfg)
+    done.load_state_dict(dict(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, threshold=threshold.expand_as(b_enc).clone()))
     return done.half()
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def record_recipe(stage: str, args: argparse.Namespace) -> None:
+    """Write how the SAEs were made into their metrics.json."""
+    path = args.out / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    settings = {name: value for name, value in vars(args).items() if name not in ("checkpoints", "out", "saes", "model")}
+    settings["corpus"] = [corpus.name for corpus in args.corpus]
+    metrics.setdefault("recipe", {})[stage] = {name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in settings.items()}
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """What training and finetuning both need to know."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="smollm2", help="whose model to train on, and where under data/saes/ to write")
     parser.add_argument("--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's")
     parser.add_argument("--bos", help="the token that starts every sequence (default: the tokenizer's BOS)")
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="plain text, one paragraph a line")
     parser.add_argument("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
-    parser.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--k", type=int, default=60, help="latents on per token, on average")
     parser.add_argument("--seq-len", type=int, default=32)
@@ -370,27 +374,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, help="default: build/saes/<lab>")
     parser.add_argument("--out", type=Path, help="default: data/saes/<lab>")
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--checkpoint-minutes", type=float, default=8)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def with_default_folders(args: argparse.Namespace) -> argparse.Namespace:
+    """``args`` with the folders that follow from the lab's name."""
     args.checkpoints = args.checkpoints or ROOT / "build" / "saes" / args.lab
     args.out = args.out or ROOT / "data" / "saes" / args.lab
     return args
 
 
 def load_model(args: argparse.Namespace):
-    """The Hugging Face model and tokenizer to train on."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = args.model
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    """The Hugging Face model and tokenizer to train on: the lab's, or those in ``--model``."""
+    if args.model is None:
+        model, tokenizer = labs.load_model(args.lab, device=args.device, dtype=args.dtype)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
     if args.bos:
         tokenizer.bos_token = args.bos
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.dtype).to(args.device)
-    return model.eval().requires_grad_(False), tokenizer
+    return model.requires_grad_(False), tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
+    options.add_argument("--checkpoint-minutes", type=float, default=8)
+    args = with_default_folders(options.parse_args(argv))
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s",
@@ -399,9 +409,8 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(args)
     paragraphs, held_out = read_paragraphs(args.corpus)
     prompts = training_prompts(3000, args.seed)
-    build = lambda paragraphs, seed: Sequences(paragraphs, prompts, tokenizer, tokenizer.bos_token_id, args.seq_len, seed)  # noqa: E731
-    sequences = build(paragraphs, args.seed)
-    log.info("%d sentences, %d prompts, %s", len(sequences.order), len(prompts), vars(args))
+    sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
+    log.info("%d sentences, %d prompts, %s", len(sequences), len(prompts), vars(args))
 
     stream = lambda step: activation_stream(model, sequences, args.layers, args.batch_size, step)  # noqa: E731
     trainer = build_trainer(args, model.config.hidden_size, stream(0))
@@ -412,13 +421,14 @@ def main(argv: list[str] | None = None) -> None:
         sae.to(args.device)
     train(trainer, args)
 
-    calibration = residuals(model, build(held_out, args.seed + 1).batch(0, 128).to(args.device), args.layers)
-    name = json.loads((args.model / "config.json").read_text()).get("_name_or_path") or args.lab if args.model else args.lab
+    unseen = Sequences(held_out, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
+    calibration = residuals(model, unseen.batch(0, 128).to(args.device), args.layers)
     for layer in args.layers:
         single = trainer.trainers[f"layer_{layer}"]
-        done = finished_sae(single, layer, name, calibration[hook_name(layer)].flatten(0, 1), args)
+        done = finished_sae(single, layer, args, calibration[hook_point(layer)].flatten(0, 1))
         done.save_model(args.out / f"layer_{layer}")
         log.info("saved %s", args.out / f"layer_{layer}")
+    record_recipe("training", args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+# make lab     open the course in JupyterLab
+# make course  run every solutions notebook from top to bottom, into build/
+# make test    run all tests
+# Each sets up what is missing first: a virtual environment in .venv with the versions in constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab course test notebooks setup
+.DEFAULT_GOAL := lab
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed; name it with: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+lab: setup
+	$(BIN)/jupyter lab $(AS_ROOT) --LabApp.default_url=/lab/tree/notebooks
+
+course: setup
+	@mkdir -p build
+	@for notebook in solutions/*.ipynb; do \
+		echo "Running $$notebook …"; \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/papermill --cwd solutions "$$notebook" "build/$$(basename "$$notebook")" || exit 1; \
+	done
+	@echo "Done. The notebooks with their results are in build/."
+
+test: setup
+	COURSE_PROFILE=quick $(BIN)/python -m pytest --durations=8 --nbmake --nbmake-timeout=900 tests notebooks solutions
+
+# For authors: make both notebooks of each solutions/NN_name.py (executes them).
+notebooks: setup
+	$(BIN)/python tools/build_notebooks.py

@@ -1,0 +1,119 @@
+"""The course's figures. Each function returns a matplotlib figure; `show` puts it in the notebook with alt text."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import circuitsvis
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import HTML, Image, display
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from torch import Tensor
+
+from course_utils.evaluate import Frontier
+from course_utils.masks import SAEMasks
+from course_utils.tasks import Task
+
+COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
+"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+AXIS_LABELS = {
+    "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
+    "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
+    "raw": "faithfulness  F(C) / F(S)",
+}
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as a PNG with alternative text for those who do not see it."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    display(Image(png.getvalue(), alt=alt))
+
+
+def frontier_figure(frontier: Frontier, title: str, normalisation: str = "vs_spliced") -> Figure:
+    """Nodes (log scale) against faithfulness, a line a method, bars for the 95 % intervals over prompts."""
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
+        points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
+        intervals = [getattr(point.faithfulness, normalisation) for point in points]
+        value = [interval.value for interval in intervals]
+        bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        axes.errorbar(
+            [point.n_nodes for point in points], value, yerr=bars, label=method, color=colour, marker=marker,
+            capsize=2, linewidth=1.5, markersize=5,
+        )  # fmt: skip
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("nodes (position, latent) kept")
+    axes.set_ylabel(AXIS_LABELS[normalisation])
+    axes.set_title(title, wrap=True)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def history_figure(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """How a mask was learned: faithfulness loss, and nodes on (log scale), step by step."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    steps = [record["step"] for record in history]
+    left.plot(steps, [record["faithfulness_loss"] for record in history], color=COLOURS[1])
+    left.set_ylabel("|LD spliced − LD masked|")
+    right.plot(steps, [max(record["n_on"], 0.5) for record in history], color=COLOURS[0])
+    right.set_yscale("log")
+    right.set_ylabel("nodes with θ > 0")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
+    """Where the nodes are: how many at each layer (row) and position (column)."""
+    counts = torch.stack([(mask > 0).sum(1) for mask in masks.masks]).flip(0)
+    layers = [hook_point.split(".")[1] for hook_point in masks.hook_points][::-1]
+    figure, axes = plt.subplots(figsize=(1.0 + 0.75 * counts.shape[1], 1.2 + 0.45 * len(layers)))
+    axes.imshow(counts.float().log1p(), cmap="cividis", aspect="auto")
+    for row in range(counts.shape[0]):
+        for column in range(counts.shape[1]):
+            n = int(counts[row, column])
+            dark = counts[row, column].float().log1p() < 0.6 * counts.float().log1p().max()
+            axes.text(column, row, str(n) if n else "·", ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(counts.shape[1]), task.position_labels, rotation=30, ha="right")
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set_ylabel("SAE after layer")
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str) -> Figure:
+    """Estimates against the truth, a panel each; the grey line is where they would agree."""
+    figure, panels = plt.subplots(1, len(ys), figsize=(3.6 * len(ys), 3.4), layout="constrained", sharey=True, squeeze=False)
+    for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
+        axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
+        axes.scatter(x, y, s=14, color=colour, alpha=0.7)
+        axes.set_title(label)
+        axes.set_xlabel(x_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(y_label)
+    figure.suptitle(title)
+    return figure
+
+
+def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
+    """A prompt with its tokens coloured by a value each (circuitsvis).
+
+    Away from the network circuitsvis puts 1.3 MB of script into the page; with ``COURSE_BUILD`` set, the
+    page loads it from the web instead, so that the notebooks in the repository stay small.
+    """
+    rendered = circuitsvis.tokens.colored_tokens([f" {label}" for label in labels], [float(value) for value in values])
+    display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)

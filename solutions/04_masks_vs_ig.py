@@ -1,0 +1,396 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Masks versus integrated gradients
+#
+# *The athletes near the car* **are** — not *is*. A language model gets this right, and somewhere in it a handful of
+# features must carry "the subject is plural" from the second word past the distracting *car* to the end.
+# **Which ones?** In this notebook you will find them in two ways, and see which way finds the smaller circuit:
+#
+# - **attribution**: score every latent by its gradient (attribution patching, integrated gradients), keep the best;
+# - **a learned mask**: let gradient descent decide which latents to keep, all at once.
+#
+# This is the central experiment of *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall,
+# rrenaud, 2025), on a model that fits on a laptop. Everything below is computed in front of you: a real model
+# (SmolLM2-135M), real SAEs, prompts that neither the mask nor the scores have seen, and controls.
+#
+# **You need** PyTorch and transformers, and to know what a sparse autoencoder is: an encoder that writes an activation
+# as a sum of a few *latents*, and a decoder that puts it together again.
+# **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+
+# %%
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("/content/course").exists():
+    # Colab: put the course's repository in /content/course first (README, "In Colab")
+    raise RuntimeError("Clone the course into /content/course and run its install cell first: see README, 'In Colab'.")
+if importlib.util.find_spec("course_utils") is None:
+    sys.path.insert(0, str(Path.cwd().parent))
+
+import pandas as pd
+import torch
+
+from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
+from course_utils.evaluate import Frontier, faithfulness, nodes_per_layer, references, score_frontier
+from course_utils.labs import load_lab
+from course_utils.masks import SAEMasks
+from course_utils.optimize import learn_masks
+from course_utils.plots import circuit_figure, coloured_prompt, frontier_figure, history_figure, scatter_figure, show
+from course_utils.splice import SplicedModel, logit_diff
+from course_utils.tasks import load_task
+from course_utils.widgets import browse
+
+started = time.perf_counter()
+
+# %% [markdown]
+# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and circuits (CI does that).
+
+# %% tags=["parameters"]
+LAB = "smollm2"
+LAYERS = [5, 11, 17, 23, 29]
+PROFILE = os.environ.get("COURSE_PROFILE", "full")
+SEED = 0
+
+# %%
+QUICK = PROFILE == "quick"
+N_TRAIN, N_TEST = (32, 48) if QUICK else (64, 150)
+PRICES = [0.01, 0.1] if QUICK else [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
+SIZES = [10, 100] if QUICK else [3, 6, 12, 25, 50, 100, 200, 400]
+IG_STEPS = 4 if QUICK else 10
+
+# %% [markdown]
+# ## 1. The behaviour
+#
+# A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs: a **clean** prompt, and a **patch**
+# prompt that differs in the one thing under study, here the number of the subject.
+
+# %%
+lab = load_lab(LAB, layers=LAYERS)
+train = load_task("sva_nounpp", lab.tokenizer, "train", n=N_TRAIN)
+test = load_task("sva_nounpp", lab.tokenizer, "test", n=N_TEST)
+lab
+
+# %%
+pd.DataFrame([vars(pair) for pair in test.pairs[:5]])
+
+# %% [markdown]
+# How well does the model see the difference? One number per prompt, the **logit difference**: the logit of the right
+# verb minus that of the verb in the other number. Above 0, the model prefers the right one.
+
+# %%
+spliced = SplicedModel(lab, LAYERS, error="drop")
+model_ld = spliced.model_logit_diff(test)
+by_case = pd.DataFrame({"case": [pair.case for pair in test.pairs], "logit difference": model_ld, "right": model_ld > 0})
+by_case.groupby("case").agg(prompts=("right", "size"), accuracy=("right", "mean"), mean_LD=("logit difference", "mean")).round(2)
+
+# %% [markdown]
+# The case names the number of the subject, then of the distractor. Where the two disagree, the model has to work.
+#
+# ## 2. SAEs in the residual stream
+#
+# We look at the model only through SAEs at a few layers. At each of them the residual stream is encoded into latents
+# and decoded again, and the next layer reads the reconstruction. Whatever the rest of the model does with the sentence
+# has then passed through the latents, at every one of these bottlenecks:
+#
+# $$x \;\to\; f = \mathrm{encode}(x) \;\to\; \hat x = \mathrm{decode}(f) \;\to\; \text{next layer}$$
+#
+# BOS, the first token, is left alone. What does the splice cost? An SAE's reconstruction misses something, and the
+# misses add up. `error="drop"` loses them, as the post does; `"mean"` puts the average miss back; `"keep"` the
+# prompt's own, which is the model itself again.
+
+# %%
+rows = []
+for layers in [LAYERS[:1], LAYERS[2:3], LAYERS[-1:], LAYERS]:
+    for error in ("drop", "mean", "keep"):
+        model_with_saes = SplicedModel(lab, layers, error=error)
+        means_here = model_with_saes.patch_means(train.patch) if error == "mean" else None
+        ld = model_with_saes.logit_diff(test, means=means_here).mean().item()
+        rows.append({"SAEs after layers": str(layers), "error": error, "LD": ld, "kept": ld / model_ld.mean().item()})
+pd.DataFrame(rows).pivot(index="SAEs after layers", columns="error", values="kept").round(2)
+
+# %% [markdown]
+# The table shows which part of the model's logit difference is left. From here on the errors are dropped: what the
+# circuit does, it does with latents.
+#
+# ## 3. What "without a latent" means
+#
+# To ablate a latent we put something in its place. Zero would be a value that it may never have in such sentences; so
+# we use its **mean over the patch prompts**, position by position. The mean sentence is neither singular nor plural.
+
+# %%
+means = spliced.patch_means(train.patch)
+nothing = SAEMasks.full(means.latents, 0.0)
+everything = SAEMasks.full(means.latents, 1.0)
+reference = references(spliced, test, means)
+pd.Series(
+    {
+        "F(M)  the model": reference.model.mean().item(),
+        "F(S)  SAEs spliced, all latents": spliced.logit_diff(test, masks=everything, means=means).mean().item(),
+        "F(∅)  every latent ablated": reference.empty.mean().item(),
+    }
+).round(3).to_frame("mean logit difference")
+
+# %% [markdown]
+# Between F(∅) and F(S) lies what the latents do. A circuit's **faithfulness** says how far it gets from one to the other:
+#
+# $$\frac{F(C) - F(\varnothing)}{F(S) - F(\varnothing)}$$
+#
+# How many nodes are there to choose from? A node is a (position, latent) pair. Most never fire in such sentences:
+
+# %%
+latents = spliced.run(test.clean).latents
+pd.DataFrame(
+    {
+        "nodes": {name: f[0, 1:].numel() for name, f in latents.items()},
+        "ever on": {name: int((f > 0).any(0).sum()) for name, f in latents.items()},
+        "on per prompt": {name: (f > 0).sum((1, 2)).float().mean().item() for name, f in latents.items()},
+    }
+).round(1)
+
+# %% [markdown]
+# ## 4. One node at a time
+#
+# The honest way to ask whether a node matters is to try: put its value on the patch prompt into the clean run and see
+# how far the logit difference falls. That is *activation patching*. It needs a forward pass per node.
+#
+# **Attribution patching** (AtP) estimates all of them at once with a straight line: the gradient at the clean point
+# times the change. **Integrated gradients** (IG) walk from clean to patch in steps and average the gradient on the way.
+
+# %%
+scores = {
+    "AtP": atp(spliced, train, progress=True),
+    "IG": integrated_gradients(spliced, train, steps=IG_STEPS, progress=True),
+}
+
+# %% [markdown]
+# Are they right? We patch a sample for real: the nodes that AtP thinks highest of, and some at random.
+
+# %%
+n_sample = 10 if QUICK else 40
+sample = SAEMasks.from_scores(scores["AtP"], n_sample).nodes() + list(random_nodes(scores["AtP"], n_sample, seed=SEED))
+sample = list(dict.fromkeys(sample))
+patched = activation_patching(spliced, train[: 16 if QUICK else 32], sample, progress=True)
+
+
+# %%
+def at(scores, nodes):
+    """The scores of some nodes, as one vector."""
+    return torch.stack([scores[name][position, latent] for name, position, latent in nodes])
+
+
+truth = at(patched, sample)
+estimates = {name: at(score, sample) for name, score in scores.items()}
+spearman = {name: pd.Series(y).corr(pd.Series(truth), method="spearman") for name, y in estimates.items()}
+title = f"Rank correlation with activation patching ({len(sample)} nodes): " + ", ".join(f"{k} {v:.2f}" for k, v in spearman.items())
+show(
+    scatter_figure(truth, estimates, "activation patching", "estimate", title),
+    alt=f"Two scatter plots of estimated against true effects of {len(sample)} single nodes. {title}.",
+)
+
+# %% [markdown]
+# Good scores for single nodes are not yet a good *set* of nodes: two that do the same work both look dispensable, and
+# one that only helps another looks useless by itself. That is where a mask has the advantage.
+#
+# ## 5. A learned mask
+#
+# A mask m has one number per node: 1 keeps it, 0 puts the mean in its place, $\text{mean} + (f - \text{mean})\cdot m$.
+# We want few ones and an unchanged answer. Zeros and ones cannot be learned by gradient descent, so *continuous
+# sparsification* softens them:
+#
+# $$m = \sigma(\tau\,\theta), \qquad \text{loss} = |LD_\text{spliced} - LD_\text{masked}| + \lambda \sum m \,/\, (\text{number of SAEs})$$
+#
+# θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to 200, where m is all but
+# binary. At the end, nodes with θ > 0 stay. λ is the price of a node. First the loss by hand, for one batch:
+
+# %%
+theta = {name: torch.ones_like(f, requires_grad=True) for name, f in means.latents.items()}
+tau, price = 1.0, 0.01
+batch = train[:16]
+
+soft = SAEMasks(list(theta), [torch.sigmoid(tau * value) for value in theta.values()])
+gap = (spliced.logit_diff(batch) - logit_diff(spliced.run(batch.clean, masks=soft, means=means).logits, batch)).abs().mean()
+loss = gap + price * sum(m.sum() for m in soft.masks) / len(soft.masks)
+loss.backward()
+print(f"faithfulness loss {gap:.3f}, with the price of the nodes {loss:.1f}")
+print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in theta.values())}")
+
+# %% [markdown]
+# `learn_masks` does that for 60 steps, with τ on its schedule. Watch the bar. (Interrupt it, and you get the mask so far.)
+
+# %%
+learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED)
+learned.masks.print_mask_statistics()
+
+# %%
+title = f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are left after {len(learned.history)} steps"
+show(history_figure(learned.history, title), alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.")
+
+# %% [markdown]
+# Does this circuit do the job on sentences with nouns that it has never seen? Three ways to say it, since papers
+# differ: against the model, against the spliced model, and the plain ratio of the post. Brackets: 95 % intervals over
+# prompts.
+
+# %%
+found = faithfulness(spliced, test, learned.masks, means, against=reference)
+pd.Series({name: str(getattr(found, name)) for name in ("vs_model", "vs_spliced", "raw")}).to_frame(f"{learned.n_nodes} nodes, {found.n} prompts")
+
+# %% [markdown]
+# ## 6. The frontier
+#
+# One circuit proves little: with more nodes everything becomes faithful. What counts is the **frontier**, faithfulness
+# for each number of nodes. Against the mask stand the attribution methods, and two baselines that any method must beat:
+# the nodes whose activation changes most between clean and patch, and nodes drawn at random among those that fire.
+# "IG to means" is the integrated gradient towards the mean, which is the ablation that judges it. All choose their nodes
+# on training prompts; all are judged on the same held-out prompts.
+
+# %%
+scores["IG to means"] = integrated_gradients(spliced, train, steps=IG_STEPS, means=means, baseline="mean", progress=True)
+scores["largest change"] = largest_change(spliced, train)
+scores["random"] = random_scores(spliced, train, seed=SEED)
+
+# %%
+frontier = Frontier.of(spliced, test)
+circuits = {}
+for price in PRICES:
+    result = learn_masks(spliced, train, means=means, sparsity=price, seed=SEED)
+    circuits[f"{result.n_nodes} nodes"] = result.masks
+    frontier.add("learned mask", result.masks, faithfulness(spliced, test, result.masks, means, against=reference), sparsity=price, seed=SEED)
+
+# %%
+for method, score in scores.items():
+    score_frontier(frontier, method, score, SIZES, spliced, test, means, against=reference, seed=SEED)
+
+
+# %%
+def best_under(frontier, method, n_nodes):
+    """The most faithful circuit of a method with at most so many nodes."""
+    points = [point for point in frontier.of_method(method) if point.n_nodes <= n_nodes]
+    return max(points, key=lambda point: point.faithfulness.vs_spliced.value, default=None)
+
+
+def headline(frontier, n_nodes, rivals=("IG", "random")):
+    """A title that says what the figure shows: each method's best with about ``n_nodes`` nodes."""
+    said = []
+    for method in ("learned mask", *rivals):
+        point = best_under(frontier, method, n_nodes)
+        said.append(f"{method} {point.faithfulness.vs_spliced.value:.2f} ({point.n_nodes})" if point else f"{method} —")
+    return f"{frontier.task}, up to {n_nodes} nodes: " + ", ".join(said)
+
+
+title = headline(frontier, 50 if not QUICK else 100)
+show(frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts against the number of nodes, a line per method. {title}.")
+pd.DataFrame(frontier.rows())
+
+# %% [markdown]
+# ## 7. The circuit
+#
+# Where do the nodes sit? Rows are the SAEs, columns the positions. Before the verb can be chosen, the number of the
+# subject has to travel from its own position to the last one.
+
+# %%
+small = min((m for m in circuits.values() if m.get_num_latents() > 0), key=SAEMasks.get_num_latents)
+title = f"The smallest learned circuit: {small.get_num_latents()} nodes, {sum(n > 0 for n in nodes_per_layer(small).values())} layers"
+show(circuit_figure(small, test, title), alt=f"A grid of node counts by layer and position. {title}.")
+pd.DataFrame([{"hook point": h, "position": test.position_labels[p], "latent": i} for h, p, i in small.nodes()[:20]])
+
+# %% [markdown]
+# The same prompt, coloured by the number of nodes at each token, in the largest circuit:
+
+# %%
+large = max(circuits.values(), key=SAEMasks.get_num_latents)
+coloured_prompt(test.position_labels, sum((mask > 0).sum(1) for mask in large.masks).tolist())
+
+# %% [markdown]
+# Move the slider to see how the circuit grows (in a running notebook):
+
+# %%
+browse(
+    dict(sorted(((name, m) for name, m in circuits.items()), key=lambda item: item[1].get_num_latents())),
+    lambda masks: show(circuit_figure(masks, test, f"{masks.get_num_latents()} nodes"), alt="node counts by layer and position"),
+    label="circuit",
+)
+
+# %% [markdown]
+# The full run keeps its results: the frontier as JSON, the circuits as lists of nodes. (`Frontier.load` reads them back.)
+
+# %%
+if not QUICK:
+    path = frontier.save()
+    (path.parent / f"circuits_{lab.name}.json").write_text(json.dumps({name: masks.to_json() for name, masks in circuits.items()}))
+    assert Frontier.load(path) == frontier
+    print(f"saved in {path.parent.relative_to(Path.cwd().parent)}")
+
+# %% [markdown]
+# ## 8. A harder task: indirect objects
+#
+# *When Mary and John went to the store, John gave a drink to* → *Mary*. The model has to notice which name is repeated
+# and move the other one to the end. In the patch prompt three other people take part, so nothing determines the answer.
+
+# %%
+ioi_train = load_task("ioi", lab.tokenizer, "train", n=16 if QUICK else 48)
+ioi_test = load_task("ioi", lab.tokenizer, "test", n=24 if QUICK else 80)
+ioi_means = spliced.patch_means(ioi_train.patch)
+ioi_reference = references(spliced, ioi_test, ioi_means)
+pd.Series({"F(M)": ioi_reference.model.mean().item(), "F(S)": ioi_reference.spliced.mean().item(), "F(∅)": ioi_reference.empty.mean().item()}).round(3)
+
+# %%
+ioi = Frontier.of(spliced, ioi_test)
+for price in [0.01] if QUICK else [0.001, 0.003, 0.01]:
+    result = learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED)
+    ioi.add("learned mask", result.masks, faithfulness(spliced, ioi_test, result.masks, ioi_means, against=ioi_reference), sparsity=price, seed=SEED)
+
+# %%
+ioi_scores = {
+    "AtP": atp(spliced, ioi_train),
+    "IG": integrated_gradients(spliced, ioi_train[: 16 if QUICK else 32], steps=2 if QUICK else 5, progress=True),
+    "largest change": largest_change(spliced, ioi_train),
+    "random": random_scores(spliced, ioi_train, seed=SEED),
+}
+for method, score in ioi_scores.items():
+    score_frontier(ioi, method, score, [200] if QUICK else [100, 400, 1600], spliced, ioi_test, ioi_means, against=ioi_reference, seed=SEED)
+
+# %%
+title = headline(ioi, 1600)
+show(frontier_figure(ioi, title), alt=f"Faithfulness on held-out IOI prompts against the number of nodes. {title}.")
+if not QUICK:
+    ioi.save()
+pd.DataFrame(ioi.rows())
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+for result, n_nodes in ((frontier, SIZES[-1]), (ioi, 1600)):
+    mask_points = result.of_method("learned mask")
+    wins = 0
+    for point in mask_points:
+        rival = best_under(result, "IG", max(point.n_nodes, min(p.n_nodes for p in result.of_method("IG"))))
+        wins += point.faithfulness.vs_spliced.low > rival.faithfulness.vs_spliced.value
+    print(f"{headline(result, n_nodes)}.")
+    print(f"  The learned mask's interval lies above IG's best circuit of its size or smaller at {wins} of {len(mask_points)} sizes.")
+print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is learned, so nodes that
+# only work together are kept together, and the second of two that do the same work is dropped. Look at the frontier above
+# before you believe it: which method reaches which faithfulness with how many nodes is in the figure and the table, with
+# intervals.
+#
+# **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the SAEs do not represent
+# is in no circuit. One seed per mask says nothing about stability. And a faithful circuit need not be complete: notebook
+# 05 asks what else in the model could do the work.

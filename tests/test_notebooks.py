@@ -1,0 +1,80 @@
+"""The built notebooks match their sources; nothing that they or the README point at is missing."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from build_notebooks import MAX_BYTES, reader_path, solution_path, sources, unexecuted
+
+SOURCES = [pytest.param(source, id=source.stem) for source in sources()]
+PAGES = [ROOT / "README.md", *ROOT.glob("data/**/README.md"), *sources()]
+
+
+def test_there_are_sources():
+    assert [source.stem for source in sources()] == ["04_masks_vs_ig"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_both_notebooks_match_their_source(source):
+    """If this fails: make notebooks."""
+    expected = unexecuted(source)
+    for path in (reader_path(source), solution_path(source)):
+        built = nbformat.read(path, as_version=4)
+        assert [(cell.cell_type, cell.source) for cell in built.cells] == [(cell.cell_type, cell.source) for cell in expected.cells], path
+        assert [cell.metadata.get("tags") for cell in built.cells] == [cell.metadata.get("tags") for cell in expected.cells]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_readers_copy_has_no_outputs_and_the_solution_has_them(source):
+    reader, solution = (nbformat.read(path, as_version=4) for path in (reader_path(source), solution_path(source)))
+    code = [cell for cell in reader.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    outputs = [output for cell in solution.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) >= 4 and all(output.metadata["image/png"]["alt"] for output in images)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_built_notebooks_are_small_and_name_no_folder_of_the_author(source):
+    for path in (reader_path(source), solution_path(source)):
+        assert path.stat().st_size < MAX_BYTES
+        assert not re.search(r"/(home|root|work|Users)/\w", path.read_text())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_one_idea_a_cell(source):
+    lengths = sorted(len(cell.source.splitlines()) for cell in unexecuted(source).cells if cell.cell_type == "code")
+    assert lengths[len(lengths) // 2] <= 12 and lengths[-1] <= 30
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_readme_names_commands_that_the_makefile_has():
+    commands = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert {"lab", "course", "test"} <= commands <= targets
+
+
+def test_the_readme_leads_with_the_two_commands():
+    commands = re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())
+    assert commands[:2] == ["lab", "test"]
+
+
+def test_every_required_package_is_pinned_in_the_constraints():
+    normal = lambda name: name.lower().replace("_", "-")  # noqa: E731
+    required = {normal(m) for m in re.findall(r"^([\w-]+)[>=]", (ROOT / "requirements.txt").read_text(), flags=re.M)}
+    pinned = {normal(m) for m in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.M)}
+    assert len(required) > 15 and not required - pinned
+    assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()

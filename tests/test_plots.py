@@ -1,0 +1,73 @@
+"""The figures show the numbers that they are given."""
+
+import pytest
+import torch
+
+from course_utils import plots, widgets
+from course_utils.evaluate import Faithfulness, Frontier, Interval, Point
+from course_utils.labs import hook_point
+from course_utils.masks import SAEMasks
+
+A, B = hook_point(1), hook_point(3)
+
+
+def point(method, n_nodes, value):
+    interval = Interval(value, value - 0.1, value + 0.2)
+    return Point(method, n_nodes, Faithfulness(interval, interval, interval, 1, 1, 1, 0, 10), {A: n_nodes})
+
+
+def test_the_frontier_figure_has_a_line_a_method_with_its_intervals():
+    frontier = Frontier("sva", "tiny", [1, 3], "drop", [point("mask", 10, 0.9), point("mask", 2, 0.5), point("IG", 5, 0.4)])
+    axes = plots.frontier_figure(frontier, "finding").axes[0]
+    lines = {container.get_label(): container for container in axes.containers}
+    assert set(lines) == {"mask", "IG"} and axes.get_xscale() == "log" and axes.get_title() == "finding"
+    assert lines["mask"][0].get_xydata().tolist() == [[2, 0.5], [10, 0.9]]
+    ends = [segment[:, 1].tolist() for segment in lines["mask"][2][0].get_segments()]
+    assert ends == [pytest.approx([0.4, 0.7]), pytest.approx([0.8, 1.1])]
+
+
+def test_the_circuit_figure_counts_nodes_by_layer_and_position(task):
+    first, second = torch.zeros(6, 24), torch.zeros(6, 24)
+    first[2, :3] = 1
+    second[5, 7] = 1
+    axes = plots.circuit_figure(SAEMasks([A, B], [first, second]), task, "where").axes[0]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells[(2, 1)] == "3" and cells[(5, 0)] == "1" and cells[(0, 0)] == "·"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["3", "1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(task.position_labels)
+
+
+def test_the_history_and_scatter_figures_plot_their_data():
+    history = [dict(step=i, faithfulness_loss=1.0 / (i + 1), n_on=100 - i) for i in range(5)]
+    left, right = plots.history_figure(history, "t").axes
+    assert left.lines[0].get_ydata().tolist() == [1 / (i + 1) for i in range(5)] and right.lines[0].get_ydata()[0] == 100
+    x = torch.tensor([1.0, 2.0])
+    panels = plots.scatter_figure(x, {"AtP": 2 * x, "IG": x}, "x", "y", "t").axes
+    assert [panel.get_title() for panel in panels] == ["AtP", "IG"]
+    assert panels[0].collections[0].get_offsets().tolist() == [[1, 2], [2, 4]]
+
+
+def test_show_gives_the_picture_alternative_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(plots.history_figure([dict(step=0, faithfulness_loss=1, n_on=1)], "t"), alt="a falling line")
+    assert shown[0].alt == "a falling line" and shown[0].data.startswith(b"\x89PNG")
+
+
+def test_a_coloured_prompt_in_a_built_notebook_carries_no_bundle(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    plots.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2])
+    assert "athletes" in shown[0].data and len(shown[0].data) < 2000
+
+
+def test_browsing_nothing_is_refused():
+    with pytest.raises(ValueError, match="choices"):
+        widgets.browse({}, print, "circuit")
+
+
+def test_browsing_draws_the_first_choice(capsys):
+    drawn = []
+    widgets.browse({"a": 1, "b": 2}, drawn.append, "circuit")
+    assert drawn == [1]

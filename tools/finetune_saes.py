@@ -1,0 +1,142 @@
+"""Finetune a lab's SAEs so that the model with them spliced in says what the model says.
+
+    python tools/finetune_saes.py --lab smollm2 --corpus english.txt --steps 400
+
+Squared error treats every direction alike; the model does not. A short finetune on the KL divergence
+between the model's and the spliced model's next-token predictions mends most of what matters
+(Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training"). Each step splices another random
+subset of the SAEs, so that they work alone and together; the reconstruction loss stays in, so that each
+remains an autoencoder of what it reads. Thresholds are set anew at the end (L0 = k on held-out text).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+from pathlib import Path
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_saes import (  # noqa: E402
+    Sequences,
+    jumprelu_sae,
+    load_model,
+    parser as training_parser,
+    read_paragraphs,
+    record_recipe,
+    relative_squared_error,
+    residuals,
+    training_prompts,
+    with_default_folders,
+)
+
+from course_utils.labs import hook_point, load_saes  # noqa: E402
+
+log = logging.getLogger("finetune_saes")
+
+
+class Splice:
+    """Forward hooks that put chosen SAEs into the residual stream and collect their reconstruction errors."""
+
+    def __init__(self, model, saes: dict[int, SAE], autocast: bool):
+        self.model, self.saes, self.autocast = model, saes, autocast
+        self.active: set[int] = set()
+        self.errors: list[Tensor] = []
+        for layer in saes:
+            model.model.layers[layer].register_forward_hook(self._hook(layer))
+
+    def _hook(self, layer: int):
+        def hook(module, args, output):
+            if layer not in self.active:
+                return None
+            x = output[0] if isinstance(output, tuple) else output
+            sae = self.saes[layer]
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                pre = (x[:, 1:] - sae.b_dec.to(x.dtype)) @ sae.W_enc + sae.b_enc
+                f = torch.nn.functional.threshold(pre, sae.threshold[0].item(), 0.0)
+                x_hat = f @ sae.W_dec + sae.b_dec
+            scale = x.detach()[:, 1:].float().norm(dim=-1).median() / x.shape[-1] ** 0.5
+            flat = lambda t: t.flatten(0, 1) / scale  # noqa: E731
+            self.errors.append(relative_squared_error(flat(x_hat), flat(x[:, 1:].detach())).sum(1).mean() / x.shape[-1])
+            new = torch.cat([x[:, :1], x_hat.to(x.dtype)], dim=1)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    def logits(self, tokens: Tensor, active: set[int]) -> Tensor:
+        """Logits ``[batch, seq - 1, vocab]`` with the SAEs of these layers spliced in; fills ``errors``."""
+        self.active, self.errors = active, []
+        try:
+            return self.model(tokens, use_cache=False).logits[:, 1:].float()
+        finally:
+            self.active = set()
+
+
+def finetune(splice: Splice, sequences: Sequences, args: argparse.Namespace) -> None:
+    """Adam on KL(model ‖ spliced) + ``--mse`` · mean reconstruction error, the rate falling to 0."""
+    parameters = [p for sae in splice.saes.values() for name, p in sae.named_parameters() if name != "threshold"]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
+    rng = random.Random(args.seed)
+    layers = sorted(splice.saes)
+    seen: list[float] = []
+    for step in tqdm(range(args.steps), desc="finetuning", mininterval=5):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1, (step + 1) / 20) * (1 - step / args.steps)
+        tokens = sequences.batch(step, args.batch_size).to(splice.model.device)
+        offset, gap = rng.randrange(3), rng.choice((1, 2, 2, 3, 5))
+        active = set(layers[::-1][offset % gap :: gap]) or {layers[-1]}
+        with torch.no_grad():
+            target = splice.logits(tokens, set()).log_softmax(-1)
+        prediction = splice.logits(tokens, active).log_softmax(-1)
+        kl = torch.nn.functional.kl_div(prediction, target, log_target=True, reduction="none").sum(-1).mean()
+        mse = torch.stack(splice.errors).sum()
+        (kl + args.mse * mse).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(kl.item())
+        if (step + 1) % args.log_every == 0:
+            log.info("step %d/%d KL %.3f (last: %d SAEs, MSE %.3f each)", step + 1, args.steps, sum(seen) / len(seen), len(active), mse.item() / len(active))
+            seen.clear()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = training_parser(__doc__)
+    parser.add_argument("--saes", type=Path, help="a folder with the SAEs to start from (default: --out)")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--mse", type=float, default=2.0, help="weight of the reconstruction loss")
+    parser.add_argument("--prompt-share", type=float, default=0.4)
+    parser.set_defaults(lr=1e-4, batch_size=32, seed=1)
+    args = with_default_folders(parser.parse_args(argv))
+    args.checkpoints.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(args.checkpoints / "finetune.log")],
+    )  # fmt: skip
+    model, tokenizer = load_model(args)
+    saes = load_saes(args.saes or args.out, args.layers, device=args.device, dtype=torch.float32)
+    paragraphs, held_out = read_paragraphs(args.corpus)
+    prompts = training_prompts(3000, args.seed)
+    sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed, prompt_share=args.prompt_share)
+    log.info("%s", vars(args))
+    finetune(Splice(model, saes, autocast=args.dtype == torch.bfloat16), sequences, args)
+
+    unseen = Sequences(held_out, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
+    calibration = residuals(model, unseen.batch(0, 128).to(args.device), args.layers)
+    for layer, sae in saes.items():
+        done = jumprelu_sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, layer, args, calibration[hook_point(layer)].flatten(0, 1))
+        done.save_model(args.out / f"layer_{layer}")
+        log.info("saved %s", args.out / f"layer_{layer}")
+    record_recipe("finetuning", args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Measure a lab's SAEs on held-out text and on held-out prompts, and write data/saes/<lab>/metrics.json.
+
+    python tools/measure_saes.py --lab smollm2 --corpus english.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_saes import Sequences, read_paragraphs, residuals  # noqa: E402
+
+from course_utils.evaluate import Interval  # noqa: E402
+from course_utils.labs import SAES_DIR, Lab, hook_point, load_lab, load_model  # noqa: E402
+from course_utils.splice import SplicedModel  # noqa: E402
+from course_utils.tasks import available_tasks, load_task  # noqa: E402
+
+GAPS = (3, 6, 9, 15)
+
+
+@torch.no_grad()
+def on_text(lab: Lab, tokens: torch.Tensor) -> dict[int, dict[str, float]]:
+    """Per layer, on held-out text: unexplained variance, L0 and latents that never fire. BOS left out.
+
+    "usual tokens" are those no longer than 6 times the median token: in the early layers one token in
+    forty is ten times longer than the others, and rules the total.
+    """
+    model, _ = load_model(lab.name, dtype=torch.bfloat16)
+    sums = {layer: dict.fromkeys(("error", "usual_error", "n", "n_usual", "l0"), 0.0) for layer in lab.sae_layers}
+    fired = {layer: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for layer, sae in lab.saes.items()}
+    moments: dict[tuple[int, str], list[torch.Tensor]] = {}
+    medians: dict[int, torch.Tensor] = {}
+    for batch in tqdm(tokens.split(64), desc="held-out text"):
+        for name, x in residuals(model, batch, lab.sae_layers).items():
+            layer = int(name.split(".")[1])
+            x = x.flatten(0, 1).float()
+            sae, total = lab.saes[layer], sums[layer]
+            f = sae.encode(x)
+            error = (x - sae.decode(f)).pow(2).sum(1)
+            usual = x.norm(dim=1) < 6 * medians.setdefault(layer, x.norm(dim=1).median())
+            for kind, rows in (("all", slice(None)), ("usual", usual)):
+                first, second, count = moments.setdefault((layer, kind), [torch.zeros(x.shape[1], dtype=torch.double), 0.0, 0])
+                part = x[rows].double()
+                moments[layer, kind] = [first + part.sum(0), second + part.pow(2).sum().item(), count + len(part)]
+            total["error"] += error.sum().item()
+            total["usual_error"] += error[usual].sum().item()
+            total["n_usual"] += usual.sum().item()
+            total["n"] += len(x)
+            total["l0"] += (f > 0).sum().item()
+            fired[layer] |= (f > 0).any(0)
+
+    def variance(layer: int, kind: str) -> float:
+        first, second, count = moments[layer, kind]
+        return second - (first.pow(2).sum() / count).item()
+
+    return {
+        layer: {
+            "unexplained_variance": total["error"] / variance(layer, "all"),
+            "unexplained_variance_usual_tokens": total["usual_error"] / variance(layer, "usual"),
+            "share_of_usual_tokens": total["n_usual"] / total["n"],
+            "l0": total["l0"] / total["n"],
+            "dead": 1 - fired[layer].float().mean().item(),
+            "n_tokens": int(total["n"]),
+        }
+        for layer, total in sums.items()
+    }
+
+
+def kept(model: torch.Tensor, spliced: torch.Tensor, seed: int = 0) -> Interval:
+    """mean(spliced) / mean(model) with a 95 % bootstrap interval over prompts."""
+    samples = torch.randint(len(model), (2000, len(model)), generator=torch.Generator().manual_seed(seed))
+    ratios = spliced[samples].mean(1) / model[samples].mean(1)
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval((spliced.mean() / model.mean()).item(), low, high)
+
+
+def on_prompts(lab: Lab, n: int) -> list[dict[str, object]]:
+    """Share of the model's logit difference that is left with SAEs spliced in, on held-out prompts."""
+    rows = []
+    for name in available_tasks():
+        test, train = (load_task(name, lab.tokenizer, split, n=n, verbose=False) for split in ("test", "train"))
+        model = SplicedModel(lab).model_logit_diff(test)
+        for gap in GAPS:
+            layers = lab.sae_layers[:: -(gap // 3)][::-1]
+            for error in ("drop", "mean"):
+                spliced = SplicedModel(lab, layers, error)
+                means = spliced.patch_means(train.patch) if error == "mean" else None
+                share = kept(model, spliced.logit_diff(test, means=means))
+                rows.append(
+                    {
+                        "task": name, "gap": gap, "layers": layers, "error": error, "n": len(test),
+                        "model_logit_diff": model.mean().item(), "accuracy": (model > 0).float().mean().item(), "kept": vars(share),
+                    }
+                )  # fmt: skip
+                print(f"{name:14} gap {gap:2} {error:5} kept {share}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lab", default="smollm2")
+    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="the files that the SAEs were trained on")
+    parser.add_argument("--sequences", type=int, default=1500, help="held-out sequences of 32 tokens")
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts a task")
+    args = parser.parse_args()
+    lab = load_lab(args.lab)
+    _, held_out = read_paragraphs(args.corpus)
+    sequences = Sequences(held_out, [], lab.tokenizer, seq_len=32, seed=0)
+    path = SAES_DIR / args.lab / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    n = min(args.sequences, len(sequences))
+    metrics["held_out_text"] = {hook_point(layer): row for layer, row in on_text(lab, sequences.batch(0, n)).items()}
+    metrics["held_out_prompts"] = on_prompts(lab, args.prompts)
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
+    for name, row in metrics["held_out_text"].items():
+        print(name, {key: round(value, 3) for key, value in row.items()})
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
