@@ -116,8 +116,15 @@ class SplicedModel:
             track_latents: build the graph from every SAE's latents on, so that they have gradients.
 
         Raises:
+            ValueError: column 0 is not BOS, though the model was told so; ``error="mean"`` without ``means``.
             RuntimeError: a hook did not fire, so that the numbers would not be those of the spliced model.
         """
+        bos = self.lab.tokenizer.bos_token_id
+        if self.first and bos is not None and (tokens[:, 0] != bos).any():
+            raise ValueError(
+                f"column 0 is to be left alone as BOS (token {bos}), but holds {tokens[:, 0].unique().tolist()[:5]}. Put BOS first "
+                "(load_task does), or make SplicedModel(…, has_bos=False)."
+            )
         if self.error == "mean" and means is None:
             raise ValueError("error='mean' puts back the mean error over patch prompts: give means=spliced.patch_means(task.patch).")
         errors = self._errors(tokens if clean_tokens is None else clean_tokens, means)

@@ -39,7 +39,7 @@ class PromptPair:
     """One line of a task file: a clean prompt, the patch prompt, and the answer to each.
 
     Answers carry their leading space (" is"). ``case`` names the kind of prompt, such as
-    ``singular_plural`` (number of the subject, number of the distractor) or ``ABBA``.
+    ``singular_plural`` (the numbers of its two nouns, in the order of the text) or ``ABBA``.
     """
 
     clean_prefix: str
@@ -85,12 +85,11 @@ class Task:
         """Tokens in a prompt, BOS included."""
         return self.clean.shape[1]
 
-    def __getitem__(self, rows: slice | Iterable[int] | Tensor) -> Task:
-        """A task of the chosen rows: ``task[:16]``, ``task[[3, 5]]``."""
-        if isinstance(rows, slice):
-            index = torch.arange(len(self))[rows]
-        else:
-            index = torch.as_tensor(list(rows), dtype=torch.long)
+    def __getitem__(self, rows: int | slice | Iterable[int] | Tensor) -> Task:
+        """A task of the chosen rows: ``task[3]``, ``task[:16]``, ``task[[3, 5]]``, ``task[case_is_abba]`` (booleans)."""
+        if isinstance(rows, int):
+            rows = [rows]
+        index = torch.arange(len(self))[rows if isinstance(rows, slice | Tensor) else list(rows)]
         return replace(
             self,
             pairs=tuple(self.pairs[i] for i in index.tolist()),
@@ -142,13 +141,15 @@ def load_task(
         name: one of `available_tasks`, or the path of a JSON-lines file in the same format.
         tokenizer: the lab's tokenizer (``lab.tokenizer``).
         split: ``"train"`` or ``"test"``; ignored for a path.
-        n: keep at most the first ``n`` usable pairs.
+        n: keep at most the first ``n`` usable pairs (1 or more).
         prepend_bos: put the tokenizer's BOS token first, if it has one.
         verbose: print what was dropped.
 
     Raises:
-        TaskError: unknown name or split; a malformed line; fewer than `MIN_PAIRS` usable pairs.
+        TaskError: unknown name or split; a malformed line; fewer than `MIN_PAIRS` usable pairs; ``n`` below 1.
     """
+    if n is not None and n < 1:
+        raise TaskError(f"n must be 1 or more, not {n}.")
     path = _find(name, split)
     task_name = str(name) if not _is_path(name) else Path(name).stem
     pairs = read_pairs(path)
@@ -207,8 +208,12 @@ def read_pairs(path: Path) -> list[PromptPair]:
         TaskError: naming file and line, where a line is no JSON object or lacks one of the keys.
     """
     pairs = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with open(path, "rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise TaskError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from error
             if not line.strip():
                 continue
             try:
@@ -245,7 +250,10 @@ def _find(name: str | Path, split: str) -> Path:
         )
     if split not in SPLITS:
         raise TaskError(f"split must be 'train' or 'test', not {split!r}")
-    return TASKS_DIR / f"{name}_{split}.jsonl"
+    path = TASKS_DIR / f"{name}_{split}.jsonl"
+    if not path.is_file():
+        raise TaskError(f"{path} is missing. Write it with: python -m course_utils.tasks")
+    return path
 
 
 def _encode(tokenizer, text: str) -> list[int]:
@@ -445,6 +453,8 @@ def generate_pairs(name: str, split: str, n: int, seed: int = 0) -> list[PromptP
         raise TaskError(f"no generator for {name!r}; there are {', '.join(GENERATORS)}")
     if split not in SPLITS:
         raise TaskError(f"split must be 'train' or 'test', not {split!r}")
+    if n < 1:
+        raise TaskError(f"n must be 1 or more, not {n}.")
     rng = random.Random(f"{name}/{split}/{seed}")
     pairs: dict[PromptPair, None] = {}
     for _ in range(50 * n):

@@ -121,19 +121,14 @@ def fetch(weights: WeightFile) -> Path:
                 return target
         said = []
         for source, get in SOURCES.items():
-            work = Path(tempfile.mkdtemp(dir=folder, prefix="part-")) if source != "hub" else folder / "hub"
+            work = folder / "hub" if source == "hub" else Path(tempfile.mkdtemp(dir=folder, prefix="part-"))
             try:
-                found = get(weights, work)
-                verify(found, weights)
-                _place(found, target)
-                _mark_known_good(target, weights)
+                _place(get(weights, work), target, weights, ours=work)
                 return target
-            except WeightsError as error:
+            except (WeightsError, OSError) as error:
                 said.append(f"  - {source}: {error}")
-                if source == "hub":
-                    (work / weights.name).unlink(missing_ok=True)  # wrong bytes must not be resumed from
             finally:
-                if source != "hub":
+                if source != "hub":  # its folder holds what a broken download resumes from
                     shutil.rmtree(work, ignore_errors=True)
         raise WeightsError(_help(weights, said))
 
@@ -170,14 +165,22 @@ def _mark_known_good(target: Path, weights: WeightFile) -> None:
     _mark(target).write_text(json.dumps({"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}))
 
 
-def _place(found: Path, target: Path) -> None:
-    """Move (or copy, if it is the user's own) a verified file into the cache in one step."""
-    if target.parent in found.parents:
-        os.replace(found, target)
-    else:
-        part = target.with_name(target.name + ".part")
-        shutil.copyfile(found, part)
+def _place(found: Path, target: Path, weights: WeightFile, *, ours: Path) -> None:
+    """Verify a file and move it into the cache in one step; copy it first, unless it lies in our own folder ``ours``."""
+    part = target.with_name(target.name + ".part")
+    try:
+        if ours in found.parents:
+            os.replace(found, part)
+        else:
+            shutil.copyfile(found, part)
+        try:
+            verify(part, weights)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(part), str(found))) from error
         os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    _mark_known_good(target, weights)
 
 
 def _from_folder(weights: WeightFile, work: Path) -> Path:
@@ -194,7 +197,6 @@ def _from_hub(weights: WeightFile, work: Path) -> Path:
     if not weights.hub_repo:
         raise WeightsError("not on the hub")
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
         raise WeightsError("HF_HUB_OFFLINE is set")
@@ -202,13 +204,17 @@ def _from_hub(weights: WeightFile, work: Path) -> Path:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5)
     except urllib.error.HTTPError:
         pass  # it answered
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot be reached ({getattr(error, 'reason', error)})") from error
+    except Exception as error:  # whatever a network can do wrong: the next source may do better
+        raise WeightsError(f"cannot be reached ({getattr(error, 'reason', None) or _first_line(error)})") from error
     try:
         # into a folder of ours, with hf_hub_download's own progress bar; it resumes a broken download
         return Path(hf_hub_download(weights.hub_repo, weights.name, revision=weights.hub_revision, local_dir=work))
-    except (OSError, HfHubHTTPError) as error:
-        raise WeightsError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        raise WeightsError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _from_index(weights: WeightFile, work: Path) -> Path:

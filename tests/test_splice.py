@@ -179,6 +179,9 @@ def test_bad_arguments_are_named(lab, task):
         SplicedModel(lab, error="ignore")
     with pytest.raises(ValueError, match="means="):
         SplicedModel(lab, error="mean").run(task.clean)
+    with pytest.raises(ValueError, match="column 0"):
+        SplicedModel(lab).run(task.clean[:, 1:])
+    assert SplicedModel(lab, has_bos=False).run(task.clean[:, 1:]).logits.isfinite().all()
     wrong = SAEMasks([hook_point(1), hook_point(3)], [torch.ones(9, 24)] * 2)
     with pytest.raises(MaskError, match=r"blocks\.1.*\[9, 24\].*\[6, 24\]"):
         SplicedModel(lab).run(task.clean, masks=wrong)
