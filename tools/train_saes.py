@@ -70,7 +70,7 @@ class Sequences:
     ):
         self.bos_id, self.seq_len, self.seed, self.prompt_share = tokenizer.bos_token_id, seq_len, seed, prompt_share
         sentences = [s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s]
-        encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
+        encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []  # noqa: E731
         self.starts = encode(sentences)
         self.continuations = encode([" " + sentence for sentence in sentences])
         self.prompts = encode(prompts)
