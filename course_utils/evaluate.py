@@ -7,6 +7,11 @@ gets, and papers differ in what they call nothing and everything. All three are 
     vs_model    (F(C) − F(∅)) / (F(M) − F(∅))    Wang et al. 2022, Marks et al. 2024
     vs_spliced  (F(C) − F(∅)) / (F(S) − F(∅))    charges the circuit nothing for what the SAEs lose
     raw         F(C) / F(S)                      the post: F(∅) is taken to be 0
+
+All three compare means over prompts, so that a circuit which is too sure of one prompt and too unsure of
+the next can score 1. The *gap* cannot be fooled so: it is what a learned mask minimises, per prompt,
+
+    gap         mean |LD_C − LD_S| / mean |LD_∅ − LD_S|    0 = the same on every prompt, 1 = as far off as nothing
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from course_utils.tasks import Task
 
 MASKS_DIR = Path(__file__).resolve().parent.parent / "data" / "masks"
 NORMALISATIONS = ("vs_model", "vs_spliced", "raw")
+MEASURES = (*NORMALISATIONS, "gap")
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,13 @@ class Faithfulness:
     """The three faithfulnesses of one circuit, and the mean logit differences they are made of.
 
     0 = no better than ablating every latent; 1 = as good as the model (or the spliced model); above 1,
-    the circuit is surer than the model. ``n`` prompts.
+    the circuit is surer than the model. ``gap`` compares prompt by prompt: 0 is best. ``n`` prompts.
     """
 
     vs_model: Interval
     vs_spliced: Interval
     raw: Interval
+    gap: Interval
     f_model: float
     f_spliced: float
     f_circuit: float
@@ -100,17 +107,18 @@ def faithfulness(
     table = torch.stack([row.double().cpu() for row in rows])  # [4, n]
     n = table.shape[1]
     samples = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed))
-    resampled = _ratios(table[:, samples].mean(-1))  # [3, n_bootstrap]
+    table = torch.cat([table, (table[2:] - table[1]).abs()])  # two rows more: |LD_C − LD_S| and |LD_∅ − LD_S|
+    resampled = _ratios(table[:, samples].mean(-1))  # [4, n_bootstrap]
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.double), dim=-1)
     value = _ratios(table.mean(-1))
-    intervals = [Interval(*(float(x[i]) for x in (value, low, high))) for i in range(len(NORMALISATIONS))]
-    f_model, f_spliced, f_circuit, f_empty = table.mean(-1).tolist()
+    intervals = [Interval(*(float(x[i]) for x in (value, low, high))) for i in range(len(MEASURES))]
+    f_model, f_spliced, f_circuit, f_empty, *_ = table.mean(-1).tolist()
     return Faithfulness(*intervals, f_model=f_model, f_spliced=f_spliced, f_circuit=f_circuit, f_empty=f_empty, n=n)
 
 
-def _ratios(means: Float[Tensor, "4 *samples"]) -> Float[Tensor, "3 *samples"]:
-    model, spliced, circuit, empty = means
-    return torch.stack([(circuit - empty) / (model - empty), (circuit - empty) / (spliced - empty), circuit / spliced])
+def _ratios(means: Float[Tensor, "6 *samples"]) -> Float[Tensor, "4 *samples"]:
+    model, spliced, circuit, empty, off, off_empty = means
+    return torch.stack([(circuit - empty) / (model - empty), (circuit - empty) / (spliced - empty), circuit / spliced, off / off_empty])
 
 
 def nodes_per_layer(masks: SAEMasks) -> dict[str, int]:
@@ -171,7 +179,7 @@ class Frontier:
             {
                 "method": point.method,
                 "nodes": point.n_nodes,
-                **{name: str(getattr(point.faithfulness, name)) for name in NORMALISATIONS},
+                **{name: str(getattr(point.faithfulness, name)) for name in MEASURES},
                 "F(C)": round(point.faithfulness.f_circuit, 3),
                 "sparsity": point.sparsity,
                 "seed": point.seed,
@@ -205,7 +213,7 @@ class Frontier:
 
 
 def _faithfulness_from(record: dict) -> Faithfulness:
-    return Faithfulness(**{**record, **{name: Interval(**record[name]) for name in NORMALISATIONS}})
+    return Faithfulness(**{**record, **{name: Interval(**record[name]) for name in MEASURES}})
 
 
 def score_frontier(

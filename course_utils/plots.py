@@ -26,6 +26,7 @@ AXIS_LABELS = {
     "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
     "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
     "raw": "faithfulness  F(C) / F(S)",
+    "gap": "gap  mean |LD_C − LD_S| / mean |LD_∅ − LD_S|",
 }
 
 
@@ -37,27 +38,27 @@ def show(figure: Figure, alt: str) -> None:
     display(Image(png.getvalue(), alt=alt))
 
 
-def frontier_figure(frontier: Frontier, title: str, normalisation: str = "vs_spliced") -> Figure:
-    """Nodes (log scale) against faithfulness, a line a method, bars for the 95 % intervals over prompts."""
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
-        points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
-        intervals = [getattr(point.faithfulness, normalisation) for point in points]
-        value = [interval.value for interval in intervals]
-        bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-        axes.errorbar(
-            [point.n_nodes for point in points], value, yerr=bars, label=method, color=colour, marker=marker,
-            capsize=2, linewidth=1.5, markersize=5,
-        )  # fmt: skip
-    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-    axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel("nodes (position, latent) kept")
-    axes.set_ylabel(AXIS_LABELS[normalisation])
-    axes.set_title(title, wrap=True)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")) -> Figure:
+    """Nodes (log scale) against each measure, a line a method, bars for the 95 % intervals over prompts."""
+    figure, panels = plt.subplots(1, len(measures), figsize=(5.5 * len(measures), 4.3), layout="constrained", squeeze=False)
+    for axes, measure in zip(panels[0], measures):
+        for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
+            points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
+            intervals = [getattr(point.faithfulness, measure) for point in points]
+            bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+            axes.errorbar(
+                [point.n_nodes for point in points], [i.value for i in intervals], yerr=bars, label=method, color=colour,
+                marker=marker, capsize=2, linewidth=1.5, markersize=5,
+            )  # fmt: skip
+        for level in (0, 1):
+            axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel("nodes (position, latent) kept")
+        axes.set_ylabel(AXIS_LABELS[measure])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][-1].legend(frameon=False)
+    figure.suptitle(title)
     return figure
 
 

@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 
 from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
-from course_utils.evaluate import Frontier, faithfulness, nodes_per_layer, references, score_frontier
+from course_utils.evaluate import MEASURES, Frontier, faithfulness, nodes_per_layer, references, score_frontier
 from course_utils.labs import load_lab
 from course_utils.masks import SAEMasks
 from course_utils.optimize import learn_masks
@@ -66,8 +66,9 @@ SEED = 0
 
 # %%
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (32, 48) if QUICK else (48, 100)
-PRICES = [0.03, 0.3] if QUICK else [0.003, 0.01, 0.03, 0.1, 0.3]
+N_TRAIN, N_TEST = (48, 48) if QUICK else (256, 100)  # prompts to learn on and to judge on
+N_SCORED = 16 if QUICK else 48  # prompts that attribution scores are averaged over
+PRICES = [0.03, 0.3] if QUICK else [0.003, 0.03, 0.1, 0.3]
 IG_STEPS = 2 if QUICK else 10
 
 # %% [markdown]
@@ -169,9 +170,10 @@ pd.DataFrame(
 # times the change. **Integrated gradients** (IG) walk from clean to patch in steps and average the gradient on the way.
 
 # %%
+scored = train[:N_SCORED]
 scores = {
-    "AtP": atp(spliced, train, progress=True),
-    "IG": integrated_gradients(spliced, train, steps=IG_STEPS, progress=True),
+    "AtP": atp(spliced, scored, progress=True),
+    "IG": integrated_gradients(spliced, scored, steps=IG_STEPS, progress=True),
 }
 
 # %% [markdown]
@@ -239,12 +241,14 @@ show(history_figure(learned.history, title), alt=f"Two line plots over steps: th
 
 # %% [markdown]
 # Does this circuit do the job on sentences with nouns that it has never seen? Three ways to say it, since papers
-# differ: against the model, against the spliced model, and the plain ratio of the post. Brackets: 95 % intervals over
-# prompts.
+# differ: against the model, against the spliced model, and the plain ratio of the post. All compare *means* over prompts: a
+# circuit that is too sure of one prompt and too unsure of the next can score 1. So there is a fourth, the **gap**: how far
+# the circuit's logit difference is from the spliced model's *on each prompt* (0 = the same on every prompt, 1 = as far off
+# as with every latent ablated). It is what the mask was trained to make small. Brackets: 95 % intervals over prompts.
 
 # %%
 found = faithfulness(spliced, test, learned.masks, means, against=reference)
-pd.Series({name: str(getattr(found, name)) for name in ("vs_model", "vs_spliced", "raw")}).to_frame(f"{learned.n_nodes} nodes, {found.n} prompts")
+pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(f"{learned.n_nodes} nodes, {found.n} prompts")
 
 # %% [markdown]
 # ## 6. The frontier
@@ -253,10 +257,11 @@ pd.Series({name: str(getattr(found, name)) for name in ("vs_model", "vs_spliced"
 # for each number of nodes. Against the mask stand the attribution methods, and two baselines that any method must beat:
 # the nodes whose activation changes most between clean and patch, and nodes drawn at random among those that fire.
 # "IG to means" is the integrated gradient towards the mean, which is the ablation that judges it. All choose their nodes
-# on training prompts; all are judged on the same held-out prompts.
+# on training prompts (gradient scores, which settle quickly, average over `N_SCORED` of those that the mask learns on); all
+# are judged on the same held-out prompts.
 
 # %%
-scores["IG to means"] = integrated_gradients(spliced, train, steps=IG_STEPS, means=means, baseline="mean", progress=True)
+scores["IG to means"] = integrated_gradients(spliced, scored, steps=IG_STEPS, means=means, baseline="mean", progress=True)
 scores["largest change"] = largest_change(spliced, train)
 scores["random"] = random_scores(spliced, train, seed=SEED)
 
@@ -286,8 +291,8 @@ for method, score in scores.items():
 def headline(frontier, n_nodes):
     """A title that says what the figure shows: every method's faithfulness with this many nodes."""
     points = [point for point in frontier.points if point.n_nodes == n_nodes]
-    said = [f"{point.method} {point.faithfulness.vs_spliced.value:.2f}" for point in points]
-    return f"{frontier.task} with {n_nodes} nodes: " + ", ".join(said)
+    said = [f"{point.method} {point.faithfulness.vs_spliced.value:.2f}/{point.faithfulness.gap.value:.2f}" for point in points]
+    return f"{frontier.task} with {n_nodes} nodes, faithfulness/gap:\n" + ", ".join(said)
 
 
 title = headline(frontier, learned.n_nodes)
@@ -338,19 +343,25 @@ if not QUICK:
 #
 # *When Mary and John went to the store, John gave a drink to* → *Mary*. The model has to notice which name is repeated
 # and move the other one to the end. In the patch prompt three other people take part, so nothing determines the answer.
+#
+# There is a catch. Latents that stand for *Mary* are of no use for *Laura*, so a circuit found on some names may not
+# know others. We judge on two sets: new prompts whose names occur in training, and new prompts with new names.
 
 # %%
-ioi_train = load_task("ioi", lab.tokenizer, "train", n=16 if QUICK else 48)
-ioi_test = load_task("ioi", lab.tokenizer, "test", n=16 if QUICK else 64)
+ioi_all = load_task("ioi", lab.tokenizer, "train")
+ioi_train, ioi_test = ioi_all[: 32 if QUICK else 256], ioi_all[516 if not QUICK else 580 :]
+ioi_new_names = load_task("ioi", lab.tokenizer, "test", n=len(ioi_test))
 ioi_means = spliced.patch_means(ioi_train.patch)
 ioi_reference = references(spliced, ioi_test, ioi_means)
 pd.Series({"F(M)": ioi_reference.model.mean().item(), "F(S)": ioi_reference.spliced.mean().item(), "F(∅)": ioi_reference.empty.mean().item()}).round(3)
 
 # %%
 ioi = Frontier.of(spliced, ioi_test)
-for price in [0.02] if QUICK else [0.003, 0.02]:
-    result = learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED)
-    ioi.add("learned mask", result.masks, faithfulness(spliced, ioi_test, result.masks, ioi_means, against=ioi_reference), sparsity=price, seed=SEED)
+ioi_circuits = []
+for price in [0.003] if QUICK else [0.001, 0.003]:
+    ioi_circuits.append(learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED).masks)
+    found = faithfulness(spliced, ioi_test, ioi_circuits[-1], ioi_means, against=ioi_reference)
+    ioi.add("learned mask", ioi_circuits[-1], found, sparsity=price, seed=SEED)
 
 # %%
 ioi_scored, ioi_steps = (ioi_train[:8], 1) if QUICK else (ioi_train[:24], 5)
@@ -372,23 +383,41 @@ if not QUICK:
 pd.DataFrame(ioi.rows())
 
 # %% [markdown]
+# The same circuits on names that they have never seen:
+
+# %%
+pd.DataFrame(
+    {
+        f"{masks.get_num_latents()} nodes": {
+            "names seen in training": str(faithfulness(spliced, ioi_test, masks, ioi_means).vs_spliced),
+            "new names": str(faithfulness(spliced, ioi_new_names, masks, ioi_means).vs_spliced),
+        }
+        for masks in ioi_circuits
+    }
+)
+
+# %% [markdown]
 # ## What we saw
 
 # %%
 for result in (frontier, ioi):
-    mask = {point.n_nodes: point.faithfulness.vs_spliced for point in result.of_method("learned mask") if point.n_nodes}
+    mask = {point.n_nodes: point.faithfulness.gap for point in result.of_method("learned mask") if point.n_nodes}
     for method in result.methods[1:]:
-        other = {point.n_nodes: point.faithfulness.vs_spliced for point in result.of_method(method)}
-        above = [n for n, interval in mask.items() if interval.low > other[n].high]
-        below = [n for n, interval in mask.items() if interval.high < other[n].low]
-        print(f"{result.task}: of {len(mask)} sizes, the mask is clearly above {method} at {above}, clearly below at {below}")
+        other = {point.n_nodes: point.faithfulness.gap for point in result.of_method(method)}
+        better = [n for n, interval in mask.items() if interval.high < other[n].low]
+        worse = [n for n, interval in mask.items() if interval.low > other[n].high]
+        print(f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {list(mask)}")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is learned, so nodes that
-# only work together are kept together, and the second of two that do the same work is dropped. Look at the frontier above
-# before you believe it: which method reaches which faithfulness with how many nodes is in the figure and the table.
 # ("Clearly": the 95 % intervals do not overlap.)
+#
+# **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is learned. Section 4 shows
+# where the scores go wrong: a gradient at one point can miss an early node almost completely. The frontier shows how
+# much that costs, and to whom: compare the mask with AtP, with IG towards the patch prompt, and with IG towards the mean,
+# which knows the ablation that will judge it. On agreement, a strong attribution method can match the mask's *average*
+# faithfulness, overshooting 1 on the way; the gap, prompt by prompt, is the stricter judge, and its table says who wins where.
+# On IOI the answer is a name, the circuits are large, and part of them is about names: new names lose some of it.
 #
 # **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the SAEs do not represent
 # is in no circuit. One seed per mask says nothing about stability. And a faithful circuit need not be complete: notebook

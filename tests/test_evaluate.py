@@ -28,6 +28,7 @@ def test_the_three_faithfulnesses_by_hand():
     assert found.vs_model.value == pytest.approx((3 - 1) / (5 - 1))
     assert found.vs_spliced.value == pytest.approx((3 - 1) / (4 - 1))
     assert found.raw.value == pytest.approx(3 / 4)
+    assert found.gap.value == pytest.approx((1 + 1) / (2 + 4))
     assert (found.f_model, found.f_spliced, found.f_circuit, found.f_empty, found.n) == (5, 4, 3, 1, 2)
 
 
@@ -48,6 +49,12 @@ def test_resampling_keeps_prompts_together():
     model = torch.tensor([1.0, 5.0, 9.0])
     found = faithfulness(Fixed((model / 2).tolist()), None, None, None, against=References(model, model, torch.zeros(3)))
     assert found.vs_model.low == pytest.approx(0.5) and found.vs_model.high == pytest.approx(0.5)
+
+
+def test_a_circuit_that_is_right_on_average_only_has_a_gap():
+    against = References(model=torch.tensor([4.0, 4.0]), spliced=torch.tensor([4.0, 4.0]), empty=torch.zeros(2))
+    found = faithfulness(Fixed([1.0, 7.0]), None, None, None, against=against)
+    assert found.vs_spliced.value == pytest.approx(1) and found.gap.value == pytest.approx(3 / 4)
 
 
 def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(lab, task):

@@ -13,14 +13,15 @@ A, B = hook_point(1), hook_point(3)
 
 def point(method, n_nodes, value):
     interval = Interval(value, value - 0.1, value + 0.2)
-    return Point(method, n_nodes, Faithfulness(interval, interval, interval, 1, 1, 1, 0, 10), {A: n_nodes})
+    return Point(method, n_nodes, Faithfulness(interval, interval, interval, interval, 1, 1, 1, 0, 10), {A: n_nodes})
 
 
 def test_the_frontier_figure_has_a_line_a_method_with_its_intervals():
     frontier = Frontier("sva", "tiny", [1, 3], "drop", [point("mask", 10, 0.9), point("mask", 2, 0.5), point("IG", 5, 0.4)])
-    axes = plots.frontier_figure(frontier, "finding").axes[0]
+    figure = plots.frontier_figure(frontier, "finding")
+    axes = figure.axes[0]
     lines = {container.get_label(): container for container in axes.containers}
-    assert set(lines) == {"mask", "IG"} and axes.get_xscale() == "log" and axes.get_title() == "finding"
+    assert set(lines) == {"mask", "IG"} and axes.get_xscale() == "log" and figure.get_suptitle() == "finding"
     assert lines["mask"][0].get_xydata().tolist() == [[2, 0.5], [10, 0.9]]
     ends = [segment[:, 1].tolist() for segment in lines["mask"][2][0].get_segments()]
     assert ends == [pytest.approx([0.4, 0.7]), pytest.approx([0.8, 1.1])]
