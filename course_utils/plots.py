@@ -12,7 +12,7 @@ import torch
 from IPython.display import HTML, Image, display
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from course_utils.evaluate import Frontier
@@ -26,7 +26,7 @@ AXIS_LABELS = {
     "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
     "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
     "raw": "faithfulness  F(C) / F(S)",
-    "gap": "gap  mean |LD_C − LD_S| / mean |LD_∅ − LD_S|",
+    "gap": "gap per prompt (0 is best)",
 }
 
 
@@ -53,11 +53,13 @@ def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("
         for level in (0, 1):
             axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("nodes (position, latent) kept")
         axes.set_ylabel(AXIS_LABELS[measure])
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][-1].legend(frameon=False)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(frontier.methods), frameon=False)
     figure.suptitle(title)
     return figure
 
