@@ -168,7 +168,7 @@ def test_a_second_fetch_asks_no_source(stick, cache, no_source):
 def test_a_file_that_was_verified_before_is_not_hashed_again(stick, monkeypatch):
     fetch(made_up())
     monkeypatch.setattr(weights_module, "sha256_of", lambda path: pytest.fail("hashed again"))
-    fetch(made_up())
+    assert fetch(made_up()).read_bytes() == RIGHT
 
 
 @pytest.mark.parametrize("mark", [None, "{", "[]", '{"sha256": "0", "size": 1, "mtime_ns": 1}'])
