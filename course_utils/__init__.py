@@ -9,6 +9,7 @@
     optimize.py     a learned mask
     evaluate.py     how good is a circuit?
     plots.py        the figures
+    widgets.py      things to click on
 
 The data's way is one line: ``Task → SplicedModel(lab) → scores | masks → evaluation → figure``.
 """

@@ -111,7 +111,7 @@ def read_paragraphs(corpora: list[Path]) -> tuple[list[str], list[str]]:
 
 
 def training_prompts(n_per_task: int, seed: int) -> list[str]:
-    """Prompts of the course's kinds from the train vocabulary; half of them followed by their answer."""
+    """Prompts of the course's kinds from the train vocabulary, clean or patch, with their answer where they have one."""
     rng = random.Random(seed)
     prompts = []
     for name in GENERATORS:
