@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.masks import Scores
-from course_utils.splice import PatchMeans, SplicedModel, batches, logit_diff
+from course_utils.splice import PatchMeans, SplicedModel, Start, batches, decode
 from course_utils.tasks import Task
 
 Baseline = Literal["patch", "mean"]
@@ -44,7 +44,7 @@ def atp(
     means: PatchMeans | None = None,
     baseline: Baseline = "patch",
     aggregate: Aggregate = "mean",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Scores:
     """Attribution patching: Δ = ∂LD/∂f at the clean latents · (f − f_baseline), all SAEs in one pass.
@@ -59,9 +59,10 @@ def atp(
     """
     _check(means, baseline, aggregate)
     total = _Mean(aggregate, len(task))
-    for batch in tqdm(list(batches(task, batch_size)), desc="AtP", disable=not progress):
-        run = spliced.run(batch.clean, means=means, track_latents=True)
-        gradients = torch.autograd.grad(logit_diff(run.logits, batch).sum(), list(run.latents.values()))
+    size = batch_size or spliced.batch_size(task.seq_len, gradient=True)
+    for batch in tqdm(list(batches(task, size)), desc="AtP", disable=not progress):
+        run = spliced.run(batch.clean, means=means, lengths=batch.lengths, track_latents=True)
+        gradients = torch.autograd.grad(run.logit_diff(batch).sum(), list(run.latents.values()))
         reference = _baseline_latents(spliced, batch, means, baseline)
         for (name, f), gradient in zip(run.latents.items(), gradients):
             total.add(name, gradient * (f - reference[name]))
@@ -76,7 +77,7 @@ def integrated_gradients(
     means: PatchMeans | None = None,
     baseline: Baseline = "patch",
     aggregate: Aggregate = "mean",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Scores:
     """Integrated gradients, one SAE at a time: the mean gradient at ``steps`` points × (clean − baseline).
@@ -95,21 +96,49 @@ def integrated_gradients(
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}.")
     total = _Mean(aggregate, len(task))
+    at_once = batch_size or spliced.batch_size(task.seq_len, gradient=True)  # prompts × points
     bar = tqdm(total=len(task) * len(spliced.saes), desc="IG", unit="prompt", disable=not progress)
-    for batch in batches(task, batch_size):
+    for batch in batches(task, max(1, at_once // steps)):
         with torch.no_grad():
-            clean = spliced.run(batch.clean, means=means).latents
+            clean = spliced.run(batch.clean, means=means, lengths=batch.lengths)
             reference = _baseline_latents(spliced, batch, means, baseline)
-        for name in spliced.hook_points:
-            gradient = torch.zeros_like(clean[name])
-            for j in range(steps):
-                point = torch.lerp(clean[name], reference[name].expand_as(clean[name]), j / steps).requires_grad_()
-                run = spliced.run(batch.clean, means=means, latents={name: point})
-                gradient += torch.autograd.grad(logit_diff(run.logits, batch).sum(), point)[0] / steps
-            total.add(name, gradient * (clean[name] - reference[name]))
+        for name, start in clean.starts.items():
+            change = clean.latents[name] - reference[name]
+            total.add(name, change * _mean_gradient(spliced, name, start, batch, clean.latents[name], change, means, steps, at_once))
             bar.update(len(batch))
     bar.close()
     return total.scores()
+
+
+def _mean_gradient(
+    spliced: SplicedModel,
+    name: str,
+    start: Start,
+    batch: Task,
+    f: Float[Tensor, "batch seq d_sae"],
+    change: Float[Tensor, "batch seq d_sae"],
+    means: PatchMeans | None,
+    steps: int,
+    at_once: int,
+) -> Float[Tensor, "batch seq d_sae"]:
+    """∂LD/∂latents, averaged over the points f − (j/steps)·change.
+
+    A decoder is affine: a point between two latents decodes to the point between what they decode to. So the
+    points are taken after the decoder, and the mean gradient goes back through it once. Each forward pass starts
+    at this SAE, with as many points at once as fit.
+    """
+    sae, first = spliced.saes[name], spliced.first
+    with torch.no_grad():
+        clean, baseline = decode(sae, f[:, first:]), decode(sae, (f - change)[:, first:])
+    gradient = torch.zeros_like(clean)
+    for shares in (torch.arange(steps, device=f.device) / steps).split(max(1, at_once // len(batch))):
+        points = torch.lerp(clean, baseline, shares[:, None, None, None].to(clean)).flatten(0, 1).requires_grad_()
+        rows = torch.arange(len(batch)).repeat(len(shares))
+        run = spliced.run(start[rows.to(f.device)], means=means, outputs={name: points}, keep_latents=False)
+        found = torch.autograd.grad(run.logit_diff(batch[rows]).sum(), points)[0]
+        gradient += found.unflatten(0, (len(shares), -1)).sum(0) / steps
+    f = f.detach().requires_grad_()
+    return torch.autograd.grad(decode(sae, f[:, first:]), f, grad_outputs=gradient)[0]
 
 
 @torch.no_grad()
@@ -121,7 +150,7 @@ def activation_patching(
     means: PatchMeans | None = None,
     baseline: Baseline = "patch",
     aggregate: Aggregate = "mean",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Scores:
     """The ground truth for chosen nodes: LD(clean) − LD(clean, with this one node at its baseline value).
@@ -143,9 +172,9 @@ def activation_patching(
     values = {node: torch.zeros(()) for node in nodes}
     scores: dict[str, Tensor] = {}
     bar = tqdm(total=len(nodes) * len(task), desc="activation patching", unit="prompt", disable=not progress)
-    for batch in batches(task, batch_size):
-        run = spliced.run(batch.clean, means=means)
-        clean = logit_diff(run.logits, batch)
+    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
+        run = spliced.run(batch.clean, means=means, lengths=batch.lengths)
+        clean = run.logit_diff(batch)
         reference = _baseline_latents(spliced, batch, means, baseline)
         for name, f in run.latents.items():
             scores.setdefault(name, torch.full(f.shape[1:], torch.nan, device=f.device))
@@ -153,7 +182,8 @@ def activation_patching(
             name, position, latent = node
             f = run.latents[name].clone()
             f[:, position, latent] = reference[name].expand_as(f)[:, position, latent]
-            change = clean - logit_diff(spliced.run(batch.clean, means=means, latents={name: f}).logits, batch)
+            patched = spliced.run(run.starts[name], means=means, latents={name: f}, keep_latents=False)
+            change = clean - patched.logit_diff(batch)
             values[node] = values[node] + (change.abs() if aggregate == "mean_abs" else change).sum().cpu()
             bar.update(len(batch))
     bar.close()
@@ -163,27 +193,26 @@ def activation_patching(
 
 
 @torch.no_grad()
-def largest_change(spliced: SplicedModel, task: Task, *, means: PatchMeans | None = None, batch_size: int = 64) -> Scores:
+def largest_change(spliced: SplicedModel, task: Task, *, means: PatchMeans | None = None, batch_size: int | None = None) -> Scores:
     """A baseline without gradients: the mean over pairs of |clean activation − patch activation|."""
     total = _Mean("mean_abs", len(task))
-    for batch in batches(task, batch_size):
-        clean = spliced.run(batch.clean, means=means).latents
-        patch = spliced.run(batch.patch, means=means).latents
+    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
+        clean, patch = (spliced.run(tokens, means=means, lengths=batch.lengths).latents for tokens in (batch.clean, batch.patch))
         for name in clean:
             total.add(name, clean[name] - patch[name])
     return total.scores()
 
 
 @torch.no_grad()
-def random_scores(spliced: SplicedModel, task: Task, *, seed: int, means: PatchMeans | None = None, batch_size: int = 64) -> Scores:
+def random_scores(spliced: SplicedModel, task: Task, *, seed: int, means: PatchMeans | None = None, batch_size: int | None = None) -> Scores:
     """Chance: a random score in (0, 1] for every node that fires on some clean or patch prompt, 0 for the rest.
 
     Drawing from all nodes would be too weak a control: nearly all of them never fire on the task.
     """
     fires: dict[str, Tensor] = {}
-    for batch in batches(task, batch_size):
+    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
         for tokens in (batch.clean, batch.patch):
-            for name, f in spliced.run(tokens, means=means).latents.items():
+            for name, f in spliced.run(tokens, means=means, lengths=batch.lengths).latents.items():
                 fires[name] = fires.get(name, False) | (f != 0).any(0)
     generator = torch.Generator().manual_seed(seed)
     return {name: (1 - torch.rand(on.shape, generator=generator)).to(on.device) * on for name, on in fires.items()}
@@ -211,7 +240,7 @@ def _baseline_latents(spliced: SplicedModel, batch: Task, means: PatchMeans | No
     if baseline == "mean":
         return means.latents
     with torch.no_grad():
-        return spliced.run(batch.patch, means=means).latents
+        return spliced.run(batch.patch, means=means, lengths=batch.lengths).latents
 
 
 class _Mean:
@@ -222,7 +251,7 @@ class _Mean:
 
     def add(self, name: str, values: Float[Tensor, "batch seq d_sae"]) -> None:
         values = values.detach().abs() if self.aggregate == "mean_abs" else values.detach()
-        self.sums[name] = self.sums.get(name, 0) + values.sum(0)
+        self.sums[name] = self.sums.get(name, 0) + values.float().sum(0)
 
     def scores(self) -> dict[str, Float[Tensor, "seq d_sae"]]:
         return {name: total / self.n for name, total in self.sums.items()}

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_utils.masks import SAEMasks
-from course_utils.splice import PatchMeans, SplicedModel
+from course_utils.splice import PatchMeans, SplicedModel, Start
 from course_utils.tasks import Task
 
 MASKS_DIR = Path(__file__).resolve().parent.parent / "data" / "masks"
@@ -67,20 +67,26 @@ class Faithfulness:
 
 @dataclass(frozen=True)
 class References:
-    """F(M), F(S) and F(∅) for every prompt, ``[n]``: the same for every circuit, so computed once."""
+    """F(M), F(S) and F(∅) for every prompt, ``[n]``: the same for every circuit, so computed once.
+
+    ``start`` is what comes before the first SAE, which circuits share too.
+    """
 
     model: Float[Tensor, " n"]
     spliced: Float[Tensor, " n"]
     empty: Float[Tensor, " n"]
+    start: Start | None = field(default=None, repr=False)
 
 
 def references(spliced: SplicedModel, task: Task, means: PatchMeans) -> References:
     """What every circuit of this spliced model is compared with on these prompts."""
     empty = SAEMasks.full(means.latents, 0.0)
+    start = spliced.start(task.clean, lengths=task.lengths)
     return References(
         model=spliced.model_logit_diff(task),
-        spliced=spliced.logit_diff(task, means=means if spliced.error == "mean" else None),
-        empty=spliced.logit_diff(task, masks=empty, means=means),
+        spliced=spliced.logit_diff(task, means=means, start=start),
+        empty=spliced.logit_diff(task, masks=empty, means=means, start=start),
+        start=start,
     )
 
 
@@ -102,7 +108,7 @@ def faithfulness(
         n_bootstrap: resamples of the prompts for the 95 % percentile intervals.
     """
     against = against or references(spliced, task, means)
-    circuit = spliced.logit_diff(task, masks=masks, means=means)
+    circuit = spliced.logit_diff(task, masks=masks, means=means, start=against.start)
     rows = [against.model, against.spliced, circuit, against.empty]
     table = torch.stack([row.double().cpu() for row in rows])  # [4, n]
     n = table.shape[1]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from course_utils.weights import Wheel, WeightFile, converted
 
@@ -62,23 +66,23 @@ class Lab:
     """A frozen model, its tokenizer, and SAEs on its residual stream.
 
     Attributes:
-        model: a `TransformerBridge`; its parameters take no gradient.
+        hf_model: a causal language model of `transformers`; its parameters take no gradient.
         tokenizer: its ``bos_token`` starts every prompt of `load_task`.
         saes: ``{layer: SAE}``; the SAE of layer l reads and writes ``blocks.{l}.hook_resid_post``.
 
     Raises:
-        LabError: an SAE of another width, dtype or device than the model, or for a layer that the
-            model does not have.
+        LabError: an SAE of another width, dtype or device than the model, for a layer that the model does not
+            have, or that rescales each activation by itself.
     """
 
     name: str
-    model: TransformerBridge
+    hf_model: PreTrainedModel
     tokenizer: Any
     saes: dict[int, SAE]
 
     def __post_init__(self) -> None:
-        self.model.requires_grad_(False)
-        self.model.eval()
+        self.hf_model.requires_grad_(False)
+        self.hf_model.eval()
         for layer, sae in self.saes.items():
             sae.requires_grad_(False)
             sae.eval()
@@ -91,22 +95,37 @@ class Lab:
                 raise LabError(f"{where} is {sae.W_dec.dtype}, and the model is {self.dtype}. Convert one: sae.to(model_dtype).")
             if sae.W_dec.device.type != self.device.type:
                 raise LabError(f"{where} is on {sae.W_dec.device}, and the model is on {self.device}. Move one: sae.to(device).")
+            if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+                raise LabError(
+                    f"{where} rescales each activation ({sae.cfg.normalize_activations}) and needs the one it encoded last to decode: "
+                    "latents that are masked or put in cannot be decoded by it."
+                )
+
+    @cached_property
+    def model(self) -> TransformerBridge:
+        """The model as TransformerLens sees it, for hooks of your own: ``lab.model.run_with_hooks(…)``. Same weights, no copy."""
+        twin = _sharing_weights(self.hf_model)  # TransformerLens rewires the model that it is given
+        twin.config.architectures = [type(twin).__name__]  # a model made from its config does not say
+        name = self.hf_model.config.name_or_path or self.name
+        bridge = TransformerBridge.boot_transformers(name, hf_model=twin, tokenizer=self.tokenizer, device=str(self.device))
+        bridge.requires_grad_(False)
+        return bridge.eval()
 
     @property
     def n_layers(self) -> int:
-        return self.model.cfg.n_layers
+        return self.hf_model.config.get_text_config().num_hidden_layers
 
     @property
     def d_model(self) -> int:
-        return self.model.cfg.d_model
+        return self.hf_model.config.get_text_config().hidden_size
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return next(self.hf_model.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.hf_model.parameters()).device
 
     @property
     def sae_layers(self) -> list[int]:
@@ -116,6 +135,12 @@ class Lab:
     def __repr__(self) -> str:
         widths = sorted({sae.cfg.d_sae for sae in self.saes.values()})
         return f"Lab({self.name!r}: {self.n_layers} layers of width {self.d_model}, SAEs of {widths} latents after layers {self.sae_layers})"
+
+
+def _sharing_weights(model: nn.Module) -> nn.Module:
+    """Another module tree over the same tensors."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
 
 def hook_point(layer: int) -> str:
@@ -145,12 +170,10 @@ def load_lab(
     """
     if name not in LABS:
         raise LabError(f"unknown lab {name!r}. Known labs: {', '.join(LABS)}.")
-    spec = LABS[name]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     saes = load_saes(SAES_DIR / name, layers, device=device, dtype=dtype)
     model, tokenizer = load_model(name, device=device, dtype=dtype)
-    bridge = TransformerBridge.boot_transformers(str(converted(spec.weights)), hf_model=model, tokenizer=tokenizer, device=str(device))
-    return Lab(name, bridge, tokenizer, saes)
+    return Lab(name, model, tokenizer, saes)
 
 
 def load_model(name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

@@ -29,6 +29,18 @@ class MaskError(ValueError):
     """A mask that does not fit; the message names the hook point, what was wrong, what would be right."""
 
 
+def ablate(x: Float[Tensor, "*batch"], mask: Tensor, ablation: Tensor | None = None) -> Float[Tensor, "*batch"]:
+    """ablation + (x − ablation) · mask: ``x`` where the mask is 1, ``ablation`` (zero by default) where it is 0.
+
+    Half-precision latents are mixed in float32.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mask = mask.to(wide)
+    if ablation is None:
+        return (wide * mask).to(x.dtype)
+    return torch.lerp(ablation.to(wide), wide, mask).to(x.dtype)
+
+
 class SAEMasks(nn.Module):
     """Masks over SAE latents, by hook point.
 
@@ -71,15 +83,18 @@ class SAEMasks(nn.Module):
         mean_ablation: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"] | None = None,
     ) -> Float[Tensor, "*batch seq d_sae"]:
         """Latents ``x`` with those that are masked out replaced by ``mean_ablation`` (zero by default)."""
-        mask = self[sae_hook_point].to(x)
-        wanted = x.shape[-mask.ndim :]
-        if mask.shape != wanted:
+        self.check(sae_hook_point, seq=x.shape[-2] if x.ndim > 1 else 1, d_sae=x.shape[-1])
+        return ablate(x, self[sae_hook_point], mean_ablation)
+
+    def check(self, sae_hook_point: str, seq: int, d_sae: int) -> None:
+        """Raises `MaskError` if the mask at a hook point does not fit latents ``[…, seq, d_sae]``."""
+        mask = self[sae_hook_point]
+        wanted = (seq, d_sae)[-mask.ndim :]
+        if tuple(mask.shape) != wanted:
             raise MaskError(
                 f"{sae_hook_point}: the mask has shape {list(mask.shape)} and the latents end in {list(wanted)} "
                 "([seq, d_sae]). A per-position mask fits prompts of its own length only."
             )
-        ablation = torch.zeros_like(x) if mean_ablation is None else mean_ablation.to(x)
-        return ablation + (x - ablation) * mask
 
     # -- what is in it -------------------------------------------------------------------------
 

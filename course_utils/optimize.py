@@ -7,7 +7,8 @@ all but 0 or 1. The loss asks for the spliced model's answer with as few nodes a
 
     loss = |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
 
-and at the end the nodes with θ > 0 are kept. λ sets the price of a node; where a size is wanted instead
+and at the end the nodes with θ > 0 are kept. The sum is over the nodes that can matter: before the first mask
+acts, latents are what they are, and one that fires on no training prompt is left out. λ sets the price of a node; where a size is wanted instead
 (``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange multiplier.
 """
 
@@ -16,15 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.masks import SAEMasks
-from course_utils.splice import PatchMeans, SplicedModel, logit_diff
+from course_utils.splice import PatchMeans, SplicedModel, Start, batches, encode
 from course_utils.tasks import Task
+
+Candidates = Literal["all", "firing"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class MaskSettings:
         theta_init: θ at the start, for every node.
         tau_max: the temperature at the end; it starts at 1.
         per_position: a mask ``[seq, d_sae]``, or one ``[d_sae]`` for all positions.
+        candidates: ``"all"`` latents can fire while the mask is learned. ``"firing"``: only those that fire when
+            nothing is masked, on some training prompt, clean or patch; an approximation that makes the width of
+            the SAEs nearly free. `LearnedMask.candidate_error` says what it cost.
         seed: of the order of the prompts.
     """
 
@@ -51,6 +58,7 @@ class MaskSettings:
     theta_init: float = 1.0
     tau_max: float = 200.0
     per_position: bool = True
+    candidates: Candidates = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,9 +69,10 @@ class MaskSettings:
             ("batch_size", self.batch_size > 0, "above 0"),
             ("lr", self.lr > 0, "above 0"),
             ("tau_max", self.tau_max >= 1, "1 or more"),
+            ("candidates", self.candidates in get_args(Candidates), "'all' or 'firing'"),
         ):
             if not ok:
-                raise ValueError(f"{name} must be {want}, not {getattr(self, name)}.")
+                raise ValueError(f"{name} must be {want}, not {getattr(self, name)!r}.")
 
 
 @dataclass
@@ -72,9 +81,11 @@ class LearnedMask:
 
     Attributes:
         masks: zeros and ones: the nodes with θ > 0 (the best ``n_nodes`` of them, where a size was wanted).
-        theta: the learned numbers, by hook point.
+        theta: the learned numbers, by hook point; −∞ for latents that were left out.
         history: a record per step: loss, faithfulness loss, nodes on (θ > 0), temperature, λ.
         interrupted: whether Ctrl-C ended it early. ``learn_masks(…, resume=this)`` goes on.
+        candidate_error: with ``candidates="firing"``, the mean over training prompts of |LD with all latents − LD with
+            the candidates|, for this mask; None if all were candidates.
     """
 
     masks: SAEMasks
@@ -83,6 +94,7 @@ class LearnedMask:
     settings: MaskSettings
     interrupted: bool
     optimizer_state: dict = field(repr=False)
+    candidate_error: float | None = None
 
     @property
     def n_nodes(self) -> int:
@@ -131,17 +143,23 @@ def learn_masks(
     settings = replace(settings or MaskSettings(), **changes)
     if len(task) < settings.batch_size:
         raise ValueError(f"batch_size={settings.batch_size}, but {task!r} has only {len(task)} prompt pairs.")
-    means = means or spliced.patch_means(task.patch)
-    target = spliced.logit_diff(task, means=means if spliced.error == "mean" else None)
-
-    theta = {
-        name: torch.full_like(f if settings.per_position else f[0], settings.theta_init) for name, f in means.latents.items()
-    }
-    if resume is not None:
-        theta = {name: value.clone() for name, value in resume.theta.items()}
-    n_total = sum(value.numel() for value in theta.values())
+    means = means or spliced.patch_means(task.patch, lengths=task.lengths)
+    n_total = sum((f if settings.per_position else f[0]).numel() for f in means.latents.values())
     if settings.n_nodes is not None and settings.n_nodes > n_total:
         raise ValueError(f"n_nodes must be at most {n_total} (all nodes), not {settings.n_nodes}.")
+    start = spliced.start(task.clean, lengths=task.lengths)
+    target = spliced.logit_diff(task, means=means, start=start)
+    keep = _candidates(spliced, task, start, means, settings)
+    whole, whole_means = spliced, means
+    spliced, means = spliced.narrow(keep), means.narrow(keep)
+    clean = _first_latents(spliced, start)
+
+    theta = {
+        name: torch.full_like(f if settings.per_position else f[0], settings.theta_init, dtype=torch.float32)
+        for name, f in means.latents.items()
+    }
+    if resume is not None:
+        theta = {name: value[..., keep[name]].clone() if name in keep else value.clone() for name, value in resume.theta.items()}
     for value in theta.values():
         value.requires_grad_()
     optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
@@ -160,8 +178,10 @@ def learn_masks(
             batch = task[rows]
             soft = {name: soft_mask(value, tau) * live[name] for name, value in theta.items()}
             masks = SAEMasks(list(soft), list(soft.values()))
-            run = spliced.run(batch.clean, masks=masks, means=means)
-            faithfulness_loss = (target[rows] - logit_diff(run.logits, batch)).abs().mean()
+            at = rows.to(target.device)
+            first = {name: f[at] for name, f in clean.items()}
+            run = spliced.run(start[at], masks=masks, means=means, latents=first, keep_latents=False)
+            faithfulness_loss = (target[at] - run.logit_diff(batch)).abs().mean()
             n_soft = sum(mask.sum() for mask in soft.values())
             loss = faithfulness_loss + price * n_soft / len(soft)
             optimizer.zero_grad()
@@ -181,15 +201,61 @@ def learn_masks(
         print(f"Interrupted after {len(history)} of {settings.steps} steps; this is the mask so far. Go on with resume=….")
     finally:
         bar.close()
-    final = {name: value.detach() for name, value in theta.items()}
+    final = {name: _widened(value.detach(), keep.get(name), whole.saes[name].cfg.d_sae) for name, value in theta.items()}
+    masks = _binary(final, _live_rows(final, whole), settings)
+    error = None
+    if settings.candidates == "firing":
+        narrow = SAEMasks(masks.hook_points, [mask[..., keep[name]] for name, mask in masks.items()])
+        with_all = whole.logit_diff(task, masks=masks, means=whole_means, start=start)
+        error = (with_all - spliced.logit_diff(task, masks=narrow, means=means, start=start)).abs().mean().item()
     return LearnedMask(
-        masks=_binary(final, live, settings),
+        masks=masks,
         theta=final,
         history=history,
         settings=settings,
         interrupted=interrupted,
         optimizer_state=optimizer.state_dict(),
+        candidate_error=error,
     )
+
+
+@torch.no_grad()
+def _candidates(
+    spliced: SplicedModel, task: Task, start: Start, means: PatchMeans, settings: MaskSettings
+) -> dict[str, Int[Tensor, " kept"]]:
+    """The latents that may fire, by hook point; hook points that are not there keep all.
+
+    A latent is left out if it is 0 on every clean prompt and in the mean over patch prompts. At the first SAE that is
+    exact, since no mask comes before it; at the others it is right as long as nothing is masked.
+    """
+    fires = {name: (f != 0).any(0) for name, f in means.latents.items()}
+    size = spliced.batch_size(task.seq_len)
+    for i, batch in enumerate(batches(task, size)):
+        here = start[i * size : (i + 1) * size]
+        if settings.candidates == "firing":
+            latents = spliced.run(here, means=means).latents
+        else:
+            latents = _first_latents(spliced, here)
+        for name, f in latents.items():
+            fires[name] |= (f != 0).flatten(0, 1).any(0)
+    return {name: fires[name].nonzero()[:, 0] for name in latents}
+
+
+@torch.no_grad()
+def _first_latents(spliced: SplicedModel, start: Start) -> dict[str, Float[Tensor, "n seq d_sae"]]:
+    """What the first SAE finds: the same at every step."""
+    name = spliced.hook_points[0]
+    f = encode(spliced.saes[name], start.resid)
+    return {name: torch.nn.functional.pad(f, (0, 0, spliced.first, 0))}
+
+
+def _widened(theta: Tensor, keep: Tensor | None, d_sae: int) -> Tensor:
+    """θ of all latents: −∞ for those that were left out."""
+    if keep is None:
+        return theta
+    wide = theta.new_full((*theta.shape[:-1], d_sae), -torch.inf)
+    wide[..., keep] = theta
+    return wide
 
 
 def _live_rows(theta: Mapping[str, Tensor], spliced: SplicedModel) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ KEYS = tuple(field.name for field in fields(PromptPair))
 
 @dataclass(frozen=True)
 class Task:
-    """Prompt pairs of one length, as tokens. Everything downstream takes one of these.
+    """Prompt pairs as tokens, of one length or padded to one. Everything downstream takes one of these.
 
     Attributes:
         name: where the pairs come from, e.g. ``"sva_nounpp"``; a file's stem for files of your own.
@@ -62,6 +62,8 @@ class Task:
         pairs: the text, in the order of the rows of the tensors.
         clean, patch: token ids ``[n, seq]``; column 0 is BOS where ``has_bos``.
         clean_answers, patch_answers: token ids ``[n]``.
+        lengths: ``[n]``, tokens in each prompt, BOS included, where shorter ones are padded on the right; None where
+            all prompts are of one length.
         position_labels: one readable label a column, e.g. ``["<bos>", "The", …]``.
         n_dropped: how many pairs `load_task` left out, by reason.
     """
@@ -76,13 +78,14 @@ class Task:
     has_bos: bool
     position_labels: tuple[str, ...]
     n_dropped: dict[str, int]
+    lengths: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def seq_len(self) -> int:
-        """Tokens in a prompt, BOS included."""
+        """Tokens in a prompt (the longest), BOS included."""
         return self.clean.shape[1]
 
     def __getitem__(self, rows: int | slice | Iterable[int] | Tensor) -> Task:
@@ -97,6 +100,7 @@ class Task:
             patch=self.patch[index],
             clean_answers=self.clean_answers[index],
             patch_answers=self.patch_answers[index],
+            lengths=None if self.lengths is None else self.lengths[index],
         )
 
     def to(self, device: torch.device | str) -> Task:
@@ -130,6 +134,7 @@ def load_task(
     *,
     n: int | None = None,
     prepend_bos: bool = True,
+    pad: bool = False,
     verbose: bool = True,
 ) -> Task:
     """Read a task and turn it into tokens that fit one another.
@@ -143,6 +148,8 @@ def load_task(
         split: ``"train"`` or ``"test"``; ignored for a path.
         n: keep at most the first ``n`` usable pairs (1 or more).
         prepend_bos: put the tokenizer's BOS token first, if it has one.
+        pad: keep prompts of every length, and pad the shorter ones on the right. "Position 4" then means another place
+            in each of them: masks with one number per latent (``per_position=False``) suit such tasks.
         verbose: print what was dropped.
 
     Raises:
@@ -168,7 +175,7 @@ def load_task(
             dropped["clean and patch of different lengths"] += 1
         else:
             encoded.append((pair, prompts, answers))
-    if encoded:
+    if encoded and not pad:
         length = Counter(len(prompts[0]) for _, prompts, _ in encoded).most_common(1)[0][0]
         same = [item for item in encoded if len(item[1][0]) == length]
         dropped[f"not {length} tokens long"] += len(encoded) - len(same)
@@ -186,19 +193,27 @@ def load_task(
 
     encoded = encoded[:n]
     bos = [] if bos_id is None else [bos_id]
-    clean = torch.tensor([bos + prompts[0] for _, prompts, _ in encoded])
+    lengths = torch.tensor([len(bos) + len(prompts[0]) for _, prompts, _ in encoded])
+    clean, patch = (_padded([bos + prompts[i] for _, prompts, _ in encoded]) for i in (0, 1))
     return Task(
         name=task_name,
         split="" if _is_path(name) else split,
         pairs=tuple(pair for pair, _, _ in encoded),
         clean=clean,
-        patch=torch.tensor([bos + prompts[1] for _, prompts, _ in encoded]),
+        patch=patch,
         clean_answers=torch.tensor([answers[0][0] for _, _, answers in encoded]),
         patch_answers=torch.tensor([answers[1][0] for _, _, answers in encoded]),
         has_bos=bos_id is not None,
-        position_labels=_position_labels(tokenizer, clean, bos_id is not None),
+        position_labels=_position_labels(tokenizer, clean, lengths, bos_id is not None),
         n_dropped=n_dropped,
+        lengths=lengths if pad else None,
     )
+
+
+def _padded(rows: list[list[int]]) -> Int[Tensor, "n seq"]:
+    """Token 0 fills the end of short rows: attention is causal, so it changes nothing before it."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def read_pairs(path: Path) -> list[PromptPair]:
@@ -260,11 +275,11 @@ def _encode(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _position_labels(tokenizer, clean: Int[Tensor, "n seq"], has_bos: bool) -> tuple[str, ...]:
+def _position_labels(tokenizer, clean: Int[Tensor, "n seq"], lengths: Int[Tensor, " n"], has_bos: bool) -> tuple[str, ...]:
     """The token where every prompt has the same one, an example in brackets where they differ."""
     labels = []
     for position in range(clean.shape[1]):
-        column = clean[:, position]
+        column = clean[lengths > position, position]
         text = tokenizer.decode([column[0].item()]).strip() or "␣"
         labels.append(text if (column == column[0]).all() else f"[{text}]")
     if has_bos:

@@ -10,22 +10,29 @@ import pytest
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from course_utils.labs import Lab
 from course_utils.tasks import VOCABULARIES, Task, inflect, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
-ARCHITECTURES = ("llama", "gemma2", "qwen2")
+ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neox")
 
 
 @functools.cache
@@ -46,14 +53,27 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_hf_model(architecture: str, vocab_size: int):
     common = dict(
         vocab_size=vocab_size, hidden_size=D_MODEL, intermediate_size=32, num_hidden_layers=N_LAYERS,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=1, eos_token_id=0, pad_token_id=0,
+        num_attention_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=0, pad_token_id=0,
         attn_implementation="eager", initializer_range=0.3,
     )  # fmt: skip
-    if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))
-    if architecture == "gemma2":
-        return Gemma2ForCausalLM(Gemma2Config(**common, head_dim=8, sliding_window=4, query_pre_attn_scalar=8))
-    return Qwen2ForCausalLM(Qwen2Config(**common))
+    grouped = dict(num_key_value_heads=1)
+    gemma = dict(**grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)
+    match architecture:
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**common, **grouped, tie_word_embeddings=True))
+        case "gemma2":
+            return Gemma2ForCausalLM(Gemma2Config(**common, **gemma))
+        case "gemma3":
+            return Gemma3ForCausalLM(Gemma3TextConfig(**common, **gemma))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**common, **grouped))
+        case "qwen3":
+            return Qwen3ForCausalLM(Qwen3Config(**common, **grouped, head_dim=8))
+        case "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**common))
+        case "gpt_neox":
+            return GPTNeoXForCausalLM(GPTNeoXConfig(**common))
+    raise ValueError(architecture)
 
 
 def tiny_sae(d_in: int = D_MODEL, d_sae: int = D_SAE) -> JumpReLUSAE:
@@ -74,8 +94,7 @@ def make_lab(architecture: str = "llama", layers=(1, 3), seed: int = 0) -> Lab:
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     model = tiny_hf_model(architecture, len(tokenizer)).eval()
-    bridge = TransformerBridge.boot_transformers(f"tiny-{architecture}", hf_model=model, tokenizer=tokenizer, device="cpu")
-    return Lab(f"tiny-{architecture}", bridge, tokenizer, {layer: tiny_sae() for layer in layers})
+    return Lab(f"tiny-{architecture}", model, tokenizer, {layer: tiny_sae() for layer in layers})
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

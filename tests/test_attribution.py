@@ -1,7 +1,10 @@
 """Attribution against identities: masks' gradients, sums, finite differences, exact patching."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import tiny_sae
 
 from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
 from course_utils.labs import hook_point
@@ -66,29 +69,30 @@ class LinearToy:
     """A spliced model whose logit difference is a known linear function of its latents: all estimates must be exact."""
 
     hook_points = [A]
-    saes = {A: None}
     first = 0
 
     def __init__(self):
         torch.manual_seed(0)
-        self.embed, self.weight = torch.randn(400, 7), torch.randn(6, 7)
+        self.saes = {A: tiny_sae(d_in=5, d_sae=7)}
+        self.embed, self.weight = torch.randn(400, 7), torch.randn(6, 5)
 
-    def run(self, tokens, *, means=None, latents=None, track_latents=False):
+    def batch_size(self, seq, gradient=False):
+        return 5
+
+    def run(self, tokens, *, means=None, lengths=None, latents=None, outputs=None, track_latents=False, keep_latents=True):
         f = self.embed[tokens] if latents is None else latents[A]
         if track_latents:
             f.requires_grad_()
-        logit = (f * self.weight).sum((1, 2))
-        return type("Run", (), dict(latents={A: f}, logits=torch.stack([logit, torch.zeros_like(logit)], dim=1)))()
+        x_hat = self.saes[A].decode(f) if outputs is None else outputs[A]
+        difference = (x_hat * self.weight).sum((1, 2))
+        return SimpleNamespace(latents={A: f}, starts={A: tokens}, logit_diff=lambda task: difference)
 
 
 def test_on_a_linear_toy_atp_ig_and_patching_are_exact_and_agree(task):
-    from dataclasses import replace
-
     toy = LinearToy()
-    task = replace(task, clean_answers=torch.zeros(len(task), dtype=torch.long), patch_answers=torch.ones(len(task), dtype=torch.long))
-    expected = (toy.weight * (toy.embed[task.clean] - toy.embed[task.patch])).mean(0)
+    expected = (toy.weight @ toy.saes[A].W_dec.T * (toy.embed[task.clean] - toy.embed[task.patch])).mean(0).detach()
     nodes = [(A, position, latent) for position in range(6) for latent in range(7)]
-    for scores in (atp(toy, task), integrated_gradients(toy, task), activation_patching(toy, task, nodes, batch_size=5)):
+    for scores in (atp(toy, task), integrated_gradients(toy, task, steps=7), activation_patching(toy, task, nodes, batch_size=5)):
         torch.testing.assert_close(scores[A], expected, atol=1e-5, rtol=1e-4)
 
 

@@ -7,7 +7,7 @@ import course_utils.optimize as optimize
 from course_utils.evaluate import faithfulness
 from course_utils.masks import SAEMasks
 from course_utils.optimize import MaskSettings, learn_masks, soft_mask, temperature
-from course_utils.splice import SplicedModel, logit_diff
+from course_utils.splice import SplicedModel
 
 QUICK = dict(steps=12, batch_size=4, progress=False)
 
@@ -94,13 +94,13 @@ def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_
     whole = learn_masks(spliced, task, sparsity=0.01, **QUICK)
     calls = []
 
-    def interrupt_at_the_sixth(logits, batch):
+    def interrupt_at_the_sixth(*args):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return logit_diff(logits, batch)
+        return temperature(*args)
 
-    monkeypatch.setattr(optimize, "logit_diff", interrupt_at_the_sixth)
+    monkeypatch.setattr(optimize, "temperature", interrupt_at_the_sixth)
     part = learn_masks(spliced, task, sparsity=0.01, **QUICK)
     monkeypatch.undo()
     assert part.interrupted and len(part.history) == 5 and "Interrupted after 5 of 12" in capsys.readouterr().out
