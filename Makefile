@@ -1,13 +1,14 @@
 # make lab     open the course in JupyterLab
 # make course  run every solutions notebook from top to bottom, into build/
 # make test    run all tests
+# make benchmark    how fast the library is against the published recipe, and whether it computes the same
 # Each sets up what is missing first: a virtual environment in .venv with the versions in constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab course test notebooks setup
+.PHONY: lab course test benchmark notebooks setup
 .DEFAULT_GOAL := lab
 
 setup: .venv/ready
@@ -31,6 +32,9 @@ course: setup
 
 test: setup
 	COURSE_PROFILE=quick $(BIN)/python -m pytest --durations=8 --nbmake --nbmake-timeout=900 tests notebooks solutions
+
+benchmark: setup
+	$(BIN)/python tools/benchmark.py
 
 # For authors: make both notebooks of each solutions/NN_name.py (executes them).
 notebooks: setup

@@ -174,7 +174,7 @@ def learn_masks(
     try:
         for step in range(len(history), settings.steps):
             tau = temperature(step, settings)
-            rows = _batch_rows(len(task), step, settings)
+            rows = batch_rows(len(task), step, settings)
             batch = task[rows]
             soft = {name: soft_mask(value, tau) * live[name] for name, value in theta.items()}
             masks = SAEMasks(list(soft), list(soft.values()))
@@ -267,7 +267,7 @@ def _live_rows(theta: Mapping[str, Tensor], spliced: SplicedModel) -> dict[str, 
     return live
 
 
-def _batch_rows(n: int, step: int, settings: MaskSettings) -> Tensor:
+def batch_rows(n: int, step: int, settings: MaskSettings) -> Tensor:
     """The prompts of a step: every prompt once, in a new random order each epoch. The same after a resume."""
     per_epoch = n // settings.batch_size
     epoch, place = divmod(step, per_epoch)

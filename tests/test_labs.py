@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from course_utils.labs import LABS, LabError, load_lab, load_saes, sae_metrics
+from course_utils.labs import LABS, LabError, fast_dtype, load_lab, load_saes, sae_metrics
 from course_utils.splice import SplicedModel
 from course_utils.tasks import load_task
 from course_utils.weights import converted
@@ -39,6 +39,19 @@ def test_smollm2_loads_from_the_cache_in_under_15_seconds():
     lab = load_lab("smollm2")
     assert time.perf_counter() - start < 15
     assert lab.sae_layers == list(range(2, 30, 3)) and lab.d_model == 576
+
+
+def test_the_fast_dtype_is_the_one_that_multiplies_faster_here():
+    def seconds(dtype):
+        a = torch.ones(512, 512, dtype=dtype)
+        a @ a
+        start = time.perf_counter()
+        a @ a
+        return time.perf_counter() - start
+
+    found = fast_dtype("cpu")
+    ratio = seconds(torch.float32) / seconds(torch.bfloat16)
+    assert found == (torch.bfloat16 if ratio > 1.5 else torch.float32) or 0.7 < ratio < 3  # near the border, either
 
 
 def test_smollm2_knows_who_got_the_ring(smollm2):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import make_lab
 
 import course_utils.optimize as optimize
 from course_utils.evaluate import faithfulness
@@ -86,7 +87,7 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(splice
 def test_every_prompt_is_seen_once_an_epoch():
     settings = MaskSettings(batch_size=4, steps=6)
     for epoch in (0, 1):
-        rows = torch.cat([optimize._batch_rows(12, step, settings) for step in range(3 * epoch, 3 * epoch + 3)])
+        rows = torch.cat([optimize.batch_rows(12, step, settings) for step in range(3 * epoch, 3 * epoch + 3)])
         assert sorted(rows.tolist()) == list(range(12))
 
 
@@ -111,8 +112,41 @@ def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sparsity": -0.1}, {"n_nodes": 0}, {"steps": 0}, {"batch_size": 0}, {"lr": 0}, {"tau_max": 0.5}, {"n_nodes": 10**6}, {"batch_size": 99}]
+    "wrong", [{"sparsity": -0.1}, {"n_nodes": 0}, {"steps": 0}, {"batch_size": 0}, {"lr": 0}, {"tau_max": 0.5}, {"candidates": "some"}, {"n_nodes": 10**6}, {"batch_size": 99}]
 )
 def test_a_setting_out_of_range_is_named(spliced, task, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}"):
         learn_masks(spliced, task, progress=False, **{"batch_size": 4, **wrong})
+
+
+def test_only_firing_latents_give_nearly_the_same_mask_and_say_the_error(spliced, task):
+    exact = learn_masks(spliced, task, sparsity=0.01, **QUICK)
+    firing = learn_masks(spliced, task, sparsity=0.01, candidates="firing", **QUICK)
+    assert exact.candidate_error is None
+    means = spliced.patch_means(task.patch)
+    spread = spliced.logit_diff(task, masks=firing.masks, means=means).std()
+    assert 0 <= firing.candidate_error < 0.2 * spread
+    same = torch.cat([(a == b).flatten() for a, b in zip(exact.masks.masks, firing.masks.masks)])
+    assert same.float().mean() > 0.9
+    for name, theta in firing.theta.items():
+        fires = (spliced.run(task.clean).latents[name] != 0).flatten(0, 1).any(0) | (means.latents[name] != 0).any(0)
+        assert torch.equal(theta[1].isfinite(), fires) and firing.masks[name][:, ~fires].sum() == 0
+
+
+def test_latents_that_never_fire_at_the_first_sae_are_left_out(task):
+    """Though nothing is charged for them: no mask comes before that SAE, so they can do nothing."""
+    lab = make_lab()
+    for sae in lab.saes.values():
+        sae.threshold[:6] = 100
+    result = learn_masks(SplicedModel(lab), task, sparsity=0.0, **QUICK)
+    first, second = (mask[1:, :6].mean() for mask in result.masks.masks)
+    assert first == 0 and second == 1 and result.masks.masks[0][:, 6:].sum() > 0
+
+
+def test_a_padded_task_learns_one_mask_for_all_positions(spliced, task):
+    from dataclasses import replace
+
+    lengths = torch.tensor([6, 4] * 6)
+    padded = replace(task, lengths=lengths, clean=task.clean.masked_fill(torch.arange(6) >= lengths[:, None], 0))
+    result = learn_masks(spliced, padded, per_position=False, sparsity=0.001, **QUICK)
+    assert result.n_nodes > 0 and result.history[-1]["faithfulness_loss"] < result.history[0]["faithfulness_loss"] + 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from course_utils.labs import Lab, hook_point
 from course_utils.masks import SAEMasks
-from course_utils.optimize import MaskSettings, _batch_rows, temperature
+from course_utils.optimize import MaskSettings, batch_rows, temperature
 from course_utils.splice import PatchMeans
 from course_utils.tasks import Task
 
@@ -111,16 +111,26 @@ class PlainSplice:
                 latents[name] = old + has * (f[0] - old) / seen.clamp(min=1)
         return PatchMeans(latents, errors, len(task))
 
-    def learn_masks(self, task: Task, means: PatchMeans, settings: MaskSettings) -> tuple[SAEMasks, list[float]]:
-        """Continuous sparsification; the masks, and the faithfulness loss at every step."""
+    def learn_masks(
+        self, task: Task, means: PatchMeans, settings: MaskSettings, *, whole_once: bool = False
+    ) -> tuple[SAEMasks, list[float]]:
+        """Continuous sparsification; the masks, and the faithfulness loss at every step.
+
+        ``whole_once`` takes one thing away from the recipe: the unmasked pass is run once per prompt, not at every step.
+        """
+        if whole_once:
+            with torch.no_grad():
+                pieces = [task[i : i + settings.batch_size] for i in range(0, len(task), settings.batch_size)]
+                all_whole = torch.cat([self.logit_diff(piece.clean, piece, means=means) for piece in pieces])
         theta = {name: torch.full_like(f, settings.theta_init).requires_grad_() for name, f in means.latents.items()}
         optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
         losses = []
         for step in range(settings.steps):
-            batch = task[_batch_rows(len(task), step, settings)]
+            rows = batch_rows(len(task), step, settings)
+            batch = task[rows]
             masks = SAEMasks(list(theta), [torch.sigmoid(temperature(step, settings) * value) for value in theta.values()])
             with torch.no_grad():
-                whole = self.logit_diff(batch.clean, batch, means=means)
+                whole = all_whole[rows] if whole_once else self.logit_diff(batch.clean, batch, means=means)
             loss = (whole - self.logit_diff(batch.clean, batch, masks=masks, means=means)).abs().mean()
             losses.append(loss.item())
             loss = loss + settings.sparsity * sum(mask.sum() for mask in masks.masks) / len(theta)
