@@ -130,7 +130,7 @@ def _mean_gradient(
     sae, first = spliced.saes[name], spliced.first
     with torch.no_grad():
         clean, baseline = decode(sae, f[:, first:]), decode(sae, (f - change)[:, first:])
-    gradient = torch.zeros_like(clean)
+    gradient = torch.zeros_like(clean, dtype=torch.float32)
     for shares in (torch.arange(steps, device=f.device) / steps).split(max(1, at_once // len(batch))):
         points = torch.lerp(clean, baseline, shares[:, None, None, None].to(clean)).flatten(0, 1).requires_grad_()
         rows = torch.arange(len(batch)).repeat(len(shares))
@@ -138,7 +138,7 @@ def _mean_gradient(
         found = torch.autograd.grad(run.logit_diff(batch[rows]).sum(), points)[0]
         gradient += found.unflatten(0, (len(shares), -1)).sum(0) / steps
     f = f.detach().requires_grad_()
-    return torch.autograd.grad(decode(sae, f[:, first:]), f, grad_outputs=gradient)[0]
+    return torch.autograd.grad(decode(sae, f[:, first:]), f, grad_outputs=gradient.to(clean))[0]
 
 
 @torch.no_grad()

@@ -144,9 +144,6 @@ def learn_masks(
     if len(task) < settings.batch_size:
         raise ValueError(f"batch_size={settings.batch_size}, but {task!r} has only {len(task)} prompt pairs.")
     means = means or spliced.patch_means(task.patch, lengths=task.lengths)
-    n_total = sum((f if settings.per_position else f[0]).numel() for f in means.latents.values())
-    if settings.n_nodes is not None and settings.n_nodes > n_total:
-        raise ValueError(f"n_nodes must be at most {n_total} (all nodes), not {settings.n_nodes}.")
     start = spliced.start(task.clean, lengths=task.lengths)
     target = spliced.logit_diff(task, means=means, start=start)
     keep = _candidates(spliced, task, start, means, settings)
@@ -162,12 +159,15 @@ def learn_masks(
         theta = {name: value[..., keep[name]].clone() if name in keep else value.clone() for name, value in resume.theta.items()}
     for value in theta.values():
         value.requires_grad_()
+    live = _live_rows(theta, spliced)
+    n_total = int(sum(at.sum() for at in live.values()))
+    if settings.n_nodes is not None and settings.n_nodes > n_total:
+        raise ValueError(f"n_nodes must be at most {n_total} (all nodes that can matter), not {settings.n_nodes}.")
     optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
     history = list(resume.history) if resume else []
     if resume is not None:
         optimizer.load_state_dict(resume.optimizer_state)
     price = history[-1]["sparsity"] if history else settings.sparsity
-    live = _live_rows(theta, spliced)
 
     interrupted = False
     bar = tqdm(total=settings.steps, initial=len(history), desc="learning a mask", disable=not progress)

@@ -28,7 +28,7 @@ import psutil
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
-from torch import Tensor
+from torch import Tensor, nn
 
 from course_utils.labs import Lab, LabError, hook_point
 from course_utils.layers import LayerStack
@@ -233,7 +233,13 @@ class SplicedModel:
             if outputs is not None and name in outputs:
                 x_hat = outputs[name][:, rows]
             else:
-                f = self._latents(name, x[:, rows], latents, rows)
+                sae, f, keep = self.saes[name], None, None
+                if latents is not None and name in latents:
+                    f = latents[name][:, self.first :][:, rows]
+                elif keep_latents or track_latents:
+                    f = encode(sae, x)
+                else:
+                    sae, f, keep = self._encode_what_fires(name, x[:, rows], means if masks is not None else None)
                 if valid is not None:
                     f = f * valid[..., None]
                 if keep_latents or track_latents:
@@ -242,8 +248,10 @@ class SplicedModel:
                         padded.requires_grad_()
                     run.latents[name], f = padded, padded[:, self.first :]
                 if masks is not None:
-                    f = self._masked(f, name, masks, means, rows)
-                x_hat = decode(self.saes[name], f)
+                    masks.check(name, seq=seq + self.first, d_sae=self.saes[name].cfg.d_sae)
+                    mean = None if means is None else means.latents[name]
+                    f = ablate(f, self._part(masks[name], rows, keep), self._part(mean, rows, keep))
+                x_hat = decode(sae, f)
             error = means.errors[name][self.first :] if self.error == "mean" else start.errors.get(name)
             x = (x_hat if error is None else x_hat + error[..., rows, :]).to(x.dtype)
         x = self.stack.run(x, range(layer + 1, self.stack.n_layers))
@@ -251,18 +259,32 @@ class SplicedModel:
         run.normed = self.stack.norm(last, seq)
         return run
 
-    def _latents(self, name: str, x: Tensor, given: Mapping[str, Tensor] | None, rows: slice) -> Float[Tensor, "batch seq d_sae"]:
-        if given is not None and name in given:
-            return given[name][:, self.first :][:, rows]
-        return encode(self.saes[name], x)
+    def _encode_what_fires(
+        self, name: str, x: Float[Tensor, "batch seq d_model"], means: PatchMeans | None
+    ) -> tuple[SAE, Float[Tensor, "batch seq kept"], Int[Tensor, " kept"] | None]:
+        """The SAE narrowed to the latents that are not 0 on ``x`` or in the means, its latents, and which they are.
 
-    def _masked(self, f: Tensor, name: str, masks: SAEMasks, means: PatchMeans | None, rows: slice) -> Float[Tensor, "batch seq d_sae"]:
-        mean = None if means is None else means.latents[name][self.first :][rows]
-        mask = masks[name]
-        if rows != slice(None):
-            return ablate(f, mask if mask.ndim == 1 else mask[rows], mean)
-        masks.check(name, seq=f.shape[1] + self.first, d_sae=f.shape[2])
-        return ablate(f, mask if mask.ndim == 1 else mask[self.first :], mean)
+        All others stay 0 whatever the mask, and pass no gradient, so that decoding and the way back can do without
+        them. Where most latents are left, the SAE stays whole (None).
+        """
+        sae = self.saes[name]
+        with torch.no_grad():
+            f = encode(sae, x.detach())
+            fires = (f != 0).flatten(0, 1).any(0)
+            if means is not None:
+                fires |= (means.latents[name] != 0).any(0)
+            keep = fires.nonzero()[:, 0]
+        if not getattr(sae.cfg, "k", 1) <= len(keep) <= sae.cfg.d_sae // 2:
+            return sae, encode(sae, x) if x.requires_grad else f, None
+        small = narrow_sae(sae, keep)
+        return small, encode(small, x) if x.requires_grad else f[..., keep], keep
+
+    def _part(self, values: Tensor | None, rows: slice, keep: Tensor | None) -> Tensor | None:
+        """Of a mask or mean, ``[seq, d_sae]`` or ``[d_sae]``: without BOS, some rows, some latents."""
+        if values is None:
+            return None
+        values = values if values.ndim == 1 else values[self.first :][rows]
+        return values if keep is None else values[..., keep]
 
     def model_logits(self, tokens: Int[Tensor, "batch seq"], lengths: Int[Tensor, " batch"] | None = None) -> Float[Tensor, "batch vocab"]:
         """The unspliced model's logits at the last position."""
@@ -407,14 +429,11 @@ def decode(sae: SAE, f: Float[Tensor, "batch seq d_sae"]) -> Float[Tensor, "batc
 
 
 def narrow_sae(sae: SAE, keep: Int[Tensor, " kept"]) -> SAE:
-    """An SAE with some of the latents of ``sae``: they fire and write as they do there (TopK: with k at most)."""
-    changes = {"d_sae": len(keep)}
-    if hasattr(sae.cfg, "k"):
-        changes["k"] = min(sae.cfg.k, len(keep))
-    small = type(sae)(replace(sae.cfg, **changes))
-    state = {}
-    for name, value in sae.state_dict().items():
-        of_latents = [i for i, size in enumerate(value.shape) if size == sae.cfg.d_sae and name != "b_dec"]
-        state[name] = value.index_select(of_latents[-1] if name == "W_enc" else of_latents[0], keep) if of_latents else value
-    small.load_state_dict(state)
-    return small.to(sae.W_dec).requires_grad_(False).eval()
+    """An SAE with some of the latents of ``sae``, which fire and write as they do there. ``sae`` stays as it is."""
+    small = copy.copy(sae)
+    small.cfg = replace(sae.cfg, d_sae=len(keep))
+    small._parameters = {
+        name: value if name == "b_dec" else nn.Parameter(value.index_select(1 if name == "W_enc" else 0, keep), requires_grad=False)
+        for name, value in sae._parameters.items()
+    }
+    return small

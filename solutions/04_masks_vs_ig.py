@@ -230,6 +230,7 @@ print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in
 
 # %% [markdown]
 # `learn_masks` does that for 60 steps, with τ on its schedule. Watch the bar. (Interrupt it, and you get the mask so far.)
+# Each step begins at the first SAE: what comes before it is the same at every step, and is run once per prompt.
 
 # %%
 learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED)

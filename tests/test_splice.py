@@ -178,3 +178,46 @@ def test_a_lab_refuses_saes_that_do_not_fit():
             Lab("mine", lab.hf_model, lab.tokenizer, {1: sae})
     with pytest.raises(LabError, match="layers 0 to 3"):
         Lab("mine", lab.hf_model, lab.tokenizer, {4: tiny_sae()})
+
+
+def test_in_bfloat16_masks_and_logit_differences_stay_float32(task):
+    lab = make_lab()
+    exact = SplicedModel(lab)
+    means = exact.patch_means(task.patch)
+    half = Lab("half", lab.hf_model.to(torch.bfloat16), lab.tokenizer, {layer: sae.to(torch.bfloat16) for layer, sae in lab.saes.items()})
+    spliced = SplicedModel(half)
+    theirs = spliced.patch_means(task.patch)
+    masks = random_masks(theirs)
+    for mask in masks.masks:
+        mask.requires_grad_()
+    found = spliced.run(task.clean, masks=masks, means=theirs).logit_diff(task)
+    found.sum().backward()
+    expected = SplicedModel(make_lab()).logit_diff(task, masks=masks, means=means)
+    assert found.dtype == torch.float32 and all(f.dtype == torch.float32 for f in theirs.latents.values())
+    assert all(mask.grad.dtype == torch.float32 and mask.grad.isfinite().all() for mask in masks.masks)
+    assert (found - expected).abs().mean() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("error", POLICIES)
+def test_leaving_out_latents_that_do_not_fire_changes_no_number_and_no_gradient(task, error):
+    """Without ``keep_latents``, SAEs are narrowed to what fires: here a third of the latents, and one that only the means have."""
+    lab = make_lab()
+    for sae in lab.saes.values():
+        sae.threshold[8:] = 100
+    spliced = SplicedModel(lab, error=error)
+    means = spliced.patch_means(task.patch)
+    means.latents[hook_point(3)][2, 20] = 1.0
+    results = []
+    for keep_latents in (True, False):
+        masks = random_masks(means)
+        for mask in masks.masks:
+            mask.requires_grad_()
+        run = spliced.run(task.clean, masks=masks, means=means, keep_latents=keep_latents)
+        run.logit_diff(task).sum().backward()
+        results.append((run, [mask.grad for mask in masks.masks]))
+    (whole, expected), (small, found) = results
+    assert whole.latents and not small.latents
+    torch.testing.assert_close(small.logits, whole.logits, atol=1e-5, rtol=1e-5)
+    for gradient, wanted in zip(found, expected):
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+    assert expected[1][-1, :8].abs().sum() > 0 and (error == "keep" or expected[0][2].abs().sum() > 0)
