@@ -210,8 +210,8 @@ class SplicedModel:
             outputs: put these in place of what the SAE decodes at a hook point; no mask acts there.
             clean_tokens, lengths: as for `start`; a `Start` has them already.
             track_latents: build the graph from every SAE's latents on, so that they have gradients.
-            keep_latents: put latents and starts into the result. Without them, an SAE after the last layer is run
-                at the last position only, since no other reaches the logits.
+            keep_latents: put latents and starts into the result. Without them, SAEs are narrowed to the latents that
+                fire, and one after the last layer is run at the last position only, since no other reaches the logits.
 
         Raises:
             ValueError: column 0 is not BOS, though the model was told so; ``error="mean"`` without ``means``.
@@ -220,13 +220,14 @@ class SplicedModel:
             raise ValueError("error='mean' puts back the mean error over patch prompts: give means=spliced.patch_means(task.patch).")
         start = tokens if isinstance(tokens, Start) else self.start(tokens, lengths=lengths, clean_tokens=clean_tokens)
         run = Run(torch.empty(0), self.stack)
+        whole = keep_latents or track_latents
         seq, layer, x = start.resid.shape[1], start.layer, start.resid
         valid = None if start.lengths is None else torch.arange(self.first, seq + self.first, device=x.device) < start.lengths[:, None]
         for here in self.layers[self.layers.index(start.layer) :]:
             name = hook_point(here)
             x, layer = self.stack.run(x, range(layer + 1, here + 1)), here
             rows = slice(None)
-            if not keep_latents and valid is None and here == self.stack.n_layers - 1:
+            if not whole and valid is None and here == self.stack.n_layers - 1:
                 rows = slice(-1, None)
             if keep_latents:
                 run.starts[name] = Start(here, x, start.errors, start.lengths)
@@ -236,13 +237,13 @@ class SplicedModel:
                 sae, f, keep = self.saes[name], None, None
                 if latents is not None and name in latents:
                     f = latents[name][:, self.first :][:, rows]
-                elif keep_latents or track_latents:
+                elif whole:
                     f = encode(sae, x)
                 else:
                     sae, f, keep = self._encode_what_fires(name, x[:, rows], means if masks is not None else None)
                 if valid is not None:
                     f = f * valid[..., None]
-                if keep_latents or track_latents:
+                if whole:
                     padded = torch.nn.functional.pad(f, (0, 0, self.first, 0))
                     if track_latents and not padded.requires_grad:
                         padded.requires_grad_()

@@ -1,12 +1,12 @@
 """How fast is the library, and does it compute the same? Against the published recipe in `plain_recipe.py`.
 
-    make benchmark                                        # about 25 minutes on two cores, into build/benchmark/
+    make benchmark                                        # about an hour on two cores, into build/benchmark/
     python tools/benchmark.py --only ratios agreement     # some parts
     python tools/benchmark.py --out data/benchmarks       # what the README shows
 
 Both sides get the same model, SAEs, prompts, batch size and steps, in turn, in one process. A ratio is plain seconds over library
-seconds, pair by pair; its spread is the smallest and the largest pair. The plain recipe keeps a graph for the model's weights, as a model has it when it is
-loaded; the ladder says what each change is worth.
+seconds, pair by pair; its spread is the smallest and the largest pair. The plain recipe keeps a graph for the weights of the model,
+as a model that was just loaded does; the ladder says what each change is worth.
 """
 
 from __future__ import annotations
