@@ -16,7 +16,7 @@ setup: .venv/ready
 .venv/ready: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it with: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -e . -c constraints.txt
+	$(BIN)/pip install --disable-pip-version-check -e ".[cluster]" -c constraints.txt
 	@touch $@
 
 lab: setup

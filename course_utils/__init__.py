@@ -1,7 +1,11 @@
 """The helper functions of Scalable SAE Circuits; each module imports only from those above it.
 
+    hub.py          the model hub: is it here, may I have it, fetch it
     weights.py      bytes: find, fetch, verify, convert, cache
     tasks.py        prompt pairs and their tokens
+    catalog.py      what labs there are, and which public SAEs
+    needs.py        what a lab needs, and whether this machine has it
+    loaders.py      from files to models and SAEs
     labs.py         a model with the SAEs to study it
     layers.py       the model's layers, one by one: a forward pass that starts anywhere
     masks.py        what is kept of each SAE
@@ -9,6 +13,8 @@
     attribution.py  a score per (position, latent)
     optimize.py     a learned mask
     evaluate.py     how good is a circuit?
+    sweep.py        many circuits, on one machine or many
+    published.py    the post's circuits, and ours beside them
     plots.py        the figures
     widgets.py      things to click on
 

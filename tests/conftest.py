@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,10 +111,14 @@ def lab() -> Lab:
 
 
 @pytest.fixture(scope="session")
-def task(tmp_path_factory) -> Task:
+def task() -> Task:
     """Twelve prompt pairs of 6 tokens (BOS, "The athletes near the guard")."""
+    return make_task(tiny_tokenizer())
+
+
+def make_task(tokenizer) -> Task:
+    """The tokens of the prompts of `task`."""
     people = VOCABULARIES["train"].people
-    path = tmp_path_factory.mktemp("tasks") / "tiny.jsonl"
     records = []
     for i in range(12):
         one, other = people[i], people[i + 20]
@@ -124,5 +129,7 @@ def task(tmp_path_factory) -> Task:
             dict(clean_prefix=f"The {clean} near the {other}", patch_prefix=f"The {patch} near the {other}",
                  clean_answer=number, patch_answer=wrong, case="singular" if i % 2 == 0 else "plural")
         )  # fmt: skip
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return load_task(path, tiny_tokenizer())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return load_task(path, tokenizer)

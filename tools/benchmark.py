@@ -33,9 +33,10 @@ from plain_recipe import PlainSplice, weights_with_gradients  # noqa: E402
 
 from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores  # noqa: E402
 from course_utils.evaluate import Frontier, faithfulness, references, score_frontier  # noqa: E402
-from course_utils.labs import Lab, fast_dtype, load_lab  # noqa: E402
+from course_utils.labs import Lab, load_lab  # noqa: E402
 from course_utils.layers import LayerStack  # noqa: E402
 from course_utils.masks import SAEMasks  # noqa: E402
+from course_utils.needs import fast_dtype, matrix_rate  # noqa: E402
 from course_utils.optimize import MaskSettings, learn_masks  # noqa: E402
 from course_utils.splice import SplicedModel  # noqa: E402
 from course_utils.tasks import Task, load_task  # noqa: E402
@@ -106,14 +107,6 @@ def pairs(plain: Callable, fast: Callable, device: torch.device, repeats: int) -
     }
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a large matrix product."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    return max(2 * n**3 / seconds(lambda: a @ b, device) / 1e9 for _ in range(5))
-
-
 def machine(device: torch.device) -> dict[str, object]:
     """What the figures were taken on."""
     name = platform.processor() or platform.machine()
@@ -125,7 +118,7 @@ def machine(device: torch.device) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "matrix_gflops": {str(dtype).removeprefix("torch."): matrix_rate(dtype, device) for dtype in dtypes},
+        "matrix_gflops": {str(dtype).removeprefix("torch."): matrix_rate(dtype, device, 2048 if device.type == "cpu" else None) for dtype in dtypes},
     }
 
 

@@ -37,7 +37,8 @@ from train_saes import (  # noqa: E402
     with_default_folders,
 )
 
-from course_utils.labs import hook_point, load_saes  # noqa: E402
+from course_utils.labs import hook_point  # noqa: E402
+from course_utils.loaders import load_saes  # noqa: E402
 
 log = logging.getLogger("finetune_saes")
 
