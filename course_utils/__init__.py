@@ -15,8 +15,10 @@
     evaluate.py     how good is a circuit?
     sweep.py        many circuits, on one machine or many
     published.py    the post's circuits, and ours beside them
+    explain.py      what a latent means: where it fires, what it writes, what happens when it is forced
     plots.py        the figures
     widgets.py      things to click on
+    exercises.py    @exercise and check; exercises_NN.py holds the exercises of notebook NN
 
 The data's way is one line: ``Task → SplicedModel(lab) → scores | masks → evaluation → figure``.
 """

@@ -1,5 +1,6 @@
 """The built notebooks match their sources; nothing that they or the README point at is missing."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from build_notebooks import MAX_BYTES, reader_path, solution_path, sources, unexecuted
+from build_notebooks import MAX_BYTES, exercise_source, exercises_of, reader_path, solution_path, sources, unexecuted
 
 SOURCES = [pytest.param(source, id=source.stem) for source in sources()]
 PAGES = [ROOT / "README.md", *ROOT.glob("data/**/README.md"), *sources()]
@@ -23,8 +24,8 @@ def test_there_are_sources():
 @pytest.mark.parametrize("source", SOURCES)
 def test_both_notebooks_match_their_source(source):
     """If this fails: make notebooks."""
-    expected = unexecuted(source)
-    for path in (reader_path(source), solution_path(source)):
+    for path, solved in ((reader_path(source), False), (solution_path(source), True)):
+        expected = unexecuted(source, solved=solved)
         built = nbformat.read(path, as_version=4)
         assert [(cell.cell_type, cell.source) for cell in built.cells] == [(cell.cell_type, cell.source) for cell in expected.cells], path
         assert [cell.metadata.get("tags") for cell in built.cells] == [cell.metadata.get("tags") for cell in expected.cells]
@@ -50,8 +51,27 @@ def test_built_notebooks_are_small_and_name_no_folder_of_the_author(source):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_one_idea_a_cell(source):
-    lengths = sorted(len(cell.source.splitlines()) for cell in unexecuted(source).cells if cell.cell_type == "code")
+    lengths = sorted(len(cell.source.splitlines()) for cell in unexecuted(source, solved=True).cells if cell.cell_type == "code")
     assert lengths[len(lengths) // 2] <= 12 and lengths[-1] <= 30
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_stub_and_solution_have_one_signature_and_docstring(source):
+    open_cells, solved_cells = (
+        [cell.source for cell in unexecuted(source, solved=solved).cells if cell.source.startswith("@exercise")] for solved in (False, True)
+    )
+    assert len(open_cells) == len(exercises_of(source))
+    for stub, solution in zip(open_cells, solved_cells):
+        [a], [b] = ast.parse(stub).body, ast.parse(solution).body
+        assert (a.name, ast.unparse(a.args), ast.get_docstring(a)) == (b.name, ast.unparse(b.args), ast.get_docstring(b))
+        assert ast.unparse(a.body[1:]) == "raise NotImplementedError" != ast.unparse(b.body[1:])
+
+
+def test_an_exercise_is_pasted_whole_or_with_its_body_taken_out():
+    from test_exercises import double
+
+    assert exercise_source(double, solved=True) == '@exercise\ndef double(x):\n    """Twice x."""\n    return 2 * x'
+    assert exercise_source(double, solved=False) == '@exercise\ndef double(x):\n    """Twice x."""\n    raise NotImplementedError'
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])

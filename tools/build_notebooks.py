@@ -1,17 +1,28 @@
 """Make both notebooks of each solutions/NN_name.py.
 
-    python tools/build_notebooks.py [NN ...] [--no-run]
+    python tools/build_notebooks.py [NN ...]             # write both
+    python tools/build_notebooks.py [NN ...] --quick     # only see whether both run, in the quick profile, into build/
 
 ``solutions/NN_name.ipynb`` is executed, with outputs and figures; ``notebooks/NN_name.ipynb`` is the
-reader's copy, without outputs. Both come from one source, and tests/test_notebooks.py fails where they
-do not match it.
+reader's copy, with exercises open and without outputs. Both come from one source, and
+tests/test_notebooks.py fails where they do not match it.
+
+An exercise is a cell of the source that says ``# exercise: name``. The solution's code stands in
+``course_utils/exercises_NN.py``; it is put into the solutions notebook as it is, and into the reader's
+copy with its body taken out.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
+import inspect
 import os
+import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
@@ -20,6 +31,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+EXERCISE = re.compile(r"# exercise: (\w+)")
 MAX_BYTES = 2_000_000
 
 
@@ -28,9 +41,33 @@ def sources() -> list[Path]:
     return sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))
 
 
-def unexecuted(source: Path) -> NotebookNode:
-    """The notebook of a source, with stable cell ids and no outputs."""
+def exercise_source(solution: Callable, *, solved: bool) -> str:
+    """The cell of an exercise: the course's version, or its signature and docstring alone."""
+    text = inspect.getsource(solution)
+    lines, [function] = text.splitlines(), ast.parse(text).body
+    if ast.get_docstring(function) is None:
+        raise ValueError(f"the exercise {solution.__name__} has no docstring to tell the reader what to write.")
+    last = function.end_lineno if solved else function.body[0].end_lineno
+    stub = [] if solved else ["    raise NotImplementedError"]
+    return "\n".join(["@exercise", *lines[function.lineno - 1 : last], *stub])
+
+
+def exercises_of(source: Path) -> list[str]:
+    """The names of a source's exercises, in order."""
+    return EXERCISE.findall(source.read_text())
+
+
+def _solutions(source: Path) -> dict[str, Callable]:
+    return importlib.import_module(f"course_utils.exercises_{source.name[:2]}").book.solutions
+
+
+def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
+    """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
+    for cell in notebook.cells:
+        found = EXERCISE.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
+        if found:
+            cell.source = exercise_source(_solutions(source)[found[1]], solved=solved)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -51,9 +88,9 @@ def solution_path(source: Path) -> Path:
     return source.with_suffix(".ipynb")
 
 
-def execute(source: Path) -> NotebookNode:
+def execute(source: Path, *, solved: bool = True) -> NotebookNode:
     """Run the notebook from the top, in solutions/, and keep its outputs without its times of day."""
-    notebook = unexecuted(source)
+    notebook = unexecuted(source, solved=solved)
     os.environ["COURSE_BUILD"] = "1"
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}).execute()
     for cell in notebook.cells:
@@ -71,16 +108,33 @@ def _is_progress(output: NotebookNode) -> bool:
     return output.output_type == "display_data" and "application/vnd.jupyter.widget-view+json" in output.data
 
 
+def try_out(source: Path) -> None:
+    """Run the solutions and the reader's copy in the quick profile, into build/."""
+    os.environ["COURSE_PROFILE"] = "quick"
+    (ROOT / "build").mkdir(exist_ok=True)
+    for kind, solved in (("solved", True), ("open", False)):
+        if not solved and not exercises_of(source):
+            continue
+        begin = time.perf_counter()
+        path = ROOT / "build" / f"{source.stem}_{kind}.ipynb"
+        nbformat.write(execute(source, solved=solved), path)
+        print(f"wrote {path.relative_to(ROOT)} ({time.perf_counter() - begin:.0f} s)", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="e.g. 04; all by default")
     parser.add_argument("--no-run", action="store_true", help="write the readers' copies only")
+    parser.add_argument("--quick", action="store_true", help="run both in the quick profile, into build/, and write nothing else")
     args = parser.parse_args()
     for source in sources():
         if args.numbers and source.name[:2] not in args.numbers:
             continue
+        if args.quick:
+            try_out(source)
+            continue
         reader_path(source).parent.mkdir(exist_ok=True)
-        nbformat.write(unexecuted(source), reader_path(source))
+        nbformat.write(unexecuted(source, solved=False), reader_path(source))
         print(f"wrote {reader_path(source).relative_to(ROOT)}")
         if args.no_run:
             continue
