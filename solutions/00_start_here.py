@@ -19,18 +19,14 @@
 # This notebook checks your machine, runs one circuit from a file, and says how the course works. You write nothing yet.
 # **It runs** on two CPU cores without a GPU, an account or a token. The first run fetches 93 MB of weights.
 
+# %% tags=["setup"]
+# setup
+
 # %%
 import json
 import os
 import platform
-import sys
 import time
-from pathlib import Path
-
-root = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().parent
-if not (root / "course_utils").is_dir():
-    raise RuntimeError(f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first.")
-sys.path.insert(0, str(root))
 
 import pandas as pd
 import psutil

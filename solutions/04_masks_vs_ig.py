@@ -30,17 +30,13 @@
 # attribution. Until you do, the course's versions run in their place, so that you can also read on and come back.
 # **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
 
+# %% tags=["setup"]
+# setup
+
 # %%
 import json
 import os
-import sys
 import time
-from pathlib import Path
-
-root = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().parent
-if not (root / "course_utils").is_dir():
-    raise RuntimeError(f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first.")
-sys.path.insert(0, str(root))
 
 import pandas as pd
 import torch
