@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 import course_utils.weights as weights_module
-from course_utils.weights import Wheel, WeightFile, WeightsError, cache_dir, converted, fetch, sha256_of, verify
+from course_utils.weights import WeightFile, WeightsError, Wheel, cache_dir, converted, fetch, sha256_of, verify
 
 RIGHT = bytes(range(256)) * 40
 WRONG = RIGHT[::-1]
