@@ -146,7 +146,8 @@ def test_a_process_that_dies_loses_no_result_that_was_there(tmp_path, monkeypatc
 
 def test_a_cluster_that_loses_a_worker_still_does_every_point(tmp_path, monkeypatch):
     """Dask, two workers with the real lab in each; one is killed on its first point, and its points go to the other."""
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     points = grid(sparsity=[0.1, 0.3], seed=range(2), steps=2, n_train=16, n_test=8)
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
