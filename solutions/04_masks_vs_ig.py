@@ -37,9 +37,12 @@
 import json
 import os
 import time
+from collections.abc import Callable
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
 from course_utils.catalog import spec_of
@@ -715,9 +718,10 @@ for result in (frontier, ioi):
     mask = {point.n_nodes: point.faithfulness.gap for point in result.of_method("learned mask") if point.n_nodes}
     for method in result.methods[1:]:
         other = {point.n_nodes: point.faithfulness.gap for point in result.of_method(method)}
-        better = [n for n, interval in mask.items() if interval.high < other[n].low]
-        worse = [n for n, interval in mask.items() if interval.low > other[n].high]
-        print(f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {list(mask)}")
+        both = [n for n in mask if n in other]
+        better = [n for n in both if mask[n].high < other[n].low]
+        worse = [n for n in both if mask[n].low > other[n].high]
+        print(f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {both}")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
