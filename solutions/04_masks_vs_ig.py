@@ -586,15 +586,17 @@ for i in range(1, rounds + 1):
     n = round(n_start * (learned.n_nodes / n_start) ** (i / rounds))
     kept = prune(scores_in(kept, scored), kept, n)
 iterated = SAEMasks(list(kept), list(kept.values()))
-frontier.add("iterated AtP", iterated, faithfulness(spliced, test, iterated, means, against=reference), seed=SEED)
 
 # %%
+frontier.add("iterated AtP", iterated, faithfulness(spliced, test, iterated, means, against=reference), seed=SEED)
 at_size = [row for row in frontier.rows() if row["nodes"] == learned.n_nodes]
 pd.DataFrame(at_size)
 
 # %% [markdown]
 # Compare its row with that of the learned mask (which saw all training prompts, and steps in place of rounds) and with AtP's,
-# which scored the same prompts once.
+# which scored the same prompts once. If iterating comes out worse than scoring once, as it did when this was written: why? A guess to
+# test: a score says what a node does for the logit difference, whichever way the circuit is already off. The mask's loss asks
+# something else, whether the answer is still the same. (Change `scores_in` so that it asks that, and see.)
 #
 # ## 7. The circuit
 #
