@@ -103,7 +103,7 @@ def _(attempt: Callable) -> None:
             "you kept this latent and switched off all others.": spliced(kept_alone),
             "nothing is switched off: this is the plain splice.": spliced(whole),
             "only this position went through the SAE: all but BOS are to be rebuilt from latents.": only_here,
-            "you took the latent's part out of x itself, so that the SAE's error stays: the next layer is to read what the SAE rebuilds.": subtracted,
+            "you took the latent's part out of x itself, so that the SAE's error stays: splice, as in version 1.": subtracted,
             "this is x itself.": x,
         },
         what="what the hook returns",
@@ -133,13 +133,14 @@ def masked(
 
 @book.checker(masked)
 def _(attempt: Callable) -> None:
-    f, mask, ablation = _random(2, 3, 4, seed=5).relu() + 0.1, torch.rand(3, 4, generator=torch.Generator().manual_seed(6)), 1 + _random(3, 4, seed=7) ** 2
+    f, ablation = _random(2, 3, 4, seed=5).abs(), 1 + _random(3, 4, seed=7) ** 2
+    mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(6))
     mask[0], mask[1] = 0, 1
 
     def right(mask: Tensor) -> Tensor:
         return f * mask + ablation * (1 - mask)
 
-    before = f.clone()
+    before, any_on, half_on = f.clone(), right((mask > 0).float()), right((mask > 0.5).float())
     found = attempt(f, mask, ablation)
     if not torch.equal(f, before):
         raise Wrong("you changed the latents in place: build a new tensor.")
@@ -150,10 +151,8 @@ def _(attempt: Callable) -> None:
             "what is taken out becomes 0: the ablation is missing.": f * mask,
             "kept and ablated are swapped: 1 keeps the latent.": right(1 - mask),
             "the ablation is added where the latent is kept, too.": f * mask + ablation,
-            "it is right for 0 and 1, but a mask between them is to mix the two: it will be learned, so it needs a gradient.": right((mask > 0).float()),
-            "it is right for 0 and 1, but a mask between them is to mix the two: it will be learned. A threshold has no gradient.": right(
-                (mask > 0.5).float()
-            ),
+            "right for 0 and 1, but a mask between them is to mix the two: it will be learned, so it needs a gradient.": any_on,
+            "right for 0 and 1, but a mask between them is to mix the two: a threshold has no gradient.": half_on,
             "f − ablation is there, and the ablation that it starts from is not.": (f - ablation) * mask,
         },
         what="the masked latents",
@@ -184,18 +183,19 @@ def _(attempt: Callable) -> None:
     def bos_off(means: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(means[:1]), means[1:]])
 
+    where_it_fires = bos_off(f.sum(0) / (f > 0).sum(0).clamp(min=1))
     compare(
         attempt(x, sae),
         bos_off(f.mean(0)),
         {
             "BOS has means too: row 0 is to be 0.": f.mean(0),
-            "you averaged over positions too: what stands in at the verb is not what stands in at the noun.": f[:, 1:].mean((0, 1)),
-            "you averaged over positions too: what stands in at the verb is not what stands in at the noun. (And BOS took part.)": f.mean((0, 1)),
+            "you averaged over positions too: a verb's mean is not a noun's.": f[:, 1:].mean((0, 1)),
+            "you averaged over positions too: a verb's mean is not a noun's. (And BOS took part.)": f.mean((0, 1)),
             "you averaged over positions, and not over prompts.": f.mean(1),
-            "you encoded the mean residual stream. Encoding is not linear: encode each prompt, then average.": bos_off(sae.encode(x.mean(0))),
-            "you encoded the mean residual stream (and BOS too). Encoding is not linear: encode each prompt, then average.": sae.encode(x.mean(0)),
+            "you encoded the mean residual stream. Encoding is not linear: encode, then average.": bos_off(sae.encode(x.mean(0))),
+            "you encoded the mean residual stream, BOS too. Encoding is not linear: encode, then average.": sae.encode(x.mean(0)),
             "this is the sum over prompts.": bos_off(f.sum(0)),
-            "you averaged only over prompts on which the latent fires: a silent prompt counts, with 0.": bos_off(f.sum(0) / (f > 0).sum(0).clamp(min=1)),
+            "you averaged only over prompts on which the latent fires: a silent prompt counts, with 0.": where_it_fires,
         },
         what="the mean",
     )
@@ -222,8 +222,7 @@ def forward(
         mean_ablation: what stands in for what is masked out; 0 by default.
 
     Raises:
-        MaskError: no mask for that hook point, or a mask of another size than the latents: ``self.check(name, seq=…, d_sae=…)``
-            raises it.
+        MaskError: no mask for that hook point, or one of another size than the latents (``self.check`` raises it).
     """
     self.check(sae_hook_point, seq=x.shape[-2], d_sae=x.shape[-1])
     return masked(x, self[sae_hook_point], torch.zeros_like(x) if mean_ablation is None else mean_ablation)
@@ -231,16 +230,16 @@ def forward(
 
 @book.checker(forward)
 def _(attempt: Callable) -> None:
-    first, second = (torch.tensor(rows).float() for rows in ([[0, 0, 0], [1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 1], [1, 0, 0]]))
+    first, second = torch.tensor([[[0.0, 0, 0], [1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 1], [1, 0, 0]]])
     masks, x, mean = SAEMasks([EARLY, LATE], [first, second]), _random(2, 3, 3, seed=9), 1 + _random(3, 3, seed=10) ** 2
-    right = {m: x * mask + mean * (1 - mask) for m, mask in ((1, first), (2, second))}
+    both = first * second
     wrong = {
-        "you took the first mask, whatever the hook point.": right[1],
+        "you took the first mask, whatever the hook point.": x * first + mean * (1 - first),
         "mean_ablation is not used: what is masked out becomes 0.": x * second,
         "kept and ablated are swapped: 1 keeps the latent.": x * (1 - second) + mean * second,
-        "the masks of all hook points act at once: one hook point has one mask.": x * first * second + mean * (1 - first * second),
+        "the masks of all hook points act at once: one hook point has one mask.": x * both + mean * (1 - both),
     }
-    compare(attempt(masks, x, LATE, mean), right[2], wrong, what="the masked latents")
+    compare(attempt(masks, x, LATE, mean), x * second + mean * (1 - second), wrong, what="the masked latents")
     try:
         found = attempt(masks, x, LATE)
     except (TypeError, AttributeError) as error:
@@ -251,10 +250,10 @@ def _(attempt: Callable) -> None:
     except MaskError:
         return
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise Wrong(f"a mask that does not fit is to be refused with MaskError, not {type(error).__name__}: self.check does it.") from None
+        raise Wrong(f"a mask that does not fit is to be refused with MaskError, not {type(error).__name__}.") from None
     raise Wrong(
-        f"latents {list(x[:, -1:].shape)} met a mask {list(second.shape)}, and came out as {list(grown.shape)}: broadcasting made up positions. "
-        "Check that the mask fits before you use it."
+        f"latents {list(x[:, -1:].shape)} met a mask {list(second.shape)}, and came out as {list(grown.shape)}: "
+        "broadcasting made up positions. Check that the mask fits before you use it."
     )
 
 
@@ -267,7 +266,10 @@ def _(attempt: Callable) -> None:
 def count_nodes(masks: SAEMasks, seq: int) -> int:
     """How many nodes, (position, latent) pairs, the masks keep in a prompt of ``seq`` tokens. BOS, position 0, has none.
 
-    A mask ``[seq, d_sae]`` lists its nodes; a mask ``[d_sae]`` keeps its latents at every position. Whatever is above 0 is kept.
+    Args:
+        masks: a mask ``[seq, d_sae]`` has a number for every node; ``[d_sae]`` keeps its latents at every position. What is
+            above 0 is kept.
+        seq: tokens in a prompt, BOS included.
     """
     total = 0
     for mask in masks.masks:
@@ -279,7 +281,8 @@ def count_nodes(masks: SAEMasks, seq: int) -> int:
 
 @book.checker(count_nodes)
 def _(attempt: Callable) -> None:
-    own, shared = torch.tensor([[1, 1, 0, 0], [0, 1, 0.5, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0]]), torch.tensor([1.0, 0, 0.5, 0])
+    own = torch.tensor([[1, 1, 0, 0], [0, 1, 0.5, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
+    shared = torch.tensor([1.0, 0, 0.5, 0])
     seq = len(own)
     n_own, n_shared = int((own[1:] > 0).sum()), int((shared > 0).sum())
     wrong = {
@@ -293,7 +296,8 @@ def _(attempt: Callable) -> None:
         "a shared mask keeps no node at BOS: nothing is spliced there.": n_shared * seq,
         "row 0 of a shared mask is a latent, not BOS.": (seq - 1) * int((shared[1:] > 0).sum()),
     }
-    compare(attempt(SAEMasks([EARLY], [shared]), seq), torch.tensor((seq - 1) * n_shared), wrong, what="the count of a mask [d_sae]")
+    found = attempt(SAEMasks([EARLY], [shared]), seq)
+    compare(found, torch.tensor((seq - 1) * n_shared), wrong, what="the count of a mask [d_sae]")
     both = SAEMasks([EARLY, LATE], [own, shared])
     wrong = {"only the first hook point is counted.": n_own, "only the last hook point is counted.": (seq - 1) * n_shared}
     compare(attempt(both, seq), torch.tensor(n_own + (seq - 1) * n_shared), wrong, what="the count over two hook points")
@@ -301,7 +305,11 @@ def _(attempt: Callable) -> None:
 
 @book.solution
 def knock_out(circuit: SAEMasks) -> SAEMasks:
-    """Masks that keep every node but those of ``circuit``; row 0, BOS, stays 0. ``circuit`` is zeros and ones, ``[seq, d_sae]``."""
+    """Masks that keep every node but those of ``circuit``; row 0, BOS, stays 0.
+
+    Args:
+        circuit: zeros and ones, ``[seq, d_sae]`` at every hook point; it stays as it is.
+    """
     masks = [1 - mask for mask in circuit.masks]
     for mask in masks:
         mask[0] = 0
@@ -323,13 +331,13 @@ def _(attempt: Callable) -> None:
     for name, mask in circuit.items():
         others = 1 - mask
         others[0] = 0
-        everywhere = (1 - mask.amax(0)).expand(4, 5).clone()
+        everywhere, whole_rows = ((1 - mask.amax(dim, keepdim=True)).expand(4, 5).clone() for dim in (0, 1))
         wrong = {
             "row 0 is on: BOS is never spliced, and its row stays 0.": 1 - mask,
             "this is the circuit itself: it is to be everything else.": mask,
-            "you knocked its latents out at every position. A node is a latent at one position.": _bos_off(everywhere),
-            "you knocked its latents out at every position (and row 0, BOS, is on). A node is a latent at one position.": everywhere,
-            "you knocked out every latent at the circuit's positions.": _bos_off((1 - mask.amax(1, keepdim=True)).expand(4, 5).clone()),
+            "you knocked its latents out at every position. A node is a latent at one position.": _bos_off(everywhere.clone()),
+            "you knocked its latents out at every position, and row 0, BOS, is on.": everywhere,
+            "you knocked out every latent at the circuit's positions.": _bos_off(whole_rows),
             "nothing is knocked out.": _bos_off(torch.ones(4, 5)),
         }
         compare(found[name], others, wrong, what=f"the mask at {name}")
@@ -368,9 +376,10 @@ def _(attempt: Callable) -> None:
         halved = halved if i == 0 else (halved + piece.mean(0)) / 2
         for row in piece:
             by_batch = by_batch + (row - by_batch) / (i + 1)
+    of_means = torch.stack([piece.mean(0) for piece in pieces]).mean(0)
     wrong = {
         "the count counts batches, but what is added are prompts: late prompts weigh too much.": by_batch,
-        "you averaged the batches' means: prompts of the small last batch weigh more than the others.": torch.stack([p.mean(0) for p in pieces]).mean(0),
+        "you averaged the batches' means: prompts of the small last batch weigh more than the others.": of_means,
         "each batch is averaged with all that came before: late batches weigh too much.": halved,
         "this is the sum of all prompts.": rows.sum(0),
         "the last batch alone is left: divide by the number of prompts seen so far, not by the size of the batch.": pieces[-1].mean(0),

@@ -14,11 +14,11 @@
 # # 03 · The SAEMasks hook
 #
 # A sparse autoencoder writes each token's residual stream as a sum of a few *latents*. To find out what one of them does,
-# switch it off and see what the model says then. **How is one latent switched off, at one position?** And what should
-# be put in its place?
+# switch it off and see what the model says then. **How is one latent switched off, at one position?** And what should be put in
+# its place?
 #
-# You begin with a hook of three lines that switches one latent off everywhere. Then you see where that falls short, and write the
-# next version; the last one is `SAEMasks`, the class on which all circuits of this course run. **You will be able to**
+# You begin with a hook of three lines that switches one latent off everywhere. Then you see where that falls short, and write
+# the next version; the last one is `SAEMasks`, the class on which all circuits of this course run. **You will be able to**
 #
 # - write TransformerLens hooks that change one (position, latent) pair, a *node*, and prove that they do what they say;
 # - say what ablation puts in a latent's place, zero or a mean, and measure what each costs;
@@ -26,8 +26,8 @@
 # - recognise three mistakes that pass unnoticed in published code, from the numbers that they make.
 #
 # **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`). Notebook 02 explains why we splice
-# SAEs into the residual stream.
-# **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+# SAEs into the residual stream. **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB
+# of weights.
 
 # %%
 import functools
@@ -42,7 +42,9 @@ from pathlib import Path
 
 root = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().parent
 if not (root / "course_utils").is_dir():
-    raise RuntimeError(f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first.")
+    raise RuntimeError(
+        f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first."
+    )
 sys.path.insert(0, str(root))
 
 import pandas as pd
@@ -84,8 +86,9 @@ N_DRAWS = 2 if QUICK else 5  # random controls, and shuffled orders of prompts
 # %% [markdown]
 # ## 1. One latent
 #
-# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. Means and choices come from the training prompts; every
-# effect is measured on held-out ones, with nouns that are not among them. The *patch* prompt has the subject in the other number.
+# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. Means and choices come from the training prompts;
+# every effect is measured on held-out ones, with nouns that are not among them. The *patch* prompt has the subject in the other
+# number.
 
 # %%
 lab = load_lab(LAB, layers=LAYERS)
@@ -95,8 +98,8 @@ few = test[:N_HAND]
 pd.DataFrame([vars(pair) for pair in test.pairs[:3]])
 
 # %% [markdown]
-# We work at one SAE first, in the middle of the model. A hook function gets the residual stream `x` and the hook point;
-# what it returns goes on in `x`'s place, and if it returns nothing, `x` goes on. So this one only looks:
+# We work at one SAE first, in the middle of the model. A hook function gets the residual stream `x` and the hook point; what it
+# returns goes on in `x`'s place, and if it returns nothing, `x` goes on. So this one only looks:
 
 # %%
 LAYER = LAYERS[len(LAYERS) // 2]
@@ -148,8 +151,8 @@ pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(c
 #
 # ## 2. Version 1: off, everywhere
 #
-# First the *splice*: the stream is encoded and decoded again, and the rebuilt stream goes on. BOS is left alone: its residual stream is
-# a hundred times longer than any other. That costs something by itself, since the SAE does not rebuild everything, so
+# First the *splice*: the stream is encoded and decoded again, and the rebuilt stream goes on. BOS is left alone: its residual
+# stream is a hundred times longer than any other. That costs something by itself, since the SAE does not rebuild everything, so
 # an effect of a latent is always measured against the splice, and never against the model.
 
 
@@ -193,7 +196,9 @@ def switch_off_v1(x, hook, *, sae, latent):
 
 everywhere = whole - logit_diff_with([(NAME, functools.partial(switch_off_v1, sae=sae, latent=LATENT))])
 few_cases = pd.Series([pair.case for pair in few.pairs])
-pd.Series({case: str(mean_interval(everywhere[(few_cases == case).to_numpy()])) for case in sorted(set(few_cases))}).to_frame("LD lost")
+pd.Series({case: str(mean_interval(everywhere[(few_cases == case).to_numpy()])) for case in sorted(set(few_cases))}).to_frame(
+    "LD lost"
+)
 
 # %% [markdown]
 # How much logit difference is lost, with 95 % intervals over prompts (negative: the latent spoke for the wrong verb).
@@ -206,8 +211,8 @@ pd.Series({case: str(mean_interval(everywhere[(few_cases == case).to_numpy()])) 
 # ### Exercise 3.1 · One latent, one position
 # ⏱ 10 min · difficulty ●○○ · the smallest intervention there is: a *node*
 #
-# Write the hook that sets one latent to 0 at one position, in every prompt of the batch. All other latents and positions pass through
-# the SAE as in `splice`; BOS stays as it is.
+# Write the hook that sets one latent to 0 at one position, in every prompt of the batch. All other latents and positions pass
+# through the SAE as in `splice`; BOS stays as it is.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -230,9 +235,10 @@ check(switch_off)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *BOS went through the SAE too*: SAEs are not trained on BOS; its reconstruction is poor, and every later token attends to it.
-# - *Only this position went through the SAE*: then the other tokens keep what the SAE would have lost, and the comparison with the splice is
-#   one of two changes at once.
+# - *BOS went through the SAE too*: SAEs are not trained on BOS; its reconstruction is poor, and every later token attends to
+#   it.
+# - *Only this position went through the SAE*: then the other tokens keep what the SAE would have lost, and the comparison with
+#   the splice is one of two changes at once.
 # - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (the error policy `"keep"`), but it is not the splice.
 # - *You changed x in place*: `x[:, 1:] = …` overwrites what others may still read, the cache for instance.
 # </details>
@@ -254,13 +260,15 @@ lost["everywhere"] = mean_interval(everywhere)
 
 # %%
 where = max((label for label in lost if label != "everywhere"), key=lambda label: lost[label].value)
-title = f"Switching off latent {LATENT}: {lost['everywhere'].value:.2f} is lost everywhere, {lost[where].value:.2f} of it at {where}"
+title = (
+    f"Switching off latent {LATENT}: {lost['everywhere'].value:.2f} is lost everywhere, {lost[where].value:.2f} of it at {where}"
+)
 figure = effects_figure({f"latent {LATENT}": lost, "a random latent that fires there": control}, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.")
 
 # %% [markdown]
-# **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each? Let us switch off two latents at
-# the subject, once with two hooks, and once in one go:
+# **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each? Let us switch off two
+# latents at the subject, once with two hooks, and once in one go:
 
 # %%
 second = int((f_clean - f_patch).abs().mean(0)[SUBJECT].topk(2).indices[1])
@@ -278,8 +286,8 @@ print(f"lost with two hooks {mean_interval(whole - chained)}, in one go {mean_in
 print(f"apart, on the average prompt: {mean_interval((chained - at_once).abs())}")
 
 # %% [markdown]
-# They disagree, and no error is raised. The second hook reads what the first has rebuilt: the stream goes through the SAE twice, and its
-# reconstruction error is paid twice. A set of nodes has to be switched off *between one encode and one decode*.
+# They disagree, and no error is raised. The second hook reads what the first has rebuilt: the stream goes through the SAE
+# twice, and its reconstruction error is paid twice. A set of nodes has to be switched off *between one encode and one decode*.
 #
 # ## 4. Version 3: a mask
 #
@@ -300,8 +308,8 @@ v2 = logit_diff_with([(NAME, functools.partial(switch_off, sae=sae, latent=LATEN
 torch.testing.assert_close(v3, v2)
 
 # %% [markdown]
-# **Where it falls short.** What is off is 0. Is 0 a natural thing for a latent to be? Some latents fire in nearly every one of these
-# sentences; they say what all of them share (a noun phrase, an article, a verb is due). Zero takes that away too:
+# **Where it falls short.** What is off is 0. Is 0 a natural thing for a latent to be? Some latents fire in nearly every one of
+# these sentences; they say what all of them share (a noun phrase, an article, a verb is due). Zero takes that away too:
 
 # %%
 share_on = (f_clean[:, 1:] > 0).float().mean(0)
@@ -317,15 +325,16 @@ pd.DataFrame(
 ).round(2).T
 
 # %% [markdown]
-# We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all of them share. So the latent's
-# **mean over the patch prompts** takes its place, position by position:
+# We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all of them share. So the
+# latent's **mean over the patch prompts** takes its place, position by position:
 #
 # $$\text{masked} = \text{ablation} + (f - \text{ablation})\cdot m$$
 #
 # ### Exercise 3.2 · Masked latents
 # ⏱ 5 min · difficulty ●○○ · the one formula of this notebook
 #
-# Write the formula as a function. It has to be right for values between 0 and 1, too: in notebook 04 the mask is learned, by gradient descent.
+# Write the formula as a function. It has to be right for values between 0 and 1, too: in notebook 04 the mask is learned, by
+# gradient descent.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -384,9 +393,10 @@ check(mean_latents)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You averaged over positions too*: then the same vector stands in at the noun and at the preposition, and neither looks like itself.
-# - *You encoded the mean residual stream*: the ReLU and its threshold make `encode(mean(x))` another thing than `mean(encode(x))`. It is the encoding of
-#   a sentence that nobody wrote.
+# - *You averaged over positions too*: then the same vector stands in at the noun and at the preposition, and neither looks like
+#   itself.
+# - *You encoded the mean residual stream*: the ReLU and its threshold make `encode(mean(x))` another thing than
+#   `mean(encode(x))`. It is the encoding of a sentence that nobody wrote.
 # - *BOS has means too*: harmless while the hook leaves BOS alone, and a surprise the day that somebody sums over positions.
 # - *A silent prompt counts, with 0*: the mean over prompts where the latent fires is much larger than the latent usually is.
 # </details>
@@ -398,8 +408,8 @@ print(f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} ove
 
 
 # %% [markdown]
-# The next version puts the means in. A first look at what is at stake: take *everything* away at this SAE. The model should then no
-# longer know the number of the subject. But does it still know that a verb is due?
+# The next version puts the means in. A first look at what is at stake: take *everything* away at this SAE. The model should
+# then no longer know the number of the subject. But does it still know that a verb is due?
 
 
 # %%
@@ -417,7 +427,12 @@ def p_verb(logits):
 
 
 nothing = torch.zeros_like(mask)
-rows = {"the model": [], "everything kept": [(mask + 1).clamp(max=1), my_means], "all at 0": [nothing, 0 * my_means], "all at their mean": [nothing, my_means]}
+rows = {
+    "the model": [],
+    "everything kept": [(mask + 1).clamp(max=1), my_means],
+    "all at 0": [nothing, 0 * my_means],
+    "all at their mean": [nothing, my_means],
+}
 for label, given in rows.items():
     hooks = [(NAME, functools.partial(splice_v4, sae=sae, mask=given[0], means=given[1]))] if given else []
     logits = lab.model.run_with_hooks(few.clean, fwd_hooks=hooks)[:, -1]
@@ -425,22 +440,22 @@ for label, given in rows.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With zeros the model has lost the sentence. With means it has lost the number of the subject, and little else. Section 7 looks at that more closely,
-# with controls, and at where the mean is *not* the fairer choice.
+# With zeros the model has lost the sentence. With means it has lost the number of the subject, and little else. Section 7 looks
+# at that more closely, with controls, and at where the mean is *not* the fairer choice.
 #
-# **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask, its means and its hook point, and all must be
-# kept together, checked against the prompts' length, counted, saved and loaded. That is what a class is for.
+# **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask, its means and its hook point,
+# and all must be kept together, checked against the prompts' length, counted, saved and loaded. That is what a class is for.
 #
 # ## 5. The class: SAEMasks
 #
-# `SAEMasks(hook_points, masks)` holds one mask a hook point. Its `forward` is what a hook calls, with the latents and the name of the hook
-# point.
+# `SAEMasks(hook_points, masks)` holds one mask a hook point. Its `forward` is what a hook calls, with the latents and the name
+# of the hook point.
 #
 # ### Exercise 3.4 · `SAEMasks.forward`
 # ⏱ 10 min · difficulty ●●○ · the heart of the class
 #
-# Write it as a function whose first argument is `self`; below, it becomes the method of a class of yours. Your `masked` does the arithmetic.
-# Without `mean_ablation`, 0 stands in.
+# Write it as a function whose first argument is `self`; below, it becomes the method of a class of yours. Your `masked` does
+# the arithmetic. Without `mean_ablation`, 0 stands in.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -449,8 +464,8 @@ pd.DataFrame(rows).T
 #
 # <details><summary>Hint 2</summary>
 #
-# `self.check(sae_hook_point, seq=…, d_sae=…)` raises `MaskError` if the mask has another size than the latents. Call it first. What would PyTorch do
-# with latents `[batch, 1, d_sae]` and a mask `[6, d_sae]`?
+# `self.check(sae_hook_point, seq=…, d_sae=…)` raises `MaskError` if the mask has another size than the latents. Call it first.
+# What would PyTorch do with latents `[batch, 1, d_sae]` and a mask `[6, d_sae]`?
 # </details>
 
 # %%
@@ -473,12 +488,14 @@ class MyMasks(SAEMasks):
 # <details><summary>My values look wrong</summary>
 #
 # - *You took the first mask*: `self.masks[0]` works as long as there is one SAE.
-# - *Broadcasting made up positions*: one position met a mask for six, and six came out. PyTorch finds that reasonable; here it is always a mistake.
-# - *Without mean_ablation, 0 is to stand in*: the default is `None`, so that callers who forget it get zero ablation. The means are the caller's to give.
+# - *Broadcasting made up positions*: one position met a mask for six, and six came out. PyTorch finds that reasonable; here it
+#   is always a mistake.
+# - *Without mean_ablation, 0 is to stand in*: the default is `None`, so that callers who forget it get zero ablation. The means
+#   are the caller's to give.
 # </details>
 #
-# Notebook 04 learns circuits for this task and keeps them in `data/masks`. We take its largest one below a hundred nodes. (For a lab without any, we keep the
-# nodes that change most between clean and patch.)
+# Notebook 04 learns circuits for this task and keeps them in `data/masks`. We take its largest one below a hundred nodes. (For
+# a lab without any, we keep the nodes that change most between clean and patch.)
 
 # %%
 spliced = SplicedModel(lab, LAYERS)
@@ -493,7 +510,8 @@ for found in circuits:
 circuit = max((found for found in circuits if found.get_num_latents() < 100), key=SAEMasks.get_num_latents)
 
 # %% [markdown]
-# One hook a SAE, all with the same function. The circuit's logit differences, by hand and by the library, which never calls `run_with_hooks`:
+# One hook a SAE, all with the same function. The circuit's logit differences, by hand and by the library, which never calls
+# `run_with_hooks`:
 
 
 # %%
@@ -509,11 +527,13 @@ by_hand = logit_diff_with(hooks)
 middle = time.perf_counter()
 library = spliced.run(few.clean, masks=circuit, means=means).logit_diff(few)
 torch.testing.assert_close(by_hand, library, atol=5e-3, rtol=1e-3)
-print(f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {(middle - begin) / (time.perf_counter() - middle):.1f} times as long")
+print(
+    f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {(middle - begin) / (time.perf_counter() - middle):.1f} times as long"
+)
 
 # %% [markdown]
-# From here on the library runs it. How faithful is the circuit? (Notebook 05 takes these numbers apart; 0 is as good as nothing, 1 as good as all latents.
-# The gap is how far it is off, prompt by prompt.)
+# From here on the library runs it. How faithful is the circuit? (Notebook 05 takes these numbers apart; 0 is as good as
+# nothing, 1 as good as all latents. The gap is how far it is off, prompt by prompt.)
 
 # %%
 reference = references(spliced, test, means)
@@ -531,7 +551,9 @@ circuit.print_mask_statistics()
 # %%
 by_position = sum((mask > 0).sum(1) for mask in circuit.masks)
 busiest = sorted(by_position.argsort(descending=True)[:2].tolist())
-title = f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {' and '.join(LABELS[p] for p in busiest)}"
+title = (
+    f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {' and '.join(LABELS[p] for p in busiest)}"
+)
 show(circuit_figure(circuit, test, title), alt=f"A grid of node counts by layer and position. {title}.")
 
 # %% [markdown]
@@ -547,8 +569,8 @@ show(node_map_figure(circuit[name], LABELS, title), alt=f"A map of kept nodes, p
 # %% [markdown]
 # ### Saving and loading
 #
-# Masks are saved as safetensors, which holds numbers and nothing else. (The published code used `torch.save`: a pickle, which can run any code when it is
-# loaded.) A finished circuit is mostly zeros, so as text it is smaller still:
+# Masks are saved as safetensors, which holds numbers and nothing else. (The published code used `torch.save`: a pickle, which
+# can run any code when it is loaded.) A finished circuit is mostly zeros, so as text it is smaller still:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -570,7 +592,8 @@ except MaskError as error:
 # %% [markdown]
 # ## 6. At one position, or at all?
 #
-# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers, and fits prompts of any length. What it keeps is more:
+# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers, and fits prompts of any length. What
+# it keeps is more:
 #
 # ### Exercise 3.5 · Counting nodes
 # ⏱ 5 min · difficulty ●○○ · so that circuits are compared at equal size
@@ -606,11 +629,13 @@ check(count_nodes)
 # %%
 shared = MyMasks(circuit.hook_points, [mask.amax(0) for mask in circuit.masks])
 for label, masks in {"per position": circuit, "shared": shared}.items():
-    print(f"{label}: get_num_latents says {masks.get_num_latents()}, nodes in a prompt of {test.seq_len} tokens: {count_nodes(masks, test.seq_len)}")
+    print(
+        f"{label}: get_num_latents says {masks.get_num_latents()}, nodes in a prompt of {test.seq_len} tokens: {count_nodes(masks, test.seq_len)}"
+    )
 
 # %% [markdown]
-# Is the shared one more faithful? It keeps more, so it should be compared at equal size: the control is the circuit with as many more nodes, drawn at random from
-# those that fire.
+# Is the shared one more faithful? It keeps more, so it should be compared at equal size: the control is the circuit with as
+# many more nodes, drawn at random from those that fire.
 
 # %%
 extra = count_nodes(shared, test.seq_len) - count_nodes(circuit, test.seq_len)
@@ -626,7 +651,10 @@ def padded(seed):
 rows = {"the circuit": circuit, "its latents at all positions": shared, "the circuit and random nodes": padded(SEED)}
 results = {label: faithfulness(spliced, test, masks, means, against=reference) for label, masks in rows.items()}
 pd.DataFrame(
-    {label: {"nodes": count_nodes(rows[label], test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap} for label, found in results.items()}
+    {
+        label: {"nodes": count_nodes(rows[label], test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap}
+        for label, found in results.items()
+    }
 ).T
 
 # %% [markdown]
@@ -665,9 +693,9 @@ check(knock_out)
 # - *This is the circuit itself*: that is `F(C)`; here the complement is wanted.
 # </details>
 #
-# The published code knocked circuits out by latent and ignored the position: a list of latents was switched off wherever they fired. For a circuit with a
-# mask per position, that removes nodes that are not in it. How much does it change? The control is random: as many nodes that fire, at one position or
-# at all.
+# The published code knocked circuits out by latent and ignored the position: a list of latents was switched off wherever they
+# fired. For a circuit with a mask per position, that removes nodes that are not in it. How much does it change? The control is
+# random: as many nodes that fire, at one position or at all.
 
 
 # %%
@@ -685,7 +713,9 @@ def lost_without(removed):
 
 
 # %%
-random_circuits = [SAEMasks.from_scores(random_scores(spliced, train, seed=seed), circuit.get_num_latents()) for seed in range(N_DRAWS)]
+random_circuits = [
+    SAEMasks.from_scores(random_scores(spliced, train, seed=seed), circuit.get_num_latents()) for seed in range(N_DRAWS)
+]
 effects = {"the circuit": {}, f"random nodes ({N_DRAWS} draws)": {}}
 for label, widen in {"its nodes": lambda masks: masks, "its latents everywhere": at_all_positions}.items():
     lost_to_chance = torch.stack([lost_without(widen(masks)) for masks in random_circuits]).mean(0)
@@ -695,7 +725,10 @@ for label, widen in {"its nodes": lambda masks: masks, "its latents everywhere":
 # %%
 own, wide = effects["the circuit"].values()
 title = f"Without the circuit {own.value:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide.value:.2f}"
-show(effects_figure(effects, "logit difference lost", title), alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
+show(
+    effects_figure(effects, "logit difference lost", title),
+    alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.",
+)
 pd.DataFrame(effects)
 
 # %% [markdown]
@@ -703,8 +736,9 @@ pd.DataFrame(effects)
 #
 # Every ablation compares the model with something; the *baseline* says with what. We ask three questions, on held-out prompts.
 #
-# **Does it break what it should not touch?** Take random nodes that fire, far from any circuit, and ablate them. A fair baseline changes little. We measure how
-# far the whole next-token distribution moves, the KL divergence from the spliced model's.
+# **Does it break what it should not touch?** Take random nodes that fire, far from any circuit, and ablate them. A fair
+# baseline changes little. We measure how far the whole next-token distribution moves, the KL divergence from the spliced
+# model's.
 
 # %%
 zeros = replace(means, latents={name: torch.zeros_like(f) for name, f in means.latents.items()})
@@ -736,29 +770,50 @@ show(figure, alt=f"KL divergence against the number of random nodes ablated, for
 # %%
 empty = SAEMasks.full(means.latents, 0.0)
 rows = {}
-for label, masks, baseline in (("every latent kept", None, means), ("all at 0", empty, zeros), ("all at their mean", empty, means)):
+for label, masks, baseline in (
+    ("every latent kept", None, means),
+    ("all at 0", empty, zeros),
+    ("all at their mean", empty, means),
+):
     run = spliced.run(reference.start, masks=masks, means=baseline)
     top = lab.tokenizer.decode([run.logits.mean(0).argmax().item()])
-    rows[label] = {"P(verb)": mean_interval(p_verb(run.logits)), "logit difference": mean_interval(run.logit_diff(test)), "likeliest token": repr(top)}
+    rows[label] = {
+        "P(verb)": mean_interval(p_verb(run.logits)),
+        "logit difference": mean_interval(run.logit_diff(test)),
+        "likeliest token": repr(top),
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with zeros, they have to hold the sentence together as well:
+# **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with zeros, they have to hold
+# the sentence together as well:
 
 # %%
 empty_zero = references(spliced, test, zeros)
 rows = []
 for masks in sorted(circuits, key=SAEMasks.get_num_latents):
-    with_means, with_zeros = (faithfulness(spliced, test, masks, base, against=ref) for base, ref in ((means, reference), (zeros, empty_zero)))
-    rows.append({"nodes": masks.get_num_latents(), "gap, means": with_means.gap, "gap, zeros": with_zeros.gap, "faithfulness, means": with_means.vs_spliced, "faithfulness, zeros": with_zeros.vs_spliced})
+    with_means, with_zeros = (
+        faithfulness(spliced, test, masks, base, against=ref) for base, ref in ((means, reference), (zeros, empty_zero))
+    )
+    rows.append(
+        {
+            "nodes": masks.get_num_latents(),
+            "gap, means": with_means.gap,
+            "gap, zeros": with_zeros.gap,
+            "faithfulness, means": with_means.vs_spliced,
+            "faithfulness, zeros": with_zeros.vs_spliced,
+        }
+    )
 pd.DataFrame(rows)
 
 # %% [markdown]
-# That is not fair to zero: these nodes were chosen for the other baseline. So we learn a mask with zeros from the start, at the price of a node at which notebook 04
-# learned with means, and the same seed (about a minute):
+# That is not fair to zero: these nodes were chosen for the other baseline. So we learn a mask with zeros from the start, at the
+# price of a node at which notebook 04 learned with means, and the same seed (about a minute):
 
 # %%
-learned = {label: learn_masks(spliced, train, means=base, sparsity=0.03, seed=SEED) for label, base in (("mean", means), ("zero", zeros))}
+learned = {
+    label: learn_masks(spliced, train, means=base, sparsity=0.03, seed=SEED) for label, base in (("mean", means), ("zero", zeros))
+}
 
 # %%
 judged = {
@@ -766,23 +821,36 @@ judged = {
     for label, base, ref in (("mean", means, reference), ("zero", zeros, empty_zero))
 }
 pd.DataFrame(
-    {label: {"nodes": learned[label].n_nodes, "faithfulness": found.vs_spliced, "gap": found.gap, "F(∅)": round(found.f_empty, 2), "F(C)": round(found.f_circuit, 2)} for label, found in judged.items()}
+    {
+        label: {
+            "nodes": learned[label].n_nodes,
+            "faithfulness": found.vs_spliced,
+            "gap": found.gap,
+            "F(∅)": round(found.f_empty, 2),
+            "F(C)": round(found.f_circuit, 2),
+        }
+        for label, found in judged.items()
+    }
 ).T
 
 # %% [markdown]
 # ### Where the mean is not fairer
 #
-# Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in the singular and high in the plural has a mean between them:
+# Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in the singular and high in the
+# plural has a mean between them:
 
 # %%
 values = f_clean[:, SUBJECT, LATENT]
 mean_value = my_means[SUBJECT, LATENT]
 near = ((values - mean_value).abs() < 0.25 * mean_value).float().mean()
-print(f"latent {LATENT} at the subject: mean {mean_value:.2f}, 0 in {(values == 0).float().mean():.0%} of prompts, within a quarter of the mean in {near:.0%}")
+print(
+    f"latent {LATENT} at the subject: mean {mean_value:.2f}, 0 in {(values == 0).float().mean():.0%} of prompts, within a quarter of the mean in {near:.0%}"
+)
 
 # %% [markdown]
-# Second, a mean is a mean *of something*. Our patch prompts are as often singular as plural. Had we taken the plural ones alone, the mean would have said "plural":
-# with every latent "ablated", the model still knows the answer to half of the prompts, and is wrong on the others.
+# Second, a mean is a mean *of something*. Our patch prompts are as often singular as plural. Had we taken the plural ones
+# alone, the mean would have said "plural": with every latent "ablated", the model still knows the answer to half of the
+# prompts, and is wrong on the others.
 
 # %%
 patch_is_plural = torch.tensor([pair.case.startswith("singular") for pair in train.pairs])  # the clean prompt is singular
@@ -794,14 +862,20 @@ def plural_bias(baseline):
     return towards_plural * spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start).cpu()
 
 
-biased = {"all patch prompts": means, "plural ones only": spliced.patch_means(train.patch[patch_is_plural]), "singular ones only": spliced.patch_means(train.patch[~patch_is_plural])}
-pd.Series({label: mean_interval(plural_bias(baseline)) for label, baseline in biased.items()}).to_frame("plural − singular, every latent ablated")
+biased = {
+    "all patch prompts": means,
+    "plural ones only": spliced.patch_means(train.patch[patch_is_plural]),
+    "singular ones only": spliced.patch_means(train.patch[~patch_is_plural]),
+}
+pd.Series({label: mean_interval(plural_bias(baseline)) for label, baseline in biased.items()}).to_frame(
+    "plural − singular, every latent ablated"
+)
 
 # %% [markdown]
 # ## 8. The mean, batch by batch
 #
-# Gemma's latents of a thousand prompts do not fit in memory, so the mean is kept as prompts come in. This is where the published code went wrong, in a line that
-# looks right.
+# Gemma's latents of a thousand prompts do not fit in memory, so the mean is kept as prompts come in. This is where the
+# published code went wrong, in a line that looks right.
 #
 # ### Exercise 3.7 · The running mean
 # ⏱ 10 min · difficulty ●●○ · a mean that never holds more than a batch
@@ -815,7 +889,8 @@ pd.Series({label: mean_interval(plural_bias(baseline)) for label, baseline in bi
 #
 # <details><summary>Hint 2</summary>
 #
-# A new prompt moves the mean by (prompt − mean) / (prompts seen, this one included). For a batch, add up (prompt − old mean), and divide by the prompts seen.
+# A new prompt moves the mean by (prompt − mean) / (prompts seen, this one included). For a batch, add up (prompt − old mean),
+# and divide by the prompts seen.
 # </details>
 
 # %%
@@ -834,7 +909,8 @@ check(running_mean)
 # - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets all that came before.
 # </details>
 #
-# The published code goes through the prompts one by one, and updates the mean at each. But it divides by the number of *batches* begun so far:
+# The published code goes through the prompts one by one, and updates the mean at each. But it divides by the number of
+# *batches* begun so far:
 
 
 # %%
@@ -847,20 +923,23 @@ def published_mean(prompts, batch_size):
 
 
 # %% [markdown]
-# In the first batch it divides by 1: each prompt wipes out the one before. In the second by 2: each has half the say. Every update forgets a part of the past.
-# How much does each prompt weigh in the end? A mean is linear, so its weights are what it makes of the identity matrix:
+# In the first batch it divides by 1: each prompt wipes out the one before. In the second by 2: each has half the say. Every
+# update forgets a part of the past. How much does each prompt weigh in the end? A mean is linear, so its weights are what it
+# makes of the identity matrix:
 
 # %%
 BATCH = 16
 n = len(train)
 weights = {"right": running_mean(torch.eye(n).split(BATCH)), "published": published_mean(torch.eye(n), BATCH)}
 effective = {label: (1 / (weight**2).sum()).item() for label, weight in weights.items()}
-print(f"all weights sum to {weights['published'].sum():.3f}; the last batch has {weights['published'][-BATCH:].sum():.0%} of the say")
+print(
+    f"all weights sum to {weights['published'].sum():.3f}; the last batch has {weights['published'][-BATCH:].sum():.0%} of the say"
+)
 print(f"as good as a mean over {effective['right']:.0f} (right) and {effective['published']:.0f} (published) of {n} prompts")
 
 # %% [markdown]
-# The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as precise. How far is each from the true mean, batch after batch, on the
-# real latents of all SAEs?
+# The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as precise. How far is each from
+# the true mean, batch after batch, on the real latents of all SAEs?
 
 # %%
 latents = spliced.run(train.patch).latents
@@ -868,25 +947,38 @@ latents = spliced.run(train.patch).latents
 
 def relative_error(found, true):
     """‖found − true‖ / ‖true‖ over all nodes of all SAEs."""
-    return (sum((found[name] - true[name]).norm() ** 2 for name in true) ** 0.5 / sum(true[name].norm() ** 2 for name in true) ** 0.5).item()
+    return (
+        sum((found[name] - true[name]).norm() ** 2 for name in true) ** 0.5 / sum(true[name].norm() ** 2 for name in true) ** 0.5
+    ).item()
 
 
 seen_so_far = range(BATCH, n + 1, BATCH)
 errors = {
-    "right": [relative_error({name: running_mean(f[:m].split(BATCH)) for name, f in latents.items()}, means.latents) for m in seen_so_far],
-    "published": [relative_error({name: published_mean(f[:m], BATCH) for name, f in latents.items()}, means.latents) for m in seen_so_far],
+    "right": [
+        relative_error({name: running_mean(f[:m].split(BATCH)) for name, f in latents.items()}, means.latents)
+        for m in seen_so_far
+    ],
+    "published": [
+        relative_error({name: published_mean(f[:m], BATCH) for name, f in latents.items()}, means.latents) for m in seen_so_far
+    ],
 }
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
 sample = torch.randperm(n, generator=generator)[: round(effective["published"])]
 fewer = relative_error({name: f[sample].mean(0) for name, f in latents.items()}, means.latents)
-title = f"After {n} prompts the published mean is {errors['published'][-1]:.0%} off; {len(sample)} random prompts give {fewer:.0%}"
-show(running_mean_figure(weights, errors, title), alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.")
+title = (
+    f"After {n} prompts the published mean is {errors['published'][-1]:.0%} off; {len(sample)} random prompts give {fewer:.0%}"
+)
+show(
+    running_mean_figure(weights, errors, title),
+    alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.",
+)
 
 # %% [markdown]
-# So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all prompts, and gets the precision of a few. And if they are not in random order?
-# Task files are often sorted. We judge the circuit with the published mean, over several shuffled orders, and over one in which the plural prompts come last.
+# So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all prompts, and gets the
+# precision of a few. And if they are not in random order? Task files are often sorted. We judge the circuit with the published
+# mean, over several shuffled orders, and over one in which the plural prompts come last.
 
 
 # %%
@@ -900,7 +992,12 @@ baselines = {"right mean": means, **{label: published_means(order) for label, or
 rows = {}
 for label, baseline in baselines.items():
     found = faithfulness(spliced, test, circuit, baseline)
-    rows[label] = {"error": f"{relative_error(baseline.latents, means.latents):.0%}", "F(∅): plural − singular": mean_interval(plural_bias(baseline)), "faithfulness": found.vs_spliced, "gap": found.gap}
+    rows[label] = {
+        "error": f"{relative_error(baseline.latents, means.latents):.0%}",
+        "F(∅): plural − singular": mean_interval(plural_bias(baseline)),
+        "faithfulness": found.vs_spliced,
+        "gap": found.gap,
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from course_utils.attribution import largest_change
-from course_utils.evaluate import Frontier, Interval, References, faithfulness, mean_interval, nodes_per_layer, references, score_frontier
+from course_utils.evaluate import (
+    Frontier,
+    Interval,
+    References,
+    faithfulness,
+    mean_interval,
+    nodes_per_layer,
+    references,
+    score_frontier,
+)
 from course_utils.labs import hook_point
 from course_utils.masks import SAEMasks
 from course_utils.splice import SplicedModel
