@@ -119,7 +119,7 @@ print(f"{NAME}: the hook ran {len(seen)} time, and saw {list(seen[0].shape)}, [b
 # "ablated" model is the model itself. An effect of exactly 0 should make you look here first.
 
 # %%
-lab.model.run_with_hooks(few.clean, fwd_hooks=[("blocks.17.hook_resid_pots", look)])
+lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME.replace("post", "pots"), look)])
 print(f"with a misspelt name, no error, and still {len(seen)} call")
 
 # %% [markdown]
@@ -196,9 +196,8 @@ def switch_off_v1(x, hook, *, sae, latent):
 
 everywhere = whole - logit_diff_with([(NAME, functools.partial(switch_off_v1, sae=sae, latent=LATENT))])
 few_cases = pd.Series([pair.case for pair in few.pairs])
-pd.Series({case: str(mean_interval(everywhere[(few_cases == case).to_numpy()])) for case in sorted(set(few_cases))}).to_frame(
-    "LD lost"
-)
+by_case = {case: mean_interval(everywhere[(few_cases == case).to_numpy()]) for case in sorted(set(few_cases))}
+pd.Series(by_case).to_frame("LD lost")
 
 # %% [markdown]
 # How much logit difference is lost, with 95 % intervals over prompts (negative: the latent spoke for the wrong verb).
@@ -260,9 +259,7 @@ lost["everywhere"] = mean_interval(everywhere)
 
 # %%
 where = max((label for label in lost if label != "everywhere"), key=lambda label: lost[label].value)
-title = (
-    f"Switching off latent {LATENT}: {lost['everywhere'].value:.2f} is lost everywhere, {lost[where].value:.2f} of it at {where}"
-)
+title = f"Latent {LATENT} switched off: {lost['everywhere'].value:.2f} lost everywhere, {lost[where].value:.2f} at {where} alone"
 figure = effects_figure({f"latent {LATENT}": lost, "a random latent that fires there": control}, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.")
 
@@ -426,16 +423,16 @@ def p_verb(logits):
     return logits.float().softmax(-1)[:, verbs].sum(-1)
 
 
-nothing = torch.zeros_like(mask)
-rows = {
-    "the model": [],
-    "everything kept": [(mask + 1).clamp(max=1), my_means],
-    "all at 0": [nothing, 0 * my_means],
-    "all at their mean": [nothing, my_means],
+# %%
+none, every = torch.zeros_like(mask), torch.ones_like(mask)
+hooks = {
+    "every latent kept": functools.partial(splice_v4, sae=sae, mask=every, means=my_means),
+    "all at 0": functools.partial(splice_v4, sae=sae, mask=none, means=none),
+    "all at their mean": functools.partial(splice_v4, sae=sae, mask=none, means=my_means),
 }
-for label, given in rows.items():
-    hooks = [(NAME, functools.partial(splice_v4, sae=sae, mask=given[0], means=given[1]))] if given else []
-    logits = lab.model.run_with_hooks(few.clean, fwd_hooks=hooks)[:, -1]
+rows = {}
+for label, hook in hooks.items():
+    logits = lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME, hook)])[:, -1]
     rows[label] = {"P(verb)": mean_interval(p_verb(logits)), "logit difference": mean_interval(logit_diff(logits, few))}
 pd.DataFrame(rows).T
 
@@ -527,9 +524,8 @@ by_hand = logit_diff_with(hooks)
 middle = time.perf_counter()
 library = spliced.run(few.clean, masks=circuit, means=means).logit_diff(few)
 torch.testing.assert_close(by_hand, library, atol=5e-3, rtol=1e-3)
-print(
-    f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {(middle - begin) / (time.perf_counter() - middle):.1f} times as long"
-)
+times = (middle - begin) / (time.perf_counter() - middle)
+print(f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {times:.1f} times as long")
 
 # %% [markdown]
 # From here on the library runs it. How faithful is the circuit? (Notebook 05 takes these numbers apart; 0 is as good as
@@ -551,9 +547,8 @@ circuit.print_mask_statistics()
 # %%
 by_position = sum((mask > 0).sum(1) for mask in circuit.masks)
 busiest = sorted(by_position.argsort(descending=True)[:2].tolist())
-title = (
-    f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {' and '.join(LABELS[p] for p in busiest)}"
-)
+there = " and ".join(LABELS[position] for position in busiest)
+title = f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {there}"
 show(circuit_figure(circuit, test, title), alt=f"A grid of node counts by layer and position. {title}.")
 
 # %% [markdown]
@@ -629,9 +624,7 @@ check(count_nodes)
 # %%
 shared = MyMasks(circuit.hook_points, [mask.amax(0) for mask in circuit.masks])
 for label, masks in {"per position": circuit, "shared": shared}.items():
-    print(
-        f"{label}: get_num_latents says {masks.get_num_latents()}, nodes in a prompt of {test.seq_len} tokens: {count_nodes(masks, test.seq_len)}"
-    )
+    print(f"{label}: get_num_latents() says {masks.get_num_latents()}; nodes in a prompt: {count_nodes(masks, test.seq_len)}")
 
 # %% [markdown]
 # Is the shared one more faithful? It keeps more, so it should be compared at equal size: the control is the circuit with as
@@ -725,10 +718,8 @@ for label, widen in {"its nodes": lambda masks: masks, "its latents everywhere":
 # %%
 own, wide = effects["the circuit"].values()
 title = f"Without the circuit {own.value:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide.value:.2f}"
-show(
-    effects_figure(effects, "logit difference lost", title),
-    alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.",
-)
+figure = effects_figure(effects, "logit difference lost", title)
+show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects)
 
 # %% [markdown]
@@ -770,11 +761,7 @@ show(figure, alt=f"KL divergence against the number of random nodes ablated, for
 # %%
 empty = SAEMasks.full(means.latents, 0.0)
 rows = {}
-for label, masks, baseline in (
-    ("every latent kept", None, means),
-    ("all at 0", empty, zeros),
-    ("all at their mean", empty, means),
-):
+for label, masks, baseline in (("every latent kept", None, means), ("all at 0", empty, zeros), ("all at their mean", empty, means)):
     run = spliced.run(reference.start, masks=masks, means=baseline)
     top = lab.tokenizer.decode([run.logits.mean(0).argmax().item()])
     rows[label] = {
@@ -789,49 +776,26 @@ pd.DataFrame(rows).T
 # the sentence together as well:
 
 # %%
-empty_zero = references(spliced, test, zeros)
-rows = []
+reference_zero = references(spliced, test, zeros)
+rows = {}
 for masks in sorted(circuits, key=SAEMasks.get_num_latents):
-    with_means, with_zeros = (
-        faithfulness(spliced, test, masks, base, against=ref) for base, ref in ((means, reference), (zeros, empty_zero))
-    )
-    rows.append(
-        {
-            "nodes": masks.get_num_latents(),
-            "gap, means": with_means.gap,
-            "gap, zeros": with_zeros.gap,
-            "faithfulness, means": with_means.vs_spliced,
-            "faithfulness, zeros": with_zeros.vs_spliced,
-        }
-    )
-pd.DataFrame(rows)
+    row = rows[f"{masks.get_num_latents()} nodes"] = {}
+    for label, baseline, against in (("means", means, reference), ("zeros", zeros, reference_zero)):
+        found = faithfulness(spliced, test, masks, baseline, against=against)
+        row |= {f"faithfulness, {label}": found.vs_spliced, f"gap, {label}": found.gap}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # That is not fair to zero: these nodes were chosen for the other baseline. So we learn a mask with zeros from the start, at the
 # price of a node at which notebook 04 learned with means, and the same seed (about a minute):
 
 # %%
-learned = {
-    label: learn_masks(spliced, train, means=base, sparsity=0.03, seed=SEED) for label, base in (("mean", means), ("zero", zeros))
-}
-
-# %%
-judged = {
-    label: faithfulness(spliced, test, learned[label].masks, base, against=ref)
-    for label, base, ref in (("mean", means, reference), ("zero", zeros, empty_zero))
-}
-pd.DataFrame(
-    {
-        label: {
-            "nodes": learned[label].n_nodes,
-            "faithfulness": found.vs_spliced,
-            "gap": found.gap,
-            "F(∅)": round(found.f_empty, 2),
-            "F(C)": round(found.f_circuit, 2),
-        }
-        for label, found in judged.items()
-    }
-).T
+rows = {}
+for label, baseline, against in (("mean", means, reference), ("zero", zeros, reference_zero)):
+    learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, seed=SEED)
+    found = faithfulness(spliced, test, learned.masks, baseline, against=against)
+    rows[label] = {"nodes": learned.n_nodes, "faithfulness": found.vs_spliced, "gap": found.gap, "F(∅)": round(found.f_empty, 2)}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ### Where the mean is not fairer
@@ -843,9 +807,8 @@ pd.DataFrame(
 values = f_clean[:, SUBJECT, LATENT]
 mean_value = my_means[SUBJECT, LATENT]
 near = ((values - mean_value).abs() < 0.25 * mean_value).float().mean()
-print(
-    f"latent {LATENT} at the subject: mean {mean_value:.2f}, 0 in {(values == 0).float().mean():.0%} of prompts, within a quarter of the mean in {near:.0%}"
-)
+off = (values == 0).float().mean()
+print(f"latent {LATENT} at the subject: mean {mean_value:.2f}; 0 in {off:.0%} of prompts, within a quarter of the mean in {near:.0%}")
 
 # %% [markdown]
 # Second, a mean is a mean *of something*. Our patch prompts are as often singular as plural. Had we taken the plural ones
@@ -867,9 +830,8 @@ biased = {
     "plural ones only": spliced.patch_means(train.patch[patch_is_plural]),
     "singular ones only": spliced.patch_means(train.patch[~patch_is_plural]),
 }
-pd.Series({label: mean_interval(plural_bias(baseline)) for label, baseline in biased.items()}).to_frame(
-    "plural − singular, every latent ablated"
-)
+biases = {label: mean_interval(plural_bias(baseline)) for label, baseline in biased.items()}
+pd.Series(biases).to_frame("plural − singular, every latent ablated")
 
 # %% [markdown]
 # ## 8. The mean, batch by batch
@@ -932,10 +894,9 @@ BATCH = 16
 n = len(train)
 weights = {"right": running_mean(torch.eye(n).split(BATCH)), "published": published_mean(torch.eye(n), BATCH)}
 effective = {label: (1 / (weight**2).sum()).item() for label, weight in weights.items()}
-print(
-    f"all weights sum to {weights['published'].sum():.3f}; the last batch has {weights['published'][-BATCH:].sum():.0%} of the say"
-)
-print(f"as good as a mean over {effective['right']:.0f} (right) and {effective['published']:.0f} (published) of {n} prompts")
+for label, weight in weights.items():
+    last = weight[-BATCH:].sum()
+    print(f"{label}: weights sum to {weight.sum():.3f}, {last:.0%} of it in the last batch; effective number of prompts {effective[label]:.0f}")
 
 # %% [markdown]
 # The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as precise. How far is each from
@@ -947,33 +908,26 @@ latents = spliced.run(train.patch).latents
 
 def relative_error(found, true):
     """‖found − true‖ / ‖true‖ over all nodes of all SAEs."""
-    return (
-        sum((found[name] - true[name]).norm() ** 2 for name in true) ** 0.5 / sum(true[name].norm() ** 2 for name in true) ** 0.5
-    ).item()
+    off = torch.stack([(found[name] - true[name]).norm() for name in true])
+    return (off.norm() / torch.stack([mean.norm() for mean in true.values()]).norm()).item()
 
 
-seen_so_far = range(BATCH, n + 1, BATCH)
-errors = {
-    "right": [
-        relative_error({name: running_mean(f[:m].split(BATCH)) for name, f in latents.items()}, means.latents)
-        for m in seen_so_far
-    ],
-    "published": [
-        relative_error({name: published_mean(f[:m], BATCH) for name, f in latents.items()}, means.latents) for m in seen_so_far
-    ],
-}
+errors = {"right": [], "published": []}
+for m in range(BATCH, n + 1, BATCH):
+    right, wrong = {}, {}
+    for name, f in latents.items():
+        right[name], wrong[name] = running_mean(f[:m].split(BATCH)), published_mean(f[:m], BATCH)
+    errors["right"].append(relative_error(right, means.latents))
+    errors["published"].append(relative_error(wrong, means.latents))
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
 sample = torch.randperm(n, generator=generator)[: round(effective["published"])]
 fewer = relative_error({name: f[sample].mean(0) for name, f in latents.items()}, means.latents)
-title = (
-    f"After {n} prompts the published mean is {errors['published'][-1]:.0%} off; {len(sample)} random prompts give {fewer:.0%}"
-)
-show(
-    running_mean_figure(weights, errors, title),
-    alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.",
-)
+published = errors["published"][-1]
+title = f"After {n} prompts the published mean is {published:.0%} off; the mean over {len(sample)} random prompts, {fewer:.0%}"
+figure = running_mean_figure(weights, errors, title)
+show(figure, alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.")
 
 # %% [markdown]
 # So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all prompts, and gets the
@@ -991,13 +945,10 @@ orders["plural last"] = patch_is_plural.int().argsort(stable=True)
 baselines = {"right mean": means, **{label: published_means(order) for label, order in orders.items()}}
 rows = {}
 for label, baseline in baselines.items():
-    found = faithfulness(spliced, test, circuit, baseline)
-    rows[label] = {
-        "error": f"{relative_error(baseline.latents, means.latents):.0%}",
-        "F(∅): plural − singular": mean_interval(plural_bias(baseline)),
-        "faithfulness": found.vs_spliced,
-        "gap": found.gap,
-    }
+    against = replace(reference, empty=spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start))
+    found = faithfulness(spliced, test, circuit, baseline, against=against)
+    rows[label] = {"error": f"{relative_error(baseline.latents, means.latents):.0%}", "F(∅): plural − singular": mean_interval(plural_bias(baseline))}
+    rows[label] |= {"faithfulness": found.vs_spliced, "gap": found.gap}
 pd.DataFrame(rows).T
 
 # %% [markdown]
