@@ -281,7 +281,7 @@ def count_nodes(masks: SAEMasks, seq: int) -> int:
 
 @book.checker(count_nodes)
 def _(attempt: Callable) -> None:
-    own = torch.tensor([[1, 1, 0, 0], [0, 1, 0.5, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
+    own = torch.tensor([[1, 1, 0, 0], [0, 1, 0.5, 0.5], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
     shared = torch.tensor([1.0, 0, 0.5, 0])
     seq = len(own)
     n_own, n_shared = int((own[1:] > 0).sum()), int((shared > 0).sum())

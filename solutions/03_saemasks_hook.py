@@ -29,23 +29,17 @@
 # SAEs into the residual stream. **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB
 # of weights.
 
+# %% tags=["setup"]
+# setup
+
 # %%
 import functools
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-
-root = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().parent
-if not (root / "course_utils").is_dir():
-    raise RuntimeError(
-        f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first."
-    )
-sys.path.insert(0, str(root))
 
 import pandas as pd
 import torch
