@@ -74,8 +74,9 @@ SEED = 0
 LAYERS = list(LAYERS or spec_of(LAB).placement)
 QUICK = PROFILE == "quick"
 N_TRAIN, N_TEST = (64, 32) if QUICK else (256, 100)  # prompts for means and for choosing; prompts to judge on
-N_HAND = 16 if QUICK else 48  # prompts for hooks by hand, which run the whole model each time
-N_DRAWS = 2 if QUICK else 5  # random controls, and shuffled orders of prompts
+N_HAND = 16 if QUICK else 40  # prompts for hooks by hand, which run the whole model each time
+N_DRAWS = 2 if QUICK else 4  # random controls, and shuffled orders of prompts
+STEPS = 20 if QUICK else 60  # of learning a mask
 
 # %% [markdown]
 # ## 1. One latent
@@ -625,24 +626,14 @@ for label, masks in {"per position": circuit, "shared": shared}.items():
 # many more nodes, drawn at random from those that fire.
 
 # %%
-extra = count_nodes(shared, test.seq_len) - count_nodes(circuit, test.seq_len)
-
-
-def padded(seed):
-    """The circuit, and ``extra`` random nodes that fire and are not in it."""
-    scores = random_scores(spliced, train, seed=seed)
-    scores = {name: torch.where(circuit[name] > 0, 2.0, score) for name, score in scores.items()}
-    return SAEMasks.from_scores(scores, circuit.get_num_latents() + extra)
-
-
-rows = {"the circuit": circuit, "its latents at all positions": shared, "the circuit and random nodes": padded(SEED)}
-results = {label: faithfulness(spliced, test, masks, means, against=reference) for label, masks in rows.items()}
-pd.DataFrame(
-    {
-        label: {"nodes": count_nodes(rows[label], test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap}
-        for label, found in results.items()
-    }
-).T
+chance = [random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAWS)]  # 0 for what never fires
+with_circuit = {name: torch.where(circuit[name] > 0, 2.0, score) for name, score in chance[0].items()}  # the circuit comes first
+padded = SAEMasks.from_scores(with_circuit, count_nodes(shared, test.seq_len))
+rows = {}
+for label, masks in (("the circuit", circuit), ("its latents at all positions", shared), ("the circuit and random nodes", padded)):
+    found = faithfulness(spliced, test, masks, means, against=reference)
+    rows[label] = {"nodes": count_nodes(masks, test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ### Knock-outs
@@ -700,9 +691,7 @@ def lost_without(removed):
 
 
 # %%
-random_circuits = [
-    SAEMasks.from_scores(random_scores(spliced, train, seed=seed), circuit.get_num_latents()) for seed in range(N_DRAWS)
-]
+random_circuits = [SAEMasks.from_scores(scores, circuit.get_num_latents()) for scores in chance]
 effects = {"the circuit": {}, f"random nodes ({N_DRAWS} draws)": {}}
 for label, widen in {"its nodes": lambda masks: masks, "its latents everywhere": at_all_positions}.items():
     lost_to_chance = torch.stack([lost_without(widen(masks)) for masks in random_circuits]).mean(0)
@@ -732,14 +721,14 @@ spliced_log_p = spliced.run(reference.start, means=means).logits.log_softmax(-1)
 
 def kl(masks, baseline):
     """KL divergence of the next-token distribution, from the spliced model's to the masked model's, prompt by prompt."""
-    log_p = spliced.run(reference.start, masks=masks, means=baseline).logits.log_softmax(-1)
+    log_p = spliced.run(reference.start, masks=masks, means=baseline, keep_latents=False).logits.log_softmax(-1)
     return (spliced_log_p.exp() * (spliced_log_p - log_p)).sum(-1)
 
 
 # %%
 effects = {"zero": {}, "mean over patch prompts": {}}
 for n in (10, 100, 1000):
-    removed = [knock_out(SAEMasks.from_scores(random_scores(spliced, train, seed=seed), n)) for seed in range(N_DRAWS)]
+    removed = [knock_out(SAEMasks.from_scores(scores, n)) for scores in chance]
     for label, baseline in zip(effects, (zeros, means)):
         effects[label][f"{n:,}"] = mean_interval(torch.stack([kl(masks, baseline) for masks in removed]).mean(0))
 
@@ -786,7 +775,7 @@ pd.DataFrame(rows).T
 # %%
 rows = {}
 for label, baseline, against in (("mean", means, reference), ("zero", zeros, reference_zero)):
-    learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, seed=SEED)
+    learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, steps=STEPS, seed=SEED)
     found = faithfulness(spliced, test, learned.masks, baseline, against=against)
     rows[label] = {"nodes": learned.n_nodes, "faithfulness": found.vs_spliced, "gap": found.gap, "F(∅)": round(found.f_empty, 2)}
 pd.DataFrame(rows).T
