@@ -12,7 +12,7 @@ import torch
 from IPython.display import HTML, Image, display
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from course_utils.evaluate import Frontier, Interval
@@ -184,6 +184,7 @@ def running_mean_figure(weights: Mapping[str, Float[Tensor, " n"]], errors: Mapp
     right.set_xlabel("batches seen")
     right.set_ylabel("error, relative to the mean")
     right.set_ylim(bottom=0)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(weights), frameon=False)

@@ -141,8 +141,9 @@ cases = [pair.case for pair in train.pairs]
 pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(cases).mean().round(2)
 
 # %% [markdown]
-# The table shows the latent's mean activation, by the number of the subject and then of the distractor. It knows the number of
-# the subject, and it fires at more than one position. Keep that in mind.
+# The table shows the latent's mean activation by case: the number of the subject, then of the distractor. On SmolLM2 it is a
+# latent for plural nouns, and it does not ask whose: it fires on a plural distractor as much as on a plural subject. Keep that
+# in mind.
 #
 # ## 2. Version 1: off, everywhere
 #
@@ -190,15 +191,22 @@ def switch_off_v1(x, hook, *, sae, latent):
 
 
 everywhere = whole - logit_diff_with([(NAME, functools.partial(switch_off_v1, sae=sae, latent=LATENT))])
-few_cases = pd.Series([pair.case for pair in few.pairs])
-by_case = {case: mean_interval(everywhere[(few_cases == case).to_numpy()]) for case in sorted(set(few_cases))}
-pd.Series(by_case).to_frame("LD lost")
+
+
+def of_cases(values):
+    """The mean over the prompts of each case, with its interval."""
+    cases = [pair.case for pair in few.pairs]
+    return {case: mean_interval(values[[found == case for found in cases]]) for case in sorted(set(cases))}
+
+
+pd.Series(of_cases(everywhere)).to_frame("logit difference lost")
 
 # %% [markdown]
-# How much logit difference is lost, with 95 % intervals over prompts (negative: the latent spoke for the wrong verb).
+# How much logit difference is lost, with 95 % intervals over prompts. (Below 0: the model got surer of the right verb.)
 #
-# **Where it falls short.** The latent fires at several positions, and version 1 hits them all. Does the number matter where the
-# noun is read, or where the verb is chosen? This hook cannot say.
+# **Where it falls short.** The latent fires at more than one position, and version 1 hits them all. Where both nouns are
+# plural, which of them counted? Where the distractor alone is plural, did we help the model by making it deaf to the
+# distractor? This hook cannot say.
 #
 # ## 3. Version 2: off, at one position
 #
@@ -244,19 +252,27 @@ check(switch_off)
 # %%
 generator = torch.Generator().manual_seed(SEED)
 lost, control = {}, {}
-for position in range(1, test.seq_len):
+for position, label in enumerate(LABELS[1:], start=1):
     firing = (f_clean[:, position] > 0).float().mean(0).gt(0.1).nonzero()[:, 0]
     random_latent = int(firing[torch.randint(len(firing), (1,), generator=generator)])
     for found, latent in ((lost, LATENT), (control, random_latent)):
         hook = functools.partial(switch_off, sae=sae, latent=latent, position=position)
-        found[LABELS[position]] = mean_interval(whole - logit_diff_with([(NAME, hook)]))
-lost["everywhere"] = mean_interval(everywhere)
+        found[label] = whole - logit_diff_with([(NAME, hook)])
+lost["everywhere"] = everywhere
 
 # %%
-where = max((label for label in lost if label != "everywhere"), key=lambda label: lost[label].value)
-title = f"Latent {LATENT} switched off: {lost['everywhere'].value:.2f} lost everywhere, {lost[where].value:.2f} at {where} alone"
-figure = effects_figure({f"latent {LATENT}": lost, "a random latent that fires there": control}, "logit difference lost", title)
+effects = {f"latent {LATENT}": lost, "a random latent that fires there": control}
+effects = {of: {label: mean_interval(value) for label, value in values.items()} for of, values in effects.items()}
+at_subject = lost[LABELS[SUBJECT]]
+title = f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, {at_subject.mean():.2f} at the subject alone"
+figure = effects_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.")
+
+# %% [markdown]
+# The same by case answers what version 1 could not: at the subject, at the distractor, at both.
+
+# %%
+pd.DataFrame({label: of_cases(lost[label]) for label in (LABELS[SUBJECT], LABELS[-1], "everywhere")})
 
 # %% [markdown]
 # **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each? Let us switch off two
@@ -278,8 +294,9 @@ print(f"lost with two hooks {mean_interval(whole - chained)}, in one go {mean_in
 print(f"apart, on the average prompt: {mean_interval((chained - at_once).abs())}")
 
 # %% [markdown]
-# They disagree, and no error is raised. The second hook reads what the first has rebuilt: the stream goes through the SAE
-# twice, and its reconstruction error is paid twice. A set of nodes has to be switched off *between one encode and one decode*.
+# The means may be close, but prompt by prompt the two disagree, and no error is raised. The second hook reads what the first
+# has rebuilt: the stream goes through the SAE twice, and its reconstruction error is paid twice. With a hook for every node of
+# a circuit it would be paid dozens of times. A set of nodes has to be switched off *between one encode and one decode*.
 #
 # ## 4. Version 3: a mask
 #
@@ -400,8 +417,9 @@ print(f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} ove
 
 
 # %% [markdown]
-# The next version puts the means in. A first look at what is at stake: take *everything* away at this SAE. The model should
-# then no longer know the number of the subject. But does it still know that a verb is due?
+# The next version puts the means in. A first look at what is at stake: take *everything* away at this SAE. Then all prompts
+# look the same to the layers above, with zeros and with means, and the model cannot know the subject's number. But does it
+# still know that a verb is due?
 
 
 # %%
@@ -432,8 +450,9 @@ for label, hook in hooks.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With zeros the model has lost the sentence. With means it has lost the number of the subject, and little else. Section 7 looks
-# at that more closely, with controls, and at where the mean is *not* the fairer choice.
+# With means it still expects a verb, about as much as with every latent; with zeros it has lost the sentence. (The wide
+# intervals around a logit difference of 0 say the same thing twice: one fixed answer, right for half of the prompts and wrong
+# for the others.) Section 7 looks more closely, with controls, and at where the mean is *not* the fairer choice.
 #
 # **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask, its means and its hook point,
 # and all must be kept together, checked against the prompts' length, counted, saved and loaded. That is what a class is for.
@@ -630,7 +649,11 @@ chance = [random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAW
 with_circuit = {name: torch.where(circuit[name] > 0, 2.0, score) for name, score in chance[0].items()}  # the circuit comes first
 padded = SAEMasks.from_scores(with_circuit, count_nodes(shared, test.seq_len))
 rows = {}
-for label, masks in (("the circuit", circuit), ("its latents at all positions", shared), ("the circuit and random nodes", padded)):
+for label, masks in (
+    ("the circuit", circuit),
+    ("its latents at all positions", shared),
+    ("the circuit and random nodes", padded),
+):
     found = faithfulness(spliced, test, masks, means, against=reference)
     rows[label] = {"nodes": count_nodes(masks, test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap}
 pd.DataFrame(rows).T
@@ -672,8 +695,9 @@ check(knock_out)
 # </details>
 #
 # The published code knocked circuits out by latent and ignored the position: a list of latents was switched off wherever they
-# fired. For a circuit with a mask per position, that removes nodes that are not in it. How much does it change? The control is
-# random: as many nodes that fire, at one position or at all.
+# fired. For a circuit with a mask per position, that removes nodes that are not in it. What does it do to a result? We knock
+# out the whole circuit, and a part of it: its nodes *at the last token, the distractor, up to the middle of the model*, to ask
+# how much the reading of the distractor contributes. The control is random: as many nodes that fire.
 
 
 # %%
@@ -691,21 +715,36 @@ def lost_without(removed):
 
 
 # %%
-random_circuits = [SAEMasks.from_scores(scores, circuit.get_num_latents()) for scores in chance]
-effects = {"the circuit": {}, f"random nodes ({N_DRAWS} draws)": {}}
-for label, widen in {"its nodes": lambda masks: masks, "its latents everywhere": at_all_positions}.items():
-    lost_to_chance = torch.stack([lost_without(widen(masks)) for masks in random_circuits]).mean(0)
-    for of, value in zip(effects, (lost_without(widen(circuit)), lost_to_chance)):
-        effects[of][f"{label}\n({count_nodes(widen(circuit), test.seq_len)} nodes of the circuit)"] = mean_interval(value)
+def at_the_distractor(masks):
+    """The nodes at the last position, in the SAEs up to the middle one."""
+    part = [torch.zeros_like(mask) for mask in masks.masks]
+    for mask, whole_mask in list(zip(part, masks.masks))[: LAYERS.index(LAYER) + 1]:
+        mask[-1] = whole_mask[-1]
+    return SAEMasks(masks.hook_points, part)
+
+
+removed = {"the circuit": circuit, "its nodes at the distractor": at_the_distractor(circuit)}
+effects = {"these nodes": {}, "their latents at all positions": {}, f"as many random nodes ({N_DRAWS} draws)": {}}
+for label, part in removed.items():
+    label = f"{label}\n({count_nodes(part, test.seq_len)} nodes; at all positions {count_nodes(at_all_positions(part), test.seq_len)})"
+    by_chance = [lost_without(SAEMasks.from_scores(scores, part.get_num_latents())) for scores in chance]
+    for of, value in zip(effects, (lost_without(part), lost_without(at_all_positions(part)), torch.stack(by_chance).mean(0))):
+        effects[of][label] = mean_interval(value)
 
 # %%
-own, wide = effects["the circuit"].values()
-title = f"Without the circuit {own.value:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide.value:.2f}"
+own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
+title = (
+    f"The distractor's nodes: {own:.2f} of {reference.spliced.mean():.2f} is lost without them; ignoring positions, {wide:.2f}"
+)
 figure = effects_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
-pd.DataFrame(effects)
+pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
+# For the whole circuit the mistake makes little difference here: nearly all that counts sits at the two nouns, and the circuit
+# has both. For its part it makes all the difference. The latents that read the distractor are those that read the subject, and
+# a knock-out that ignores positions blames the one for the other.
+#
 # ## 7. Zero or mean?
 #
 # Every ablation compares the model with something; the *baseline* says with what. We ask three questions, on held-out prompts.
@@ -744,7 +783,11 @@ show(figure, alt=f"KL divergence against the number of random nodes ablated, for
 # %%
 empty = SAEMasks.full(means.latents, 0.0)
 rows = {}
-for label, masks, baseline in (("every latent kept", None, means), ("all at 0", empty, zeros), ("all at their mean", empty, means)):
+for label, masks, baseline in (
+    ("every latent kept", None, means),
+    ("all at 0", empty, zeros),
+    ("all at their mean", empty, means),
+):
     run = spliced.run(reference.start, masks=masks, means=baseline)
     top = lab.tokenizer.decode([run.logits.mean(0).argmax().item()])
     rows[label] = {
@@ -769,14 +812,15 @@ for masks in sorted(circuits, key=SAEMasks.get_num_latents):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# That is not fair to zero: these nodes were chosen for the other baseline. So we learn a mask with zeros from the start, at the
-# price of a node at which notebook 04 learned with means, and the same seed (about a minute):
+# That is not fair to zero: these nodes were chosen for the other baseline. So we learn two masks, one for each, with the same
+# prompts, seed and price of a node. (A minute or two. `learn_masks` is notebook 04's subject.)
 
 # %%
-rows = {}
+rows, n_learned = {}, {}
 for label, baseline, against in (("mean", means, reference), ("zero", zeros, reference_zero)):
     learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, steps=STEPS, seed=SEED)
     found = faithfulness(spliced, test, learned.masks, baseline, against=against)
+    n_learned[label] = learned.n_nodes
     rows[label] = {"nodes": learned.n_nodes, "faithfulness": found.vs_spliced, "gap": found.gap, "F(∅)": round(found.f_empty, 2)}
 pd.DataFrame(rows).T
 
@@ -791,12 +835,14 @@ values = f_clean[:, SUBJECT, LATENT]
 mean_value = my_means[SUBJECT, LATENT]
 near = ((values - mean_value).abs() < 0.25 * mean_value).float().mean()
 off = (values == 0).float().mean()
-print(f"latent {LATENT} at the subject: mean {mean_value:.2f}; 0 in {off:.0%} of prompts, within a quarter of the mean in {near:.0%}")
+print(
+    f"latent {LATENT} at the subject: mean {mean_value:.2f}; 0 in {off:.0%} of prompts, within a quarter of the mean in {near:.0%}"
+)
 
 # %% [markdown]
-# Second, a mean is a mean *of something*. Our patch prompts are as often singular as plural. Had we taken the plural ones
-# alone, the mean would have said "plural": with every latent "ablated", the model still knows the answer to half of the
-# prompts, and is wrong on the others.
+# Second, a mean is a mean *of something*. Ours is over singular and plural patch prompts. Had we taken the plural ones alone,
+# the mean would say "plural": with every latent "ablated", the model would still be told an answer, right for half of the
+# prompts. And even ours need not be neutral: see the first row, which is not 0.
 
 # %%
 patch_is_plural = torch.tensor([pair.case.startswith("singular") for pair in train.pairs])  # the clean prompt is singular
@@ -879,7 +925,9 @@ weights = {"right": running_mean(torch.eye(n).split(BATCH)), "published": publis
 effective = {label: (1 / (weight**2).sum()).item() for label, weight in weights.items()}
 for label, weight in weights.items():
     last = weight[-BATCH:].sum()
-    print(f"{label}: weights sum to {weight.sum():.3f}, {last:.0%} of it in the last batch; effective number of prompts {effective[label]:.0f}")
+    print(
+        f"{label}: weights sum to {weight.sum():.3f}, {last:.0%} of it in the last batch; effective number of prompts {effective[label]:.0f}"
+    )
 
 # %% [markdown]
 # The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as precise. How far is each from
@@ -930,12 +978,40 @@ rows = {}
 for label, baseline in baselines.items():
     against = replace(reference, empty=spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start))
     found = faithfulness(spliced, test, circuit, baseline, against=against)
-    rows[label] = {"error": f"{relative_error(baseline.latents, means.latents):.0%}", "F(∅): plural − singular": mean_interval(plural_bias(baseline))}
+    rows[label] = {
+        "error": f"{relative_error(baseline.latents, means.latents):.0%}",
+        "F(∅): plural − singular": mean_interval(plural_bias(baseline)),
+    }
     rows[label] |= {"faithfulness": found.vs_spliced, "gap": found.gap}
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# Each order gives other means, and with them another faithfulness of the *same* circuit. With the plural prompts last, the mean
+# is a plural mean: compare its F(∅) with the biased baselines of section 7. An average over batches of averages, or one that
+# forgets, raises no error and looks like a mean. What catches it is the test that you have just passed: compare with
+# `torch.mean` on something small, with batches of unequal size.
+#
 # ## What we saw
 
 # %%
+for line in (
+    f"one latent at one position: {at_subject.mean():.2f} of {whole.mean():.2f} of the logit difference ({len(few)} held-out prompts)",
+    f"100 random nodes move the prediction by {zero.value:.3f} nats where 0 stands in, by {mean.value:.3f} where the mean does ({len(test)} prompts)",
+    f"a learned mask keeps {n_learned['mean']} nodes when the rest is at its mean, {n_learned['zero']} when it is at 0 (seed {SEED}, same price)",
+    f"the distractor's nodes carry {own:.2f}; a knock-out that ignores positions says {wide:.2f}",
+    f"the published mean over {n} prompts is as good as one over {effective['published']:.0f}, and {published:.0%} off",
+):
+    print("-", line)
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# **What to take away.** A node is a latent at one position; it is switched off between one encode and one decode; what stands
+# in its place is a choice, and a result is only as good as that choice. The mean over patch prompts leaves what all sentences
+# share, so that few nodes are needed for what differs; it is no natural value for a latent that is on or off, and it leans to
+# whatever its prompts lean to. Prove every hook against another way to compute the same.
+#
+# **What it does not show.** All effects are measured in the spliced model, on one task with prompts of one length, and means
+# are taken position by position. Where prompts have other lengths, positions mean nothing, and a shared mask is the only one
+# that fits. One seed per learned mask.
+#
+# Next: [notebook 04](04_masks_vs_ig.ipynb) learns the masks that you have been using.
