@@ -697,7 +697,7 @@ check(knock_out)
 # The published code knocked circuits out by latent and ignored the position: a list of latents was switched off wherever they
 # fired. For a circuit with a mask per position, that removes nodes that are not in it. What does it do to a result? We knock
 # out the whole circuit, and a part of it: its nodes *at the last token, the distractor, up to the middle of the model*, to ask
-# how much the reading of the distractor contributes. The control is random: as many nodes that fire.
+# how much the reading of the distractor contributes. The control is random: as many nodes that fire, alone or at all positions.
 
 
 # %%
@@ -724,18 +724,19 @@ def at_the_distractor(masks):
 
 
 removed = {"the circuit": circuit, "its nodes at the distractor": at_the_distractor(circuit)}
-effects = {"these nodes": {}, "their latents at all positions": {}, f"as many random nodes ({N_DRAWS} draws)": {}}
+effects = {"these nodes": {}, "their latents at all positions": {}, "random nodes": {}, "random latents at all positions": {}}
 for label, part in removed.items():
-    label = f"{label}\n({count_nodes(part, test.seq_len)} nodes; at all positions {count_nodes(at_all_positions(part), test.seq_len)})"
-    by_chance = [lost_without(SAEMasks.from_scores(scores, part.get_num_latents())) for scores in chance]
-    for of, value in zip(effects, (lost_without(part), lost_without(at_all_positions(part)), torch.stack(by_chance).mean(0))):
+    label += f"\n({count_nodes(part, test.seq_len)} nodes, or {count_nodes(at_all_positions(part), test.seq_len)} at all positions)"
+    random_parts = [SAEMasks.from_scores(scores, part.get_num_latents()) for scores in chance]
+    gone = [lost_without(part), lost_without(at_all_positions(part))]
+    for pick in (lambda masks: masks, at_all_positions):
+        gone.append(torch.stack([lost_without(pick(masks)) for masks in random_parts]).mean(0))
+    for of, value in zip(effects, gone):
         effects[of][label] = mean_interval(value)
 
 # %%
 own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
-title = (
-    f"The distractor's nodes: {own:.2f} of {reference.spliced.mean():.2f} is lost without them; ignoring positions, {wide:.2f}"
-)
+title = f"The distractor's nodes: {own:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide:.2f}"
 figure = effects_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
@@ -825,6 +826,9 @@ for label, baseline, against in (("mean", means, reference), ("zero", zeros, ref
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# Compare the numbers of nodes. Where the rest is at 0, a mask has to keep, latent by latent, what all sentences share; where it
+# is at its mean, only what differs.
+#
 # ### Where the mean is not fairer
 #
 # Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in the singular and high in the
@@ -995,9 +999,9 @@ pd.DataFrame(rows).T
 
 # %%
 for line in (
-    f"one latent at one position: {at_subject.mean():.2f} of {whole.mean():.2f} of the logit difference ({len(few)} held-out prompts)",
-    f"100 random nodes move the prediction by {zero.value:.3f} nats where 0 stands in, by {mean.value:.3f} where the mean does ({len(test)} prompts)",
-    f"a learned mask keeps {n_learned['mean']} nodes when the rest is at its mean, {n_learned['zero']} when it is at 0 (seed {SEED}, same price)",
+    f"one latent at one position carries {at_subject.mean():.2f} of a logit difference of {whole.mean():.2f} ({len(few)} prompts)",
+    f"100 random nodes move the prediction by {zero.value:.3f} nats at 0, by {mean.value:.3f} at their mean ({len(test)} prompts)",
+    f"a learned mask keeps {n_learned['mean']} nodes with the rest at its mean, {n_learned['zero']} with it at 0 (seed {SEED}, one price)",
     f"the distractor's nodes carry {own:.2f}; a knock-out that ignores positions says {wide:.2f}",
     f"the published mean over {n} prompts is as good as one over {effective['published']:.0f}, and {published:.0%} off",
 ):
