@@ -869,7 +869,7 @@ pd.Series(biases).to_frame("plural − singular, every latent ablated")
 # %% [markdown]
 # ## 8. The mean, batch by batch
 #
-# Gemma's latents of a thousand prompts do not fit in memory, so the mean is kept as prompts come in. This is where the
+# The latents of a thousand long prompts in a 9B model take gigabytes, so the mean is kept as prompts come in. This is where the
 # published code went wrong, in a line that looks right.
 #
 # ### Exercise 3.7 · The running mean
