@@ -742,9 +742,9 @@ show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {ti
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
-# For the whole circuit the mistake makes little difference here: nearly all that counts sits at the two nouns, and the circuit
-# has both. For its part it makes all the difference. The latents that read the distractor are those that read the subject, and
-# a knock-out that ignores positions blames the one for the other.
+# Left, the whole circuit: nearly all of its nodes sit at the two nouns, so ignoring positions changes little. Right, a part of it:
+# most latents that read the distractor are the ones that read the subject, a few tokens earlier. A knock-out that ignores positions
+# takes out both, and charges the distractor for the subject. The distance between the two points is the size of the mistake.
 #
 # ## 7. Zero or mean?
 #
