@@ -72,3 +72,26 @@ def test_browsing_draws_the_first_choice(capsys):
     drawn = []
     widgets.browse({"a": 1, "b": 2}, drawn.append, "circuit")
     assert drawn == [1]
+
+
+def test_the_effects_figure_has_a_point_with_its_interval_for_every_effect():
+    effects = {"zero": {"10": Interval(1.0, 0.5, 2.0), "100": Interval(3.0, 2.5, 3.5)}, "mean": {"100": Interval(0.2, 0.1, 0.3)}}
+    axes = plots.effects_figure(effects, "y", "finding").axes[0]
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert drawn["zero"][0].get_ydata().tolist() == [1, 3] and drawn["mean"][0].get_ydata().tolist() == [0.2]
+    assert drawn["mean"][0].get_xdata()[0] > 0.9 > drawn["zero"][0].get_xdata()[0]
+    assert [segment[:, 1].tolist() for segment in drawn["zero"][2][0].get_segments()] == [pytest.approx([0.5, 2]), pytest.approx([2.5, 3.5])]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "100"]
+
+
+def test_the_node_map_shows_the_latents_that_are_on_somewhere():
+    mask = torch.zeros(3, 10)
+    mask[1, 7] = mask[2, 7] = mask[2, 4] = 1
+    axes = plots.node_map_figure(mask, ["<bos>", "a", "b"], "t").axes[0]
+    assert axes.images[0].get_array().tolist() == [[0, 0], [0, 1], [1, 1]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "7"]
+
+
+def test_the_running_mean_figure_plots_weights_in_per_cent_and_errors():
+    left, right = plots.running_mean_figure({"right": torch.full((4,), 0.25)}, {"right": [0.5, 0.0]}, "t").axes
+    assert left.lines[0].get_ydata().tolist() == [25] * 4 and right.lines[0].get_ydata().tolist() == [0.5, 0.0]
