@@ -20,7 +20,7 @@ def resampled_means(values: Float[Tensor, "n *rest"], *, n_bootstrap: int = N_BO
     n = len(values)
     rows = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed))
     counts = torch.zeros(n_bootstrap, n, dtype=torch.double).scatter_add_(1, rows, torch.ones(n_bootstrap, n, dtype=torch.double))
-    return (counts @ values.detach().double().cpu().flatten(1).reshape(n, -1) / n).reshape(n_bootstrap, *values.shape[1:])
+    return (counts @ values.detach().double().cpu().reshape(n, -1) / n).reshape(n_bootstrap, *values.shape[1:])
 
 
 def mean_interval(values: Float[Tensor, " n"], *, seed: int = 0) -> Interval:
