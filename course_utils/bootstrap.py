@@ -15,7 +15,9 @@ N_BOOTSTRAP = 1000
 LEVELS = (0.025, 0.975)
 
 
-def resampled_means(values: Float[Tensor, "n *rest"], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> Float[Tensor, "n_bootstrap *rest"]:
+def resampled_means(
+    values: Float[Tensor, "n *rest"], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> Float[Tensor, "n_bootstrap *rest"]:
     """The mean over prompts (axis 0) in each of ``n_bootstrap`` draws. The same n and seed give the same draws."""
     n = len(values)
     rows = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed))

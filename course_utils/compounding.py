@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from sae_lens import SAE
 from torch import Tensor
 
 from course_utils.labs import hook_point
@@ -56,9 +57,8 @@ def error_growth(spliced: SplicedModel, tokens: Int[Tensor, "n seq"], *, seed: i
     """
     generator = torch.Generator().manual_seed(seed)
     pieces = [_grow(spliced, batch, generator) for batch in tokens.split(batch_size)]
-    return {
-        kind: Growth(*(torch.cat([getattr(piece[kind], name) for piece in pieces]) for name in ("relative", "added", "kl"))) for kind in KINDS
-    }
+    join = lambda kind, name: torch.cat([getattr(piece[kind], name) for piece in pieces])  # noqa: E731
+    return {kind: Growth(join(kind, "relative"), join(kind, "added"), join(kind, "kl")) for kind in KINDS}
 
 
 def _grow(spliced: SplicedModel, tokens: Tensor, generator: torch.Generator) -> dict[str, Growth]:
@@ -82,7 +82,9 @@ def _grow(spliced: SplicedModel, tokens: Tensor, generator: torch.Generator) -> 
     return {kind: Growth(torch.stack(relative[kind], 1).cpu(), torch.stack(added, 1).cpu(), kl[kind].cpu()) for kind in KINDS}
 
 
-def disturbances(x: Float[Tensor, "batch seq d_model"], sae, generator: torch.Generator) -> dict[str, Float[Tensor, "batch seq d_model"]]:
+def disturbances(
+    x: Float[Tensor, "batch seq d_model"], sae: SAE, generator: torch.Generator
+) -> dict[str, Float[Tensor, "batch seq d_model"]]:
     """What each kind adds to the stream at an SAE: three vectors of the same length at each token.
 
     Args:

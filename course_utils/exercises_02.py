@@ -72,7 +72,7 @@ def _(attempt):
     }
     compare(found, _with_bos(x, x_hat), wrong, what="the spliced stream")
     if not torch.equal(given, x):
-        raise Wrong("the values are right, but x itself was changed. It is the model's own tensor, and we want to compare with it: make a new one.")
+        raise Wrong("the values are right, but x itself was changed. It is the model's own tensor: make a new one.")
 
 
 # -- 2.2 -------------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ def _(attempt):
         "you added the error to x, and not to its reconstruction.": x + error,
     }
     compare(attempt(x.clone(), sae, error), right, wrong, what="the stream")
-    compare(attempt(x.clone(), sae, error.mean(0)), splice(x, sae) + error.mean(0), what="the stream, with one error [seq, d_model] for all prompts,")
+    one = error.mean(0)
+    compare(attempt(x.clone(), sae, one), splice(x, sae) + one, what="the stream, with one error [seq, d_model] for all prompts,")
 
 
 # -- 2.3 -------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def _(attempt):
         if layers == right[::-1]:
             raise Wrong(said + "the layers are right, and in falling order. They are wanted in rising order.")
         if right[:-1] == layers or (n_layers - 1 not in layers and layers and layers[0] in (0, gap - 1, gap)):
-            raise Wrong(said + f"none is after the last layer, {n_layers - 1}, so part of the model lies behind the last bottleneck. Count back from the end.")
+            raise Wrong(said + f"none is after the last layer, {n_layers - 1}, so part of the model lies behind the last bottleneck.")
         if layers == right[1:]:
             raise Wrong(said + f"layer {right[0]} is missing: the range stops one too early.")
         if any(b - a != gap for a, b in zip(layers, layers[1:])):

@@ -45,7 +45,8 @@ def explore_splices(
     unknown = set(start) - set(layers)
     if unknown:
         raise ValueError(f"start: no box for layer {sorted(unknown)[0]}; there are boxes for {list(layers)}.")
-    boxes = {layer: ipywidgets.Checkbox(layer in start, description=f"after {layer}", indent=False, layout={"width": "auto"}) for layer in layers}
+    box_of = lambda layer: ipywidgets.Checkbox(layer in start, description=f"after {layer}", indent=False, layout={"width": "auto"})  # noqa: E731
+    boxes = {layer: box_of(layer) for layer in layers}
     menu = ipywidgets.ToggleButtons(options=list(policies), description="error")
     state = ipywidgets.Label("")
     row = ipywidgets.HBox(list(boxes.values()), layout={"flex_flow": "row wrap", "grid_gap": "0 12px"})

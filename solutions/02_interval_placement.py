@@ -41,6 +41,7 @@ if not (root / "course_utils").is_dir():
     raise RuntimeError(f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first.")
 sys.path.insert(0, str(root))
 
+# %%
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -87,8 +88,8 @@ lab = load_lab(LAB)
 lab
 
 # %% [markdown]
-# Two things to measure on. First, plain **text**: short pieces on everyday matters, cut to BOS and 31 tokens. They were written for
-# this notebook, so no SAE was trained on them. The first 24 are for taking means, and the others for measuring.
+# Two things to measure on. First, plain **text**: short pieces on everyday matters, cut to BOS and 31 tokens. They were written
+# for this notebook, so no SAE was trained on them. The first 24 are for taking means, and the others for measuring.
 
 # %%
 lines = (root / "data" / "text" / "short_texts.txt").read_text(encoding="utf-8").splitlines()
@@ -108,8 +109,8 @@ train = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN, verbose=False)
 test = {name: load_task(name, lab.tokenizer, "test", n=N_TEST, verbose=False) for name in tasks}
 model_ld = {name: SplicedModel(lab).model_logit_diff(task).cpu() for name, task in test.items()}
 for name, task in test.items():
-    right = (model_ld[name] > 0).float().mean()
-    print(f"{name}: {task.pairs[0].clean_prefix!r} → {task.pairs[0].clean_answer!r}; LD {mean_interval(model_ld[name])}, right on {right:.0%}")
+    right, pair = (model_ld[name] > 0).float().mean(), task.pairs[0]
+    print(f"{name}: {pair.clean_prefix!r} → {pair.clean_answer!r}; LD {mean_interval(model_ld[name])}, right on {right:.0%}")
 
 # %% [markdown]
 # A **hook** is a function that TransformerLens calls with an activation while the model runs. What it returns takes the
@@ -117,16 +118,17 @@ for name, task in test.items():
 
 # %%
 def look(x, hook):
-    print(f"{hook.name}: {list(x.shape)}, length at BOS {x[:, 0].norm(dim=-1).mean():.0f}, elsewhere {x[:, 1:].norm(dim=-1).median():.0f}")
+    length = x.norm(dim=-1)
+    print(f"{hook.name}: {list(x.shape)}, length at BOS {length[:, 0].mean():.0f}, elsewhere {length[:, 1:].median():.0f} (median)")
 
 
 with torch.no_grad():
     lab.model.run_with_hooks(text[:4], fwd_hooks=[(hook_point(layer), look) for layer in (2, 11, 20)])
 
 # %% [markdown]
-# BOS is another thing than the other tokens: its stream is far longer, and, since it attends to nothing but itself, alike in every
-# text. It serves the other tokens as a place to attend to when there is nothing to attend to. No SAE of ours was trained on it,
-# and we never touch it.
+# BOS is another thing than the other tokens: its stream is far longer, and, since it attends to nothing but itself, alike in
+# every text. It serves the other tokens as a place to attend to when there is nothing to attend to. No SAE of ours was trained
+# on it, and we never touch it.
 #
 # ### Exercise 2.1 · The splice
 #
@@ -185,8 +187,8 @@ def run_with(changes, tokens):
 
 
 # %% [markdown]
-# `SplicedModel`, which the other notebooks use, gets there in another way (it never runs BOS or the layers before the first SAE twice).
-# The numbers have to be the same:
+# `SplicedModel`, which the other notebooks use, gets there in another way (it never runs BOS or the layers before the first SAE
+# twice). The numbers have to be the same:
 
 # %%
 prompts = test["ioi"].clean[:8]
@@ -213,7 +215,8 @@ for layers in ([], [11], lab.sae_layers):
 # %% [markdown]
 # ## 2. What becomes of the rest
 #
-# An SAE does not rebuild x exactly. The rest, $e = x - \mathrm{SAE}(x)$, is its **error**, and there are three things to do with it:
+# An SAE does not rebuild x exactly. The rest, $e = x - \mathrm{SAE}(x)$, is its **error**, and there are three things to do
+# with it:
 #
 # | policy | what the next layer reads | in words |
 # |---|---|---|
@@ -225,8 +228,9 @@ for layers in ([], [11], lab.sae_layers):
 #
 # ⏱ 5 min · difficulty ●○○ · the same line serves "mean" and "keep"
 #
-# Write the splice with an error that is given. For "keep" it comes from the clean run, *before* anything is changed. Once you ablate a
-# latent upstream, the x that comes in is no longer the clean one, and only an error that was fixed in advance tells nothing of it.
+# Write the splice with an error that is given. For "keep" it comes from the clean run, *before* anything is changed. Once you
+# ablate a latent upstream, the x that comes in is no longer the clean one, and only an error that was fixed in advance tells
+# nothing of it.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -248,8 +252,8 @@ check(splice_with_error)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *x comes out unchanged:* you computed the error from the x that came in. Then SAE(x) + (x − SAE(x)) = x whatever the SAE says: every
-#   change upstream slips past the latents.
+# - *x comes out unchanged:* you computed the error from the x that came in. Then SAE(x) + (x − SAE(x)) = x whatever the SAE
+#   says: every change upstream slips past the latents.
 # - *The result is further from x than SAE(x) is:* the error's sign. It is x − SAE(x), and is added.
 # </details>
 #
@@ -301,8 +305,8 @@ check(mean_error)
 # <details><summary>My values look wrong</summary>
 #
 # - *The shape is [d_model]:* you averaged over positions too. "The" at position 1 and the last noun have little in common.
-# - *The values are too small by far:* you took the error of the mean stream. An SAE is not linear: the mean of many streams is no stream
-#   that the model ever sees.
+# - *The values are too small by far:* you took the error of the mean stream. An SAE is not linear: the mean of many streams is
+#   no stream that the model ever sees.
 # </details>
 
 # %%
@@ -313,8 +317,8 @@ torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-3)
 print(f"mean errors over {len(patch)} prompts: largest difference {(ours - theirs).abs().max():.1e}")
 
 # %% [markdown]
-# How much of an error is the same for every prompt? On the texts, the share of its squared length that the mean has, position by position
-# (n texts would give 1/n by chance):
+# How much of an error is the same for every prompt? On the texts, the share of its squared length that the mean has, position
+# by position (n texts would give 1/n by chance):
 
 # %%
 text_mean, share = {}, {}
@@ -354,7 +358,8 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 check(cross_entropy)
 
 # %% [markdown]
-# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model: far from log(49152) ≈ 10.8, a blind guess.
+# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model: far from log(49152) ≈ 10.8, a blind
+# guess.
 #
 # <details><summary>My values look wrong</summary>
 #
@@ -373,8 +378,8 @@ model_ce = text_ce({})
 print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} texts)")
 
 # %% [markdown]
-# Brackets are 95 % bootstrap intervals over texts: we draw as many texts again from ours, with replacement, a thousand times, and see how far
-# the mean moves. (The first prediction, from BOS alone, is the same in every version: 1 of 31.)
+# Brackets are 95 % bootstrap intervals over texts: we draw as many texts again from ours, with replacement, a thousand times,
+# and see how far the mean moves. (The first prediction, from BOS alone, is the same in every version: 1 of 31.)
 #
 # ## 4. How many?
 #
@@ -382,8 +387,8 @@ print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} te
 #
 # ⏱ 5 min · difficulty ●○○ · "interval placement", the post's way of choosing
 #
-# An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer: then nothing that the model computes reaches the
-# logits except through latents. (The post, on Gemma 2 9B, took layers 7, 14, 21 and 40 of 0 to 41.)
+# An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer: then nothing that the model
+# computes reaches the logits except through latents. (The post, on Gemma 2 9B, took layers 7, 14, 21 and 40 of 0 to 41.)
 #
 # <details><summary>Hint 1</summary>
 #
@@ -429,8 +434,8 @@ def task_ld(name, layers, error="drop", n=None):
 
 
 # %% [markdown]
-# Now each placement, with errors dropped and with their mean. (Kept, they give the model itself, as we saw.) The means come from texts and
-# training prompts that are not judged.
+# Now each placement, with errors dropped and with their mean. (Kept, they give the model itself, as we saw.) The means come
+# from texts and training prompts that are not judged.
 
 # %%
 added, left = {}, {name: {} for name in tasks}
@@ -451,14 +456,15 @@ for name in tasks:
 
 # %%
 first, last = (mean_interval(added["drop", k]) for k in (numbers[0], numbers[-1]))
-title = f"From {numbers[0]} to {numbers[-1]} SAEs, the cost on text goes from {first.value:.2f} to {last.value:.2f} nats a token ({len(text)} texts)"
+title = f"From {numbers[0]} to {numbers[-1]} SAEs, the cost on text goes from {first.value:.2f} to {last.value:.2f} nats a token"
 figure = lines_figure(panels, numbers, "number of SAEs", title, levels={label: float(label != CE) for label in panels})
-show(figure, alt=f"Three line plots against the number of SAEs: cross-entropy added, logit difference kept on two tasks. {title}.")
-pd.DataFrame({(label, line): map(str, intervals) for label, lines in panels.items() for line, intervals in lines.items()}, index=numbers).T
+show(figure, alt=f"Line plots against the number of SAEs: cross-entropy added, logit difference kept on two tasks. {title}.")
+table = {(label, line): map(str, intervals) for label, lines in panels.items() for line, intervals in lines.items()}
+pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
-# The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference that it makes to the loss on text, and to the logit
-# difference kept (an interval without 0 is a difference that other prompts would show too):
+# The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference that it makes to the loss on
+# text, and to the logit difference kept (an interval without 0 is a difference that other prompts would show too):
 
 # %%
 helps = []
@@ -472,8 +478,8 @@ pd.DataFrame(helps).set_index("SAEs")
 # %% [markdown]
 # ## 5. Where?
 #
-# One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative error*, ‖e‖ / ‖x‖: mean over tokens,
-# on the same texts.
+# One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative error*, ‖e‖ / ‖x‖: mean over
+# tokens, on the same texts.
 
 # %%
 alone, relative = {}, {}
@@ -492,16 +498,18 @@ panels = {
 }
 dearest = max(lab.sae_layers, key=lambda layer: alone[layer].mean())
 cheapest = min(lab.sae_layers, key=lambda layer: alone[layer].mean())
-rank = pd.Series({k: v.mean().item() for k, v in relative.items()}).corr(pd.Series({k: v.mean().item() for k, v in alone.items()}), method="spearman")
-title = f"One SAE: dearest on text after layer {dearest}, cheapest after layer {cheapest}; rank correlation of error and cost {rank:.2f}"
+mean_of = lambda values: pd.Series({layer: value.mean().item() for layer, value in values.items()})  # noqa: E731
+rank = mean_of(relative).corr(mean_of(alone), method="spearman")
+title = f"One SAE: dearest on text after layer {dearest}, cheapest after {cheapest}; rank correlation of error and cost {rank:.2f}"
 show(
     lines_figure(panels, lab.sae_layers, "the SAE is after layer", title, levels={"LD kept": 1.0}),
     alt=f"Three line plots over layers: relative error, cross-entropy added, logit difference kept. {title}.",
 )
 
 # %% [markdown]
-# Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs alone.
-# The last column is their cost together over that sum: below 1, the second finds part of the damage done already, or is spared by the first.
+# Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
+# alone. The last column is their cost together over that sum: below 1, the second finds part of the damage done already, or is
+# spared by the first.
 
 # %%
 sae_layers = lab.sae_layers
@@ -521,33 +529,34 @@ pd.DataFrame(compared).T
 # %% [markdown]
 # ## 6. How the error grows
 #
-# Follow the residual stream through the spliced model, and compare it after every layer with the unspliced run: $\|x' - x\| / \|x\|$.
-# Each SAE adds its error to a stream that is already wrong.
+# Follow the residual stream through the spliced model, and compare it after every layer with the unspliced run: $\|x' - x\| /
+# \|x\|$. Each SAE adds its error to a stream that is already wrong.
 #
-# And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at each SAE, and each token, they add a vector of
-# exactly the length of the SAE's error there. One has a **random** direction. The other is the error that the SAE makes at **another** token: a
-# direction that is typical of its errors, and knows nothing of this token.
+# And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at each SAE, and each token,
+# they add a vector of exactly the length of the SAE's error there. One has a **random** direction. The other is the error that
+# the SAE makes at **another** token: a direction that is typical of its errors, and knows nothing of this token.
 
 # %%
-growth = {k: error_growth(SplicedModel(lab, layers), text, seed=SEED) for k, layers in zip(numbers, placements) if k in (1, numbers[-1], 5)}
+growth = {len(layers): error_growth(SplicedModel(lab, layers), text, seed=SEED) for layers in placements[-2:]}
 kinds = {"sae": "the SAE's own error", "other": "another token's error, same length", "random": "random direction, same length"}
 
 # %%
 most = growth[numbers[-1]]
 panels = {
-    f"relative error of the stream, {k} SAEs": {label: band(growth[k][kind].relative) for kind, label in kinds.items()}
-    for k in (5, numbers[-1]) if k in growth
-}  # fmt: skip
+    f"relative error of the stream, {k} SAEs": {label: band(found[kind].relative) for kind, label in kinds.items()}
+    for k, found in growth.items()
+}
 end = {kind: mean_interval(most[kind].relative[:, -1]) for kind in kinds}
-title = f"Error growth over layers: after {numbers[-1]} SAEs the stream is off by {end['sae'].value:.0%} of its length, with random noise by {end['random'].value:.0%}"
+title = f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {end['sae'].value:.0%} of its length, noise by {end['random'].value:.0%}"
 show(
     lines_figure(panels, range(lab.n_layers), "after layer", title, bands=True, marks=placements[-1]),
-    alt=f"The relative error of the residual stream, layer by layer, for the SAEs' errors and two kinds of noise of the same length. {title}.",
+    alt=f"The relative error of the residual stream, layer by layer, for SAE errors and two kinds of noise as long. {title}.",
 )
 
 # %% [markdown]
-# The grey lines are the layers with an SAE (of the ten). Does the error *compound*? If each SAE's error were fresh and independent of what was there, and
-# the layers neither damped nor amplified it, squares would add up: the root of the summed squares of the errors that each SAE adds.
+# The grey lines are the layers with an SAE (of the ten). Does the error *compound*? If each SAE's error were fresh and
+# independent of what was there, and the layers neither damped nor amplified it, squares would add up: the root of the summed
+# squares of the errors that each SAE adds.
 
 # %%
 own, after = most["sae"].added, most["sae"].relative[:, placements[-1]]
@@ -564,22 +573,23 @@ steps = pd.DataFrame(
 steps
 
 # %% [markdown]
-# What does the model make of it? The Kullback–Leibler divergence from the model's next-token distribution, for one SAE at a time, and for many. The
-# ratio says how much worse (above 1) or better (below 1) the SAE's error is than noise of its length.
+# What does the model make of it? The Kullback–Leibler divergence from the model's next-token distribution, for one SAE at a
+# time, and for many. The ratio says how much worse (above 1) or better (below 1) the SAE's error is than noise of its length.
 
 # %%
 probed = lab.sae_layers[1::4] if QUICK else lab.sae_layers[::2] + lab.sae_layers[-1:]
 single = {layer: error_growth(SplicedModel(lab, [layer]), text, seed=SEED) for layer in tqdm(probed)}
 
 # %%
-panels = {"KL from the model, nats a token": {label: [mean_interval(single[layer][kind].kl) for layer in probed] for kind, label in kinds.items()}}
+KL = "KL from the model, nats a token"
+panels = {KL: {label: [mean_interval(single[layer][kind].kl) for layer in probed] for kind, label in kinds.items()}}
 for control in ("random", "other"):
     label = f"KL of the SAE's error / {kinds[control].split(',')[0]}"
     panels[label] = {"ratio": [ratio_interval(single[layer]["sae"].kl, single[layer][control].kl) for layer in probed]}
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
-title = f"One SAE: its error is clearly worse than random noise of its length after layers {worse or 'none'}, clearly better after {better or 'none'}"
+title = f"One SAE: its error is clearly worse than noise of its length after layers {worse or 'none'}, clearly better after {better or 'none'}"
 show(
     lines_figure(panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)),
     alt=f"KL divergence over layers for the SAE's error and two controls, and the ratios of the first to each control. {title}.",
@@ -600,9 +610,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
-# So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of what a circuit is to tell us: *these latents do it*. That can
-# only be checked where the model has no other way. Let us see: we ablate **every** latent of the SAEs, so that they say the same (their mean) for every
-# prompt. Nothing of a prompt should then get through. How much of the model's distinction between clean and patch prompt is left?
+# So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of what a circuit is to tell us:
+# *these latents do it*. That can only be checked where the model has no other way. Let us see: we ablate **every** latent of
+# the SAEs, so that they say the same (their mean) for every prompt. Nothing of a prompt should then get through. How much of
+# the model's distinction between clean and patch prompt is left?
 
 # %%
 def distinction(name, spliced=None, **ablated):
@@ -634,18 +645,19 @@ for (name, layers), row in leaks.items():
     print(f"{name}, SAEs after {layers}: with errors kept, {row['keep'].value:.0%} of the distinction gets past the latents")
 
 # %% [markdown]
-# With errors dropped or averaged nothing gets through, by construction: a circuit in that model has to explain everything that is left. With errors
-# kept, part of the answer travels in the errors, which are no latents and have no meaning that we could read. The better model is the
-# worse instrument.
+# With errors dropped or averaged nothing gets through, by construction: a circuit in that model has to explain everything that
+# is left. With errors kept, part of the answer travels in the errors, which are no latents and have no meaning that we could
+# read. The better model is the worse instrument.
 #
-# The second reason is counting. Along the residual stream, an SAE reads what the SAE before it wrote, and nothing else: k SAEs have k − 1 steps between them. SAEs on
-# the outputs of attention and MLP are no bottlenecks: the stream leads around each of them, so every one can be read by all later ones.
+# The second reason is counting. Along the residual stream, an SAE reads what the SAE before it wrote, and nothing else: k SAEs
+# have k − 1 steps between them. SAEs on the outputs of attention and MLP are no bottlenecks: the stream leads around each of
+# them, so every one can be read by all later ones.
 
 # %%
 def steps_between(n_layers, n_saes):
     """Pairs of SAEs where one reads the other: with few in the stream, and with three hook points at every layer."""
-    everywhere = 3 * n_layers
-    return {"few SAEs": n_saes, "steps between them": n_saes - 1, "SAEs everywhere": everywhere, "pairs to look at": math.comb(everywhere, 2)}
+    every = 3 * n_layers
+    return {"few SAEs": n_saes, "steps between them": n_saes - 1, "SAEs everywhere": every, "pairs to look at": math.comb(every, 2)}
 
 
 pd.DataFrame({"SmolLM2-135M": steps_between(30, 5), "Gemma 2 9B": steps_between(42, 4), "Llama 70B": steps_between(80, 5)}).T
@@ -656,16 +668,17 @@ pd.DataFrame({"SmolLM2-135M": steps_between(30, 5), "Gemma 2 9B": steps_between(
 # %%
 spliced = SplicedModel(lab, placements[GAPS.index(6)])
 on = {name: (f > 0).sum((1, 2)).float() for name, f in spliced.run(test["sva_nounpp"].clean).latents.items()}
-print(f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens:", {name: round(n.mean().item()) for name, n in on.items()})
+print(f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over {len(test['sva_nounpp'])} prompts:")
+print({name: round(n.mean().item()) for name, n in on.items()})
 
 # %% [markdown]
-# The price of few SAEs is the other side: between two of them lie `gap` layers in which we see nothing. We learn *what* is passed on, and
-# not *how* it was computed.
+# The price of few SAEs is the other side: between two of them lie `gap` layers in which we see nothing. We learn *what* is
+# passed on, and not *how* it was computed.
 #
 # ## 8. What it takes: memory
 #
-# An SAE is two matrices of d_model × width. In 16 bits, $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$ bytes each; biases are small. Nothing is
-# loaded for this table: `estimate` knows the shapes of the course's labs.
+# An SAE is two matrices of d_model × width. In 16 bits, $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$ bytes each; biases
+# are small. Nothing is loaded for this table: `estimate` knows the shapes of the course's labs.
 
 # %%
 def sae_gb(n_saes, d_model, width):
@@ -674,13 +687,13 @@ def sae_gb(n_saes, d_model, width):
 
 
 def cost_row(parameters, n_layers, d_model, width, few):
-    """Memory in GB of the model, of a few SAEs, and of SAEs at three hook points a layer; and the work of encoding, against the model's."""
+    """Memory of the model, of a few SAEs, and of SAEs at three hook points a layer; the work of encoding against the model's."""
+    every, model = 3 * n_layers, parameters * 2 / 1e9
     work = lambda n: n * 2 * d_model * width / (2 * parameters)  # noqa: E731
-    model = parameters * 2 / 1e9
+    few_gb, every_gb = (sae_gb(n, d_model, width) for n in (few, every))
     return {
-        "model GB": model, "few SAEs": few, "few GB": sae_gb(few, d_model, width), "everywhere": 3 * n_layers,
-        "everywhere GB": sae_gb(3 * n_layers, d_model, width), "GPUs of 80 GB": math.ceil((model + sae_gb(3 * n_layers, d_model, width)) / 80),
-        "encoding, few / model": work(few), "everywhere / model": work(3 * n_layers),
+        "model GB": model, "few SAEs": few, "few GB": few_gb, "everywhere": every, "everywhere GB": every_gb,
+        "GPUs of 80 GB": math.ceil((model + every_gb) / 80), "encoding few / model": work(few), "encoding all / model": work(every),
     }  # fmt: skip
 
 
@@ -694,15 +707,15 @@ for name in LABS:
     assert abs(costs[name]["few GB"] - needs.saes) < 1e-6
 
 # %% [markdown]
-# Llama 70B is no lab of the course, so we do the arithmetic here: 80 layers, d_model 8192, grouped-query attention with keys and values of width 1024, an MLP of
-# three matrices to and from 28,672, and 128,256 tokens, embedded and unembedded. For the SAEs' width we take 8 · d_model = 65,536 (ours are 7.1 times
-# as wide as the stream). The few are one every 16 layers.
+# Llama 70B is no lab of the course, so we do the arithmetic here: 80 layers, d_model 8192, grouped-query attention with keys
+# and values of width 1024, an MLP of three matrices to and from 28,672, and 128,256 tokens, embedded and unembedded. For the
+# SAEs' width we take 8 · d_model = 65,536 (ours are 7.1 times as wide as the stream). The few are one every 16 layers.
 
 # %%
 d, layers_70b, kv, mlp, vocab = 8192, 80, 1024, 28_672, 128_256
 attention = 2 * d * d + 2 * d * kv
 llama = layers_70b * (attention + 3 * d * mlp) + 2 * vocab * d
-print(f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e9:.1f} G = {llama / 1e9:.1f} thousand million")
+print(f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M")
 costs["Llama 70B"] = cost_row(llama, layers_70b, d, 8 * d, few=len(place(layers_70b, 16)))
 print(f"one SAE: 2 · {d} · {8 * d} · 2 bytes = {sae_gb(1, d, 8 * d):.2f} GB")
 pd.DataFrame(costs).T.round(2)
@@ -713,12 +726,13 @@ print(f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} 
 print(f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, {big['few GB'] / big['everywhere GB']:.1%} of it.")
 
 # %% [markdown]
-# Weights are not all: to learn masks, the activations of every latent are kept for the way back, which `estimate` reckons for the labs ("a mask step").
+# Weights are not all: to learn masks, the activations of every latent are kept for the way back, which `estimate` reckons for
+# the labs ("a mask step").
 #
 # ## 9. The splice explorer
 #
-# Tick SAEs, choose what becomes of their errors, and see what is left. (In a running notebook. Elsewhere you see the picture for the course's placement, errors
-# dropped.) It uses a few texts and prompts, so mind the intervals.
+# Tick SAEs, choose what becomes of their errors, and see what is left. (In a running notebook. Elsewhere you see the picture
+# for the course's placement, errors dropped.) It uses a few texts and prompts, so mind the intervals.
 
 # %%
 few_texts, few_prompts = text[:8], 8 if QUICK else 24
@@ -733,14 +747,15 @@ def draw(layers, error):
     lds = {name: task_ld(name, layers, error, few_prompts) if layers else model_ld[name][:few_prompts] for name in tasks}
     shares = {f"LD, {name}": ratio_interval(ld, model_ld[name][:few_prompts]) for name, ld in lds.items()}
     title = f"{len(layers)} SAEs, errors {error}: {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
-    return picture(shares_figure(shares, title), alt=f"Logit difference kept: {', '.join(f'{k} {v}' for k, v in shares.items())}. {title}.")
+    kept = ", ".join(f"{label} {share}" for label, share in shares.items())
+    return picture(shares_figure(shares, title), alt=f"Logit difference kept: {kept}. {title}.")
 
 
 explore_splices(lab.sae_layers, draw, start=spec_of(LAB).placement)
 
 # %% [markdown]
-# Things to try: find the pair of SAEs that costs IOI most. Is it the pair that costs agreement most? Take out the SAE after the last layer: what does it cost,
-# and what would you no longer see?
+# Things to try: find the pair of SAEs that costs IOI most. Is it the pair that costs agreement most? Take out the SAE after the
+# last layer: what does it cost, and what would you no longer see?
 #
 # ## What we saw
 
@@ -750,7 +765,7 @@ for name in tasks:
     print(f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out prompts), by number of SAEs: {said}")
 print(f"nats a token added on {len(text)} texts: " + ", ".join(f"{k}: {mean_interval(added['drop', k])}" for k in numbers))
 grown = ratio_interval(after[:, -1], own[:, -1])
-print(f"after the last of {numbers[-1]} SAEs, the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what that SAE adds by itself")
+print(f"after the last of {numbers[-1]} SAEs, the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what it adds")
 against = ratio_interval(most["sae"].kl, most["random"].kl)
 print(f"{numbers[-1]} SAEs against random noise of their errors' length: {against} times the KL")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
