@@ -26,19 +26,17 @@
 #
 # **You need** PyTorch and transformers, and to know what a sparse autoencoder is: an encoder that writes an activation
 # as a sum of a few *latents*, and a decoder that puts it together again.
+# **You write** six functions: AtP, IG, the sparsification loss, its schedule, the loop that learns a mask, and one that iterates
+# attribution. Until you do, the course's versions run in their place, so that you can also read on and come back.
 # **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+
+# %% tags=["setup"]
+# setup
 
 # %%
 import json
 import os
-import sys
 import time
-from pathlib import Path
-
-root = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().parent
-if not (root / "course_utils").is_dir():
-    raise RuntimeError(f"No course in {root}. Open this notebook from its folder; in Colab, follow the README's 'In Colab' first.")
-sys.path.insert(0, str(root))
 
 import pandas as pd
 import torch
@@ -46,13 +44,14 @@ import torch
 from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
 from course_utils.catalog import spec_of
 from course_utils.evaluate import MEASURES, Frontier, faithfulness, nodes_per_layer, references, score_frontier
+from course_utils.exercises_04 import check, exercise
 from course_utils.labs import load_lab
 from course_utils.masks import SAEMasks
 from course_utils.needs import estimate
 from course_utils.optimize import learn_masks
 from course_utils.plots import circuit_figure, coloured_prompt, frontier_figure, history_figure, scatter_figure, show
 from course_utils.published import beside_published, published_circuits
-from course_utils.splice import SplicedModel, logit_diff
+from course_utils.splice import SplicedModel
 from course_utils.tasks import load_task
 from course_utils.widgets import browse
 
@@ -177,8 +176,102 @@ pd.DataFrame(
 # **Attribution patching** (AtP) estimates all of them at once with a straight line: the gradient at the clean point
 # times the change. **Integrated gradients** (IG) walk from clean to patch in steps and average the gradient on the way.
 
+# ### Exercise 4.1 · attribution patching
+#
+# ⏱ 5 min · difficulty ●○○ · one line that scores every node of an SAE at once
+#
+# You get the gradient of each prompt's logit difference with respect to the SAE's latents, and the latents on the clean and on the
+# patch prompts. Say for every (position, latent) how far the logit difference would fall if the gradient told the whole truth.
+#
+# <details><summary>Hint 1</summary>
+#
+# A straight line: how far the output moves = slope × how far the input moves.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Which way does the input move when the clean value is taken away? A node whose clean value helps should score above 0.
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: attribution_scores
+
+# %%
+check(attribution_scores)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - All signs are turned round: you took clean from patch.
+# - One number per latent: you averaged over positions too. A node is a (position, latent) pair.
+# - No score is below 0: you took |score| prompt by prompt. That is a method too, with another name; here signs cancel over prompts.
+#
+# </details>
+#
+# Now use it on the SAE in the middle. `track_latents=True` makes every SAE's latents leaves that have gradients:
+
 # %%
 scored = train[:N_SCORED]
+middle = spliced.hook_points[len(LAYERS) // 2]
+run = spliced.run(scored.clean, track_latents=True)
+gradient = torch.autograd.grad(run.logit_diff(scored).sum(), run.latents[middle])[0]
+clean_latents, patch_latents = run.latents[middle].detach(), spliced.run(scored.patch).latents[middle]
+by_hand = attribution_scores(gradient, clean_latents, patch_latents)
+
+# %% [markdown]
+# ### Exercise 4.2 · integrated gradients
+#
+# ⏱ 10 min · difficulty ●●○ · a gradient at one point can be blind; walk instead
+#
+# <details><summary>Hint 1</summary>
+#
+# The points lie on the straight line from clean to patch, evenly spaced. Each costs one call of `gradient_at`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Average the gradients first; multiply by the change once, at the end.
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: integrated_gradient
+
+# %%
+check(integrated_gradient)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - Ten times too large: the gradients are to be averaged, not added.
+# - The same as AtP: the point does not move.
+# - Nearly right, a little off everywhere: your walk starts one step late, or ends on the patch itself.
+#
+# </details>
+#
+# What it needs is the gradient at *given* latents: put them in, run on from there, and go back.
+
+
+# %%
+def gradient_at(f):
+    """∂(logit difference)/∂latents of the middle SAE, with the latents ``f`` put in on the first eight prompts."""
+    f = f.detach().requires_grad_()
+    patched = spliced.run(scored[:8].clean, latents={middle: f}, keep_latents=False)
+    return torch.autograd.grad(patched.logit_diff(scored[:8]).sum(), f)[0]
+
+
+ig_by_hand = integrated_gradient(gradient_at, clean_latents[:8], patch_latents[:8], IG_STEPS).mean(0)
+
+# %% [markdown]
+# The library does both for all SAEs, faster. It had better agree with you:
+
+# %%
+torch.testing.assert_close(by_hand, atp(spliced, scored)[middle], atol=1e-4, rtol=1e-3)
+torch.testing.assert_close(ig_by_hand, integrated_gradients(spliced, scored[:8], steps=IG_STEPS)[middle], atol=1e-4, rtol=1e-3)
+print(f"AtP and IG by hand agree with the library on all {by_hand.numel():,} nodes of {middle}")
+
+# %%
 scores = {
     "AtP": atp(spliced, scored, progress=True),
     "IG": integrated_gradients(spliced, scored, steps=IG_STEPS, progress=True),
@@ -222,7 +315,39 @@ show(
 # $$m = \sigma(\tau\,\theta), \qquad \text{loss} = |LD_\text{spliced} - LD_\text{masked}| + \lambda \sum m \,/\, (\text{number of SAEs})$$
 #
 # θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to 200, where m is all but
-# binary. At the end, nodes with θ > 0 stay. λ is the price of a node. First the loss by hand, for one batch:
+# binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
+#
+# ### Exercise 4.3 · the loss
+#
+# ⏱ 10 min · difficulty ●●○ · what the mask is learned for
+#
+# <details><summary>Hint 1</summary>
+#
+# Two terms: how far off the answers are, *on each prompt*, and how many nodes there are.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A prompt that is too sure and one that is too unsure must not cancel. And a node costs the same wherever it is.
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: sparsification_loss
+
+# %%
+check(sparsification_loss)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - The loss is tiny and nothing is ever pruned: you took the mean of the masks where their sum is wanted.
+# - The loss falls below 0: the first term lacks its |·|.
+# - The mask keeps circuits that are wrong on every prompt, half of them upwards and half downwards: |·| stands outside the mean.
+#
+# </details>
+#
+# The loss for one batch, with all nodes half on:
 
 # %%
 theta = {name: torch.ones_like(f, requires_grad=True) for name, f in means.latents.items()}
@@ -230,14 +355,104 @@ tau, price = 1.0, 0.01
 batch = train[:16]
 
 soft = SAEMasks(list(theta), [torch.sigmoid(tau * value) for value in theta.values()])
-gap = (spliced.logit_diff(batch) - logit_diff(spliced.run(batch.clean, masks=soft, means=means).logits, batch)).abs().mean()
-loss = gap + price * sum(m.sum() for m in soft.masks) / len(soft.masks)
+ld_masked = spliced.run(batch.clean, masks=soft, means=means).logit_diff(batch)
+loss = sparsification_loss(spliced.logit_diff(batch), ld_masked, dict(soft.items()), price)
 loss.backward()
-print(f"faithfulness loss {gap:.3f}, with the price of the nodes {loss:.1f}")
+print(f"the loss is {loss:.1f}: nearly all of it is the price of {sum(m.numel() for m in soft.masks):,} nodes that are partly on")
 print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in theta.values())}")
 
 # %% [markdown]
-# `learn_masks` does that for 60 steps, with τ on its schedule. Watch the bar. (Interrupt it, and you get the mask so far.)
+# ### Exercise 4.4 · the schedule
+#
+# ⏱ 5 min · difficulty ●○○ · soft at first, hard at last
+#
+# <details><summary>Hint 1</summary>
+#
+# "The same factor from each step to the next" is a power. Of what, and which?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# How many *steps between* the first and the last are there, if there are `steps` in all?
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: temperature
+
+# %%
+check(temperature)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - It ends a little below `tau_max`: the last step is number `steps − 1`.
+# - It goes beyond `tau_max`: the published code did that too. A mask that is learned further with a frozen 0/1 step learns nothing.
+#
+# </details>
+#
+# ### Exercise 4.5 · the loop
+#
+# ⏱ 15 min · difficulty ●●● · the whole method in eight lines
+#
+# <details><summary>Hint 1</summary>
+#
+# It is an ordinary training loop. What is trained is θ; what the loss sees is σ(τ·θ), with a new τ at each step.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `torch.optim.Adam` takes a list of tensors. Gradients of the last step must be gone before the next backward pass.
+#
+# </details>
+# <details><summary>Hint 3</summary>
+#
+# What you return is not the soft mask: it is 1 where θ ended above 0, and 0 elsewhere.
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: learn_by_hand
+
+# %%
+check(learn_by_hand)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - The number of nodes does not change: no `optimizer.step()`, or the temperature was 200 from the start and no node had a gradient.
+# - All nodes go: λ is too high for so few steps, or old gradients pile up.
+# - The circuit is far worse than the last loss promised: the mask was still soft at the end.
+#
+# </details>
+#
+# Twenty steps with your loop, on real prompts:
+
+
+# %%
+ld_spliced = spliced.logit_diff(train)
+
+
+def loss_of(masks, step):
+    """The sparsification loss of a batch of 16 training prompts, a new one each step."""
+    rows = [(16 * step + i) % len(train) for i in range(16)]
+    batch = train[rows]
+    run = spliced.run(batch.clean, masks=SAEMasks(list(masks), list(masks.values())), means=means, keep_latents=False)
+    return sparsification_loss(ld_spliced[rows], run.logit_diff(batch), masks, 0.03)
+
+
+theta = {name: torch.ones_like(f) for name, f in means.latents.items()}
+for value in theta.values():
+    value[0] = -1  # BOS is never spliced: no node there
+    value.requires_grad_()
+
+# %%
+mine = learn_by_hand(loss_of, theta, steps=4 if QUICK else 20)
+mine = SAEMasks(list(mine), list(mine.values()))
+print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nodes are left")
+
+# %% [markdown]
+# `learn_masks` does the same for 60 steps. Watch the bar. (Interrupt it, and you get the mask so far.)
 # Each step begins at the first SAE: what comes before it is the same at every step, and is run once per prompt.
 
 # %%
@@ -309,6 +524,75 @@ show(frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts ag
 pd.DataFrame(frontier.rows())
 
 # %% [markdown]
+# ### Exercise 4.6 · attribution, again and again
+#
+# ⏱ 15 min · difficulty ●●○ · is it the scores that fail, or scoring only once?
+#
+# A score says what a node does *while all others are there*. So: drop a few nodes, score the rest again in what is left, and
+# so on. You write the dropping; the scoring is one backward pass through the mask.
+#
+# <details><summary>Hint 1</summary>
+#
+# `masks` says which nodes are still there. Those that are gone must not come back, whatever their score.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The best n over *all* hook points: put all scores into one long vector, and cut it up again at the end.
+#
+# </details>
+
+# %% tags=["exercise"]
+# exercise: prune
+
+# %%
+check(prune)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - Each SAE keeps n nodes: rank them together.
+# - The circuit grows again between rounds: nodes came back.
+# - Nodes that lower the logit difference are always dropped: rank by |score|.
+#
+# </details>
+#
+# The score of a node in the circuit so far is the gradient of its mask: how far the logit difference falls, by a straight
+# line, when the mean takes its place.
+
+
+# %%
+def scores_in(masks, task):
+    """AtP to the means, in the circuit ``masks``: the gradient of the mean logit difference with respect to each mask."""
+    masks = {name: mask.clone().requires_grad_() for name, mask in masks.items()}
+    for rows in range(0, len(task), 16):
+        batch = task[rows : rows + 16]
+        run = spliced.run(batch.clean, masks=SAEMasks(list(masks), list(masks.values())), means=means, keep_latents=False)
+        (run.logit_diff(batch).sum() / len(task)).backward()
+    return {name: mask.grad for name, mask in masks.items()}
+
+
+# %% [markdown]
+# Eight rounds, from all nodes that ever fire down to the size of the learned mask, by the same factor each time:
+
+# %%
+fires = random_scores(spliced, train, seed=SEED)
+rounds, kept = (2 if QUICK else 8), {name: (score > 0).float() for name, score in fires.items()}
+n_start = sum(int(mask.sum()) for mask in kept.values())
+for i in range(1, rounds + 1):
+    n = round(n_start * (learned.n_nodes / n_start) ** (i / rounds))
+    kept = prune(scores_in(kept, scored), kept, n)
+iterated = SAEMasks(list(kept), list(kept.values()))
+frontier.add("iterated AtP", iterated, faithfulness(spliced, test, iterated, means, against=reference), seed=SEED)
+
+# %%
+at_size = [row for row in frontier.rows() if row["nodes"] == learned.n_nodes]
+pd.DataFrame(at_size)
+
+# %% [markdown]
+# Compare its row with that of the learned mask (which saw all training prompts, and steps in place of rounds) and with AtP's,
+# which scored the same prompts once.
+#
 # ## 7. The circuit
 #
 # Where do the nodes sit? Rows are the SAEs, columns the positions. Before the verb can be chosen, the number of the

@@ -1,8 +1,12 @@
 """The built notebooks match their sources; nothing that they or the README point at is missing."""
 
 import ast
+import importlib.metadata
+import os
 import re
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -11,14 +15,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from build_notebooks import MAX_BYTES, exercise_source, exercises_of, reader_path, solution_path, sources, unexecuted
+from build_notebooks import (
+    MAX_BYTES,
+    REPOSITORY,
+    SETUP,
+    badge,
+    exercise_source,
+    exercises_of,
+    reader_path,
+    solution_path,
+    sources,
+    unexecuted,
+)
 
 SOURCES = [pytest.param(source, id=source.stem) for source in sources()]
 PAGES = [ROOT / "README.md", *ROOT.glob("data/**/README.md"), *sources()]
 
 
 def test_there_are_sources():
-    assert [source.stem for source in sources()] == ["04_masks_vs_ig"]
+    assert {"00", "04"} <= {source.name[:2] for source in sources()}
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -98,3 +113,62 @@ def test_every_required_package_is_pinned_in_the_constraints():
     pinned = {normal(m) for m in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.M)}
     assert len(required) > 15 and not required - pinned
     assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+
+
+# -- the first cell ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def first_cell(tmp_path, monkeypatch):
+    """Runs the set-up cell as in Colab, with the folder, git, pip and the session's end made up; returns what it did."""
+    done = []
+
+    def run(command, check):
+        done.append(" ".join(map(str, command)))
+        if command[0] == "git":
+            (tmp_path / "course" / "course_utils").mkdir(parents=True)
+
+    def go(numpy_after="2.0.0"):
+        versions = iter(["2.0.0", numpy_after])
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(os, "kill", lambda *args: done.append("restart"))
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: next(versions))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        exec(SETUP.format(repository="https://example.org/fork").replace("/content/course", str(tmp_path / "course")), {})
+        return done
+
+    return go
+
+
+def test_in_colab_the_first_cell_fetches_and_installs_once(first_cell):
+    done = first_cell()
+    assert done[0].startswith("git clone") and "https://example.org/fork" in done[0]
+    assert done[1].endswith("requirements.txt") and len(done) == 2
+    assert first_cell() == done  # the second time the folder is there, and nothing is done
+
+
+def test_in_colab_a_changed_numpy_restarts_the_session(first_cell):
+    assert first_cell(numpy_after="2.1.0")[-1] == "restart"
+
+
+def test_elsewhere_the_first_cell_is_silent_and_says_where_the_notebook_belongs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(ROOT / "notebooks")
+    exec(SETUP.format(repository="x"), {})
+    assert capsys.readouterr().out == ""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="Open this notebook from its own folder"):
+        exec(SETUP.format(repository="x"), {})
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_notebook_has_the_setup_cell_and_its_own_badge(source):
+    cells = unexecuted(source, solved=False).cells
+    assert f"/blob/main/notebooks/{source.stem}.ipynb" in cells[0].source
+    assert [cell.source for cell in cells].count(SETUP.format(repository=REPOSITORY)) == 1
+
+
+def test_a_forks_badges_point_to_the_fork(monkeypatch):
+    monkeypatch.setattr("build_notebooks.REPOSITORY", "https://github.com/you/fork")
+    assert "colab.research.google.com/github/you/fork/blob/main/notebooks/00_start_here.ipynb" in badge(sources()[0])

@@ -7,9 +7,14 @@
 reader's copy, with exercises open and without outputs. Both come from one source, and
 tests/test_notebooks.py fails where they do not match it.
 
-An exercise is a cell of the source that says ``# exercise: name``. The solution's code stands in
-``course_utils/exercises_NN.py``; it is put into the solutions notebook as it is, and into the reader's
-copy with its body taken out.
+Two kinds of cells of a source are filled in:
+
+- ``# setup``: the same first cell for all, which finds the course (in Colab, fetches and installs it).
+- ``# exercise: name``: the solution's code stands in ``course_utils/exercises_NN.py``; it is put into the
+  solutions notebook as it is, and into the reader's copy with its body taken out.
+
+Each notebook begins with a badge that opens the reader's copy in Colab. A fork's badges point to the
+fork: ``COURSE_REPOSITORY=https://github.com/you/your-fork make notebooks``.
 """
 
 from __future__ import annotations
@@ -32,7 +37,26 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+REPOSITORY = os.environ.get("COURSE_REPOSITORY", "https://github.com/scalable-sae-circuits/scalable-sae-circuits")
+"""The course's public address."""
 EXERCISE = re.compile(r"# exercise: (\w+)")
+SETUP = '''\
+# Finds the course. In Colab, fetches and installs it first; if that changed numpy, the session restarts once: then run again.
+import os, subprocess, sys
+from importlib.metadata import version
+from pathlib import Path
+
+COLAB = "google.colab" in sys.modules
+root = Path("/content/course") if COLAB else Path.cwd().parent
+if COLAB and not root.exists():
+    before = version("numpy")
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", "{repository}", str(root)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-r", str(root / "requirements.txt")], check=True)
+    if version("numpy") != before:
+        os.kill(os.getpid(), 9)
+if not (root / "course_utils").is_dir():
+    raise RuntimeError(f"No course in {{root}}. Open this notebook from its own folder, notebooks/ or solutions/.")
+sys.path.insert(0, str(root))'''
 MAX_BYTES = 2_000_000
 
 
@@ -52,6 +76,12 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
     return "\n".join(["@exercise", *lines[function.lineno - 1 : last], *stub])
 
 
+def badge(source: Path) -> str:
+    """A link that opens the reader's copy in Colab."""
+    path = REPOSITORY.removeprefix("https://github.com/") + f"/blob/main/notebooks/{source.stem}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{path})"
+
+
 def exercises_of(source: Path) -> list[str]:
     """The names of a source's exercises, in order."""
     return EXERCISE.findall(source.read_text())
@@ -64,7 +94,10 @@ def _solutions(source: Path) -> dict[str, Callable]:
 def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
+    notebook.cells[0].source = f"{badge(source)}\n\n{notebook.cells[0].source}"
     for cell in notebook.cells:
+        if cell.source.strip() == "# setup":
+            cell.source = SETUP.format(repository=REPOSITORY)
         found = EXERCISE.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
         if found:
             cell.source = exercise_source(_solutions(source)[found[1]], solved=solved)
