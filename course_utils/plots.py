@@ -167,8 +167,9 @@ def lines_figure(
         if len(legends[0][1]) > 1:
             figure.legend(*legends[0], loc="outside lower center", ncols=len(legends[0][1]), frameon=False)
     else:
-        for axes in axes_of[0]:
-            axes.legend(frameon=False)
+        for axes, (_, labels) in zip(axes_of[0], legends):
+            if len(labels) > 1:
+                axes.legend(frameon=False)
     figure.suptitle(title)
     return figure
 

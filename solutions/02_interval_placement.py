@@ -72,8 +72,8 @@ SEED = 0
 # %%
 QUICK = PROFILE == "quick"
 N_TEXT = 8 if QUICK else 56  # texts that the cross-entropy is measured on
-N_TEST = 16 if QUICK else 100  # prompts of each task, held out
-N_TRAIN = 16 if QUICK else 64  # prompts that means are taken over
+N_TEST = 12 if QUICK else 100  # prompts of each task, held out
+N_TRAIN = 12 if QUICK else 64  # prompts that means are taken over
 
 # %% [markdown]
 # ## 1. The splice, by hand
@@ -517,7 +517,7 @@ compared = {
     str(list(layers)): {
         "together": str(mean_interval(cost)),
         "sum of each alone": str(mean_interval(sum(alone[layer] for layer in layers))),
-        "together / sum": str(ratio_interval(cost, sum(alone[layer] for layer in layers))),
+        "together − sum": str(mean_interval(cost - sum(alone[layer] for layer in layers))),
     }
     for layers, cost in together.items()
 }
@@ -560,7 +560,8 @@ own, after = most["sae"].added, most["sae"].relative[:, placements[-1]]
 expected = own.pow(2).cumsum(1).sqrt()
 steps = pd.DataFrame(
     {
-        "the SAE adds": [str(i) for i in band(own)],
+        "adds to the clean stream": [str(mean_interval(relative[layer])) for layer in placements[-1]],
+        "adds here": [str(i) for i in band(own)],
         "the stream is off by": [str(i) for i in band(after)],
         "if squares added up": [str(i) for i in band(expected)],
         "off by / if squares added up": [str(ratio_interval(after[:, i], expected[:, i])) for i in range(after.shape[1])],
@@ -613,28 +614,27 @@ pd.DataFrame(
 # the model's distinction between clean and patch prompt is left?
 
 # %%
-def distinction(name, spliced=None, **ablated):
-    """LD on the clean prompts minus LD on the patch prompts: what the model tells apart."""
-    swapped = replace(test[name], clean=test[name].patch)
-    measure = SplicedModel(lab).model_logit_diff if spliced is None else functools.partial(spliced.logit_diff, **ablated)
-    return (measure(test[name]) - measure(swapped)).cpu()
+def distinction(task, measure):
+    """LD on the clean prompts minus LD on the patch prompts: what a model tells apart."""
+    return (measure(task) - measure(replace(task, clean=task.patch))).cpu()
 
 
-def leak(name, layers, error):
-    """The share of the distinction that is left when every latent is at its mean."""
+def leak(name, layers, error, n=40):
+    """The share of the model's distinction that is left when every latent is at its mean."""
     spliced = SplicedModel(lab, layers, error)
     means = spliced.patch_means(train[name].patch)
-    ablated = distinction(name, spliced, masks=SAEMasks.full(means.latents, 0.0), means=means)
-    return ratio_interval(ablated, distinction(name))
+    nothing = SAEMasks.full(means.latents, 0.0)
+    ablated = distinction(test[name][:n], functools.partial(spliced.logit_diff, masks=nothing, means=means))
+    return ratio_interval(ablated, distinction(test[name][:n], spliced.model_logit_diff))
 
 
 # %%
 leaks = {
     (name, str(layers)): {error: leak(name, layers, error) for error in ("drop", "mean", "keep")}
     for name in tasks
-    for layers in ([11], placements[GAPS.index(6)])
+    for layers in ([11], placements[0], placements[GAPS.index(6)])
 }
-pd.DataFrame({key: {error: str(i) for error, i in row.items()} for key, row in leaks.items()}).T
+pd.DataFrame({key: {error: str(i).replace("-0.00", "0.00") for error, i in row.items()} for key, row in leaks.items()}).T
 
 # %%
 for (name, layers), row in leaks.items():
@@ -715,7 +715,7 @@ llama = layers_70b * (attention + 3 * d * mlp) + 2 * vocab * d
 print(f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M")
 costs["Llama 70B"] = cost_row(llama, layers_70b, d, 8 * d, few=len(place(layers_70b, 16)))
 print(f"one SAE: 2 · {d} · {8 * d} · 2 bytes = {sae_gb(1, d, 8 * d):.2f} GB")
-pd.DataFrame(costs).T.round(2)
+pd.DataFrame.from_dict(costs, orient="index").round(2)
 
 # %%
 big = costs["Llama 70B"]
