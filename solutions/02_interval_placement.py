@@ -24,10 +24,10 @@
 # - reckon what it costs in memory, from a laptop to Llama 70B with 240 SAEs.
 #
 # **You need** PyTorch, and to know what an SAE is: an encoder that writes an activation as a sum of a few *latents*, and a
-# decoder that puts it together again (notebook 01).
-# **You write** five functions: the splice, the splice with an error put back, the mean error, the cross-entropy, and where to put SAEs.
-# Until you do, the course's versions run in their place, so that you can also read on and come back.
-# **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+# decoder that puts it together again (notebook 01). **You write** five functions: the splice, the splice with an error put
+# back, the mean error, the cross-entropy, and where to put SAEs. Until you do, the course's versions run in their place, so
+# that you can also read on and come back. **It runs** on two CPU cores; the last cell says how long it took. The first run
+# fetches 93 MB of weights.
 
 # %% tags=["setup"]
 # setup
@@ -96,9 +96,9 @@ text_fit, text = rows[:24], rows[24 : 24 + N_TEXT]
 print(f"{len(text)} texts of {text.shape[1]} tokens. The first: {lab.tokenizer.decode(text[0, 1:])} …")
 
 # %% [markdown]
-# Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt has. In `sva_nounpp` the verb
-# has to agree with a subject that stands far from it; in `ioi` the answer is the name that occurs once. The measure is the
-# *logit difference* (LD): the logit of the right answer minus that of the wrong one.
+# Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt has. In `sva_nounpp` the
+# verb has to agree with a subject, and another noun stands between them; in `ioi` the answer is the name that occurs once. The
+# measure is the *logit difference* (LD): the logit of the right answer minus that of the wrong one.
 
 # %%
 tasks = ("sva_nounpp", "ioi")
@@ -464,15 +464,31 @@ pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 # text, and to the logit difference kept (an interval without 0 is a difference that other prompts would show too):
 
 # %%
-helps = []
+helps = {}
 for k in numbers:
-    row = {"SAEs": k, "nats, mean − drop": str(mean_interval(added["mean", k] - added["drop", k]))}
+    helps[k] = {"nats added on text": mean_interval(added["mean", k] - added["drop", k])}
     for name in tasks:
-        row[f"{name}: LD kept, mean − drop"] = str(ratio_interval(left[name]["mean", k] - left[name]["drop", k], model_ld[name]))
-    helps.append(row)
-pd.DataFrame(helps).set_index("SAEs")
+        helps[k][f"LD kept, {name}"] = ratio_interval(left[name]["mean", k] - left[name]["drop", k], model_ld[name])
+pd.DataFrame({k: {label: str(interval) for label, interval in row.items()} for k, row in helps.items()}).T.rename_axis("mean − drop")
 
 # %% [markdown]
+# A share above 1 is no mistake: that model is *surer* than the model itself. Which differences are clear (their interval is on
+# one side of 0), and what part of the cost the last SAE has:
+
+# %%
+for label in next(iter(helps.values())):
+    higher = [k for k in numbers if helps[k][label].low > 0]
+    lower = [k for k in numbers if helps[k][label].high < 0]
+    print(f"{label}: with the mean clearly higher with {higher or 'no number of'} SAEs, clearly lower with {lower or 'no number of'}")
+tail = ratio_interval(added["drop", numbers[0]], added["drop", numbers[-1]])
+print(f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbers[-1]} SAEs cost on text, errors dropped.")
+
+# %% [markdown]
+# Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And the mean error is no free
+# gift. Why could an average hurt? It is the average of the *unspliced* model's errors, and from the second SAE on the stream is
+# another one. Moreover our SAEs were finetuned with their errors dropped, so they may make up in the reconstruction for what
+# would be lost. Which of the two it is, this experiment does not say; with SAEs of your own, measure it.
+#
 # ## 5. Where?
 #
 # One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative error*, ‖e‖ / ‖x‖: mean over
@@ -504,6 +520,18 @@ show(
 )
 
 # %% [markdown]
+# Which single SAEs cost a task something, beyond doubt?
+
+# %%
+for name in tasks:
+    intervals = {layer: ratio_interval(left[name]["alone", layer], model_ld[name]) for layer in lab.sae_layers}
+    costly = {layer: str(i) for layer, i in intervals.items() if i.high < 1}
+    print(f"{name}: LD kept clearly below 1 with one SAE after layer {costly or '(none)'}")
+
+# %% [markdown]
+# An SAE after a late layer stands where the answer is all but ready, and later layers have no chance to repair what it loses.
+# But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
+#
 # Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
 # alone. The last column is their cost together over that sum: below 1, the second finds part of the damage done already, or is
 # spared by the first.
@@ -570,7 +598,15 @@ steps = pd.DataFrame(
 )
 steps
 
+# %%
+last = placements[-1][-1]
+print(f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} of what adding squares says.")
+print(f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would add to the clean stream.")
+
 # %% [markdown]
+# Below 1, both: the layers between damp what the SAEs do (each writes much the same into both streams, and the stream gets
+# longer), and a stream that has been through an SAE is easier to rebuild for the next.
+#
 # What does the model make of it? The Kullback–Leibler divergence from the model's next-token distribution, for one SAE at a
 # time, and for many. The ratio says how much worse (above 1) or better (below 1) the SAE's error is than noise of its length.
 
@@ -606,6 +642,11 @@ pd.DataFrame(
 )
 
 # %% [markdown]
+# For single SAEs of GPT-2, Gurnee (*SAE reconstruction errors are (empirically) pathological*, 2024) found errors to be much
+# worse than random noise of their length. The title and the table say how it is here. Two things differ: our SAEs were
+# finetuned on the very divergence that is measured, and with many SAEs the later ones also take away part of what the earlier
+# ones did, as noise does not.
+#
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
 # So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of what a circuit is to tell us:
@@ -643,8 +684,9 @@ for (name, layers), row in leaks.items():
 
 # %% [markdown]
 # With errors dropped or averaged nothing gets through, by construction: a circuit in that model has to explain everything that
-# is left. With errors kept, part of the answer travels in the errors, which are no latents and have no meaning that we could
-# read. The better model is the worse instrument.
+# is left. With errors kept, whatever is left has travelled in the errors, which are no latents and have no meaning that we
+# could read. How much that is depends on the SAEs and on the task, and you cannot know it beforehand. The better model is the
+# worse instrument.
 #
 # The second reason is counting. Along the residual stream, an SAE reads what the SAE before it wrote, and nothing else: k SAEs
 # have k − 1 steps between them. SAEs on the outputs of attention and MLP are no bottlenecks: the stream leads around each of
@@ -723,6 +765,7 @@ print(f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} 
 print(f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, {big['few GB'] / big['everywhere GB']:.1%} of it.")
 
 # %% [markdown]
+# The last two columns are the work of encoding a token, with few SAEs and with all, over that of the model's own forward pass.
 # Weights are not all: to learn masks, the activations of every latent are kept for the way back, which `estimate` reckons for
 # the labs ("a mask step").
 #
@@ -743,7 +786,7 @@ def draw(layers, error):
     cost = mean_interval(text_ce(changes, few_texts) - few_ce)
     lds = {name: task_ld(name, layers, error, few_prompts) if layers else model_ld[name][:few_prompts] for name in tasks}
     shares = {f"LD, {name}": ratio_interval(ld, model_ld[name][:few_prompts]) for name, ld in lds.items()}
-    title = f"{len(layers)} SAEs, errors {error}: {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
+    title = f"{len(layers)} SAEs, errors: {error}, {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
     kept = ", ".join(f"{label} {share}" for label, share in shares.items())
     return picture(shares_figure(shares, title), alt=f"Logit difference kept: {kept}. {title}.")
 
@@ -766,3 +809,12 @@ print(f"after the last of {numbers[-1]} SAEs, the stream is off by {mean_interva
 against = ratio_interval(most["sae"].kl, most["random"].kl)
 print(f"{numbers[-1]} SAEs against random noise of their errors' length: {against} times the KL")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# **What to take away.** Splice few SAEs, evenly, the last one after the last layer, and drop their errors: nothing then gets
+# around them, and the steps between them are few. Check on *your* task that enough is left: what a task bears is no property of
+# the SAEs alone. The later notebooks use the course's placement, after layers 5, 11, 17, 23 and 29.
+#
+# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs have smaller errors, and another trade. The
+# texts are short and were written by a language model, so they may be easier than others. And the intervals are over texts and
+# prompts: they say nothing about other SAEs, trained again with another seed.
