@@ -533,8 +533,8 @@ for name in tasks:
 # But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
 #
 # Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
-# alone. The last column is their cost together over that sum: below 1, the second finds part of the damage done already, or is
-# spared by the first.
+# alone.
+# The last column is the difference: below 0, they do less harm together than one by one.
 
 # %%
 sae_layers = lab.sae_layers
@@ -552,6 +552,28 @@ compared = {
 pd.DataFrame(compared).T
 
 # %% [markdown]
+# And on the tasks: the logit difference that is lost together, minus the sum of what each SAE loses alone, as a share of the
+# model's. Above 0, the errors *compound*: together they do more harm than one by one.
+
+# %%
+excess = {}
+for layers in placements[1:]:
+    k = len(layers)
+    excess[k] = {"text, nats a token": mean_interval(added["drop", k] - sum(alone[layer] for layer in layers))}
+    for name in tasks:
+        lost = model_ld[name] - left[name]["drop", k] - sum(model_ld[name] - left[name]["alone", layer] for layer in layers)
+        excess[k][f"{name}, share of LD"] = ratio_interval(lost, model_ld[name])
+pd.DataFrame({k: {label: str(interval) for label, interval in row.items()} for k, row in excess.items()}).T.rename_axis("SAEs")
+
+# %%
+for label in excess[numbers[-1]]:
+    more, less = [k for k in excess if excess[k][label].low > 0], [k for k in excess if excess[k][label].high < 0]
+    print(f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less with {less or 'no number of'}")
+
+# %% [markdown]
+# So "reconstruction error compounds" is no law: it depends on what is asked of the model. The next section looks at the stream
+# itself.
+#
 # ## 6. How the error grows
 #
 # Follow the residual stream through the spliced model, and compare it after every layer with the unspliced run: $\|x' - x\| /
@@ -572,7 +594,8 @@ panels = {
     for k, found in growth.items()
 }
 end = {kind: mean_interval(most[kind].relative[:, -1]) for kind in kinds}
-title = f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {end['sae'].value:.0%} of its length, noise by {end['random'].value:.0%}"
+off, noise = f"{end['sae'].value:.0%}", f"{end['random'].value:.0%}"
+title = f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {off} of its length, random noise by {noise}"
 show(
     lines_figure(panels, range(lab.n_layers), "after layer", title, bands=True, marks=placements[-1]),
     alt=f"The relative error of the residual stream, layer by layer, for SAE errors and two kinds of noise as long. {title}.",
@@ -623,7 +646,7 @@ for control in ("random", "other"):
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
-title = f"One SAE: its error is clearly worse than noise of its length after layers {worse or 'none'}, clearly better after {better or 'none'}"
+title = f"One SAE against random noise of its error's length: clearly worse after layers {worse or 'none'}, better after {better or 'none'}"
 show(
     lines_figure(panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)),
     alt=f"KL divergence over layers for the SAE's error and two controls, and the ratios of the first to each control. {title}.",
