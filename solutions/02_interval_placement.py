@@ -533,8 +533,7 @@ for name in tasks:
 # But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
 #
 # Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
-# alone.
-# The last column is the difference: below 0, they do less harm together than one by one.
+# alone. The last column is the difference: below 0, they do less harm together than one by one.
 
 # %%
 sae_layers = lab.sae_layers
@@ -646,7 +645,7 @@ for control in ("random", "other"):
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
-title = f"One SAE against random noise of its error's length: clearly worse after layers {worse or 'none'}, better after {better or 'none'}"
+title = f"One SAE, against random noise of equal length: clearly worse after layers {worse or 'none'}, better after {better or 'none'}"
 show(
     lines_figure(panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)),
     alt=f"KL divergence over layers for the SAE's error and two controls, and the ratios of the first to each control. {title}.",
@@ -683,10 +682,10 @@ def distinction(task, measure):
     return (measure(task) - measure(replace(task, clean=task.patch))).cpu()
 
 
-def leak(name, layers, error, n=40):
+def leak(name, layers, error, n=8 if QUICK else 40):
     """The share of the model's distinction that is left when every latent is at its mean."""
     spliced = SplicedModel(lab, layers, error)
-    means = spliced.patch_means(train[name].patch)
+    means = spliced.patch_means(train[name].patch[:n])
     nothing = SAEMasks.full(means.latents, 0.0)
     ablated = distinction(test[name][:n], functools.partial(spliced.logit_diff, masks=nothing, means=means))
     return ratio_interval(ablated, distinction(test[name][:n], spliced.model_logit_diff))
@@ -828,7 +827,7 @@ for name in tasks:
     print(f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out prompts), by number of SAEs: {said}")
 print(f"nats a token added on {len(text)} texts: " + ", ".join(f"{k}: {mean_interval(added['drop', k])}" for k in numbers))
 grown = ratio_interval(after[:, -1], own[:, -1])
-print(f"after the last of {numbers[-1]} SAEs, the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what it adds")
+print(f"after {numbers[-1]} SAEs the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what the last one adds")
 against = ratio_interval(most["sae"].kl, most["random"].kl)
 print(f"{numbers[-1]} SAEs against random noise of their errors' length: {against} times the KL")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
