@@ -529,7 +529,7 @@ for name in tasks:
     print(f"{name}: LD kept clearly below 1 with one SAE after layer {costly or '(none)'}")
 
 # %% [markdown]
-# An SAE after a late layer stands where the answer is all but ready, and later layers have no chance to repair what it loses.
+# Late SAEs stand where the answer is all but ready, and few layers are left to repair what they lose: that may be one reason.
 # But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
 #
 # Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
