@@ -123,6 +123,8 @@ with torch.no_grad():
     lab.model.run_with_hooks(text[:4], fwd_hooks=[(hook_point(layer), look) for layer in (2, 11, 20)])
 
 # %% [markdown]
+# (`hook_out` is TransformerLens's own name for the place that we call `hook_resid_post`; both work.)
+#
 # BOS is another thing than the other tokens: its stream is far longer, and, since it attends to nothing but itself, alike in
 # every text. It serves the other tokens as a place to attend to when there is nothing to attend to. No SAE of ours was trained
 # on it, and we never touch it.
@@ -281,6 +283,8 @@ print(f"ten SAEs, errors kept: logits differ from the model's own by at most {(k
 #
 # ⏱ 10 min · difficulty ●●○ · what "mean" puts back; the mean latents of notebook 03 are taken in the same way
 #
+# Write the average of the SAE's error over prompts, for each position by itself.
+#
 # <details><summary>Hint 1</summary>
 #
 # Each prompt's error first: what is left when you take `splice(x, sae)` away from `x`. At BOS that is 0 by itself.
@@ -334,6 +338,8 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 # ### Exercise 2.4 · Cross-entropy
 #
 # ⏱ 10 min · difficulty ●●○ · the loss that models are trained on, and that SAEs are judged by
+#
+# Write the cross-entropy of each text from the logits at all of its positions.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -461,7 +467,7 @@ pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
 # The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference that it makes to the loss on
-# text, and to the logit difference kept (an interval without 0 is a difference that other prompts would show too):
+# text, and to the logit difference kept (where the interval leaves 0 out, chance is a poor explanation):
 
 # %%
 helps = {}
@@ -472,8 +478,8 @@ for k in numbers:
 pd.DataFrame({k: {label: str(interval) for label, interval in row.items()} for k, row in helps.items()}).T.rename_axis("mean − drop")
 
 # %% [markdown]
-# A share above 1 is no mistake: that model is *surer* than the model itself. Which differences are clear (their interval is on
-# one side of 0), and what part of the cost the last SAE has:
+# A share above 1 is no mistake: the spliced model is then *surer* than the model itself. Which differences are clear (their
+# interval is on one side of 0), and what part of the cost the last SAE has:
 
 # %%
 for label in next(iter(helps.values())):
@@ -485,9 +491,10 @@ print(f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbe
 
 # %% [markdown]
 # Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And the mean error is no free
-# gift. Why could an average hurt? It is the average of the *unspliced* model's errors, and from the second SAE on the stream is
-# another one. Moreover our SAEs were finetuned with their errors dropped, so they may make up in the reconstruction for what
-# would be lost. Which of the two it is, this experiment does not say; with SAEs of your own, measure it.
+# gift. Errors of different texts have little in common (section 2), so there is little to gain. And why could it hurt? It is
+# the average of the *unspliced* model's errors, and from the second SAE on the stream is another one. Moreover our SAEs were
+# finetuned with their errors dropped, so they may make up in the reconstruction for what would be lost. Which of the two it is,
+# this experiment does not say; with SAEs of your own, measure it.
 #
 # ## 5. Where?
 #
@@ -520,7 +527,7 @@ show(
 )
 
 # %% [markdown]
-# Which single SAEs cost a task something, beyond doubt?
+# Which single SAEs clearly cost a task something (interval below 1)?
 
 # %%
 for name in tasks:
@@ -575,8 +582,8 @@ for label in excess[numbers[-1]]:
 #
 # ## 6. How the error grows
 #
-# Follow the residual stream through the spliced model, and compare it after every layer with the unspliced run: $\|x' - x\| /
-# \|x\|$. Each SAE adds its error to a stream that is already wrong.
+# Follow the residual stream x' through the spliced model, and compare it after every layer with the x of the unspliced run:
+# $\|x' - x\| / \|x\|$. Each SAE adds its error to a stream that is already wrong.
 #
 # And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at each SAE, and each token,
 # they add a vector of exactly the length of the SAE's error there. One has a **random** direction. The other is the error that
@@ -837,6 +844,6 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # around them, and the steps between them are few. Check on *your* task that enough is left: what a task bears is no property of
 # the SAEs alone. The later notebooks use the course's placement, after layers 5, 11, 17, 23 and 29.
 #
-# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs have smaller errors, and another trade. The
-# texts are short and were written by a language model, so they may be easier than others. And the intervals are over texts and
-# prompts: they say nothing about other SAEs, trained again with another seed.
+# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs usually have smaller errors, and another
+# trade. The texts are short and were written by a language model, so they may be easier than others. And the intervals are over
+# texts and prompts: they say nothing about other SAEs, trained again with another seed.
