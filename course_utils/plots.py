@@ -32,10 +32,15 @@ AXIS_LABELS = {
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure as a PNG with alternative text for those who do not see it."""
+    display(picture(figure, alt))
+
+
+def picture(figure: Figure, alt: str) -> Image:
+    """The figure as a PNG with alternative text, to display or to put in another's place."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    display(Image(png.getvalue(), alt=alt))
+    return Image(png.getvalue(), alt=alt)
 
 
 def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")) -> Figure:
@@ -189,4 +194,67 @@ def running_mean_figure(weights: Mapping[str, Float[Tensor, " n"]], errors: Mapp
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(weights), frameon=False)
     figure.suptitle(title)
+    return figure
+
+
+def lines_figure(
+    panels: Mapping[str, Mapping[str, Sequence[Interval]]],
+    x: Sequence[float],
+    x_label: str,
+    title: str,
+    *,
+    bands: bool = False,
+    marks: Sequence[float] = (),
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each method.
+
+    Args:
+        panels: by the label of the y axis, by the label of the line: an interval for each x.
+        bands: shade the intervals; by default they are bars.
+        marks: x positions with a grey line, such as the layers that have an SAE.
+        levels: by the label of the y axis, a value with a dotted line, such as that of the model itself.
+    """
+    figure, axes_of = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", squeeze=False)
+    for axes, (y_label, lines) in zip(axes_of[0], panels.items()):
+        for mark in marks:
+            axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
+        if y_label in (levels or {}):
+            axes.axhline(levels[y_label], color="grey", linewidth=0.8, linestyle=":")
+        for (label, intervals), colour, marker in zip(lines.items(), COLOURS, MARKERS):
+            values, low, high = ([getattr(i, end) for i in intervals] for end in ("value", "low", "high"))
+            if bands:
+                axes.plot(x, values, label=label, color=colour, linewidth=1.5)
+                axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+            else:
+                bars = [[v - a for v, a in zip(values, low)], [b - v for v, b in zip(values, high)]]
+                axes.errorbar(x, values, yerr=bars, label=label, color=colour, marker=marker, capsize=2, linewidth=1.5, markersize=5)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    legends = [axes.get_legend_handles_labels() for axes in axes_of[0]]
+    if len({tuple(labels) for _, labels in legends}) == 1:
+        if len(legends[0][1]) > 1:
+            figure.legend(*legends[0], loc="outside lower center", ncols=len(legends[0][1]), frameon=False)
+    else:
+        for axes, (_, labels) in zip(axes_of[0], legends):
+            if len(labels) > 1:
+                axes.legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def shares_figure(shares: Mapping[str, Interval], title: str) -> Figure:
+    """Shares of what the model itself does, a bar each with its 95 % interval; the grey line is all of it."""
+    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.5 * len(shares)), layout="constrained")
+    values = [share.value for share in shares.values()]
+    bars = [[s.value - s.low for s in shares.values()], [s.high - s.value for s in shares.values()]]
+    axes.barh(list(shares), values, xerr=bars, color=COLOURS[1], capsize=3, height=0.6)
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlim(min(-0.1, *(s.low - 0.05 for s in shares.values())), max(1.15, *(s.high + 0.05 for s in shares.values())))
+    axes.set_xlabel("share kept (1 = the model itself)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, wrap=True)
     return figure
