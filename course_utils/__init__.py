@@ -15,6 +15,7 @@
     evaluate.py     how good is a circuit?
     bootstrap.py    95 % intervals over prompts
     compounding.py  how the error of a splice grows, against noise of the same size
+    text.py         running text: tokens, activations, and what the model loses when they are replaced
     sweep.py        many circuits, on one machine or many
     published.py    the post's circuits, and ours beside them
     explain.py      what a latent means: where it fires, what it writes, what happens when it is forced
