@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import circuitsvis
 import matplotlib.pyplot as plt
@@ -30,9 +31,20 @@ AXIS_LABELS = {
 }
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure as a PNG with alternative text for those who do not see it."""
-    display(picture(figure, alt))
+FIGURES_DIR = Path(__file__).resolve().parent.parent / "data" / "figures"
+
+
+def show(figure: Figure, alt: str, *, keep: str | None = None) -> None:
+    """Display a figure as a PNG with alternative text for those who do not see it.
+
+    Args:
+        keep: where authors build the notebooks in full, the PNG goes into ``data/figures`` too, under this name. The README shows it.
+    """
+    png = picture(figure, alt)
+    if keep and os.environ.get("COURSE_BUILD") and os.environ.get("COURSE_PROFILE") != "quick":
+        FIGURES_DIR.mkdir(exist_ok=True)
+        (FIGURES_DIR / f"{keep}.png").write_bytes(png.data)
+    display(png)
 
 
 def picture(figure: Figure, alt: str) -> Image:
@@ -67,6 +79,50 @@ def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(frontier.methods), frameon=False)
     figure.suptitle(title)
     return figure
+
+
+def frontier_at_size_figure(frontier: Frontier, masks: SAEMasks, task: Task, *, most_named: int = 60) -> Figure:
+    """Left, every method's faithfulness against F(S), with a line at this circuit's size. Right, the circuit's latents.
+
+    Args:
+        masks: the circuit; its latents are named by number, by layer (row) and position (column).
+        most_named: circuits with more nodes than that are counted, not named.
+    """
+    n = masks.get_num_latents()
+    named: dict[tuple[str, int], list[int]] = {}
+    for hook_point, position, latent in masks.nodes():
+        named.setdefault((hook_point, position), []).append(latent)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", gridspec_kw={"width_ratios": (2, 3)})
+    left.axvline(n, color="grey", linewidth=6, alpha=0.3)
+    for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
+        points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
+        x, intervals = [point.n_nodes for point in points], [point.faithfulness.vs_spliced for point in points]
+        bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        left.errorbar(x, [i.value for i in intervals], yerr=bars, label=method, color=colour, marker=marker, capsize=2, linewidth=1.5, markersize=5)
+    left.set_xscale("log")
+    left.set_xlabel("nodes kept")
+    left.set_ylabel(AXIS_LABELS["vs_spliced"])
+    left.spines[["top", "right"]].set_visible(False)
+    left.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    positions = sorted({position for _, position in named})
+    for column, position in enumerate(positions):
+        for row, hook_point in enumerate(masks.hook_points):
+            latents = named.get((hook_point, position), [])
+            text = f"{len(latents)} latents" if n > most_named and latents else _in_lines(latents) or "·"
+            right.text(column, row, text, ha="center", va="center", fontsize=8)
+    right.set_xlim(-0.5, len(positions) - 0.5)
+    right.set_ylim(-0.5, len(masks.hook_points) - 0.5)
+    right.set_xticks(range(len(positions)), [task.position_labels[position] for position in positions])
+    right.set_yticks(range(len(masks.hook_points)), [hook_point.split(".")[1] for hook_point in masks.hook_points])
+    right.set_ylabel("SAE after layer")
+    right.spines[["top", "right"]].set_visible(False)
+    right.set_title("the latents that it keeps")
+    figure.suptitle(f"The learned circuit of {n:,} nodes")
+    return figure
+
+
+def _in_lines(latents: Sequence[int], per_line: int = 3) -> str:
+    return "\n".join(", ".join(map(str, latents[i : i + per_line])) for i in range(0, len(latents), per_line))
 
 
 def history_figure(history: Sequence[Mapping[str, float]], title: str) -> Figure:

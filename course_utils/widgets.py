@@ -8,22 +8,53 @@ from typing import TypeVar
 import ipywidgets
 from IPython.display import Image, display
 
+from course_utils.evaluate import Frontier
+from course_utils.masks import SAEMasks
+from course_utils.plots import frontier_at_size_figure, picture
+from course_utils.tasks import Task
+
 Choice = TypeVar("Choice")
 
 
-def browse(choices: Mapping[str, Choice], draw: Callable[[Choice], None], label: str) -> None:
-    """A slider over ``choices``; ``draw`` shows the chosen one below it.
+def browse_pictures(choices: Mapping[str, Choice], draw: Callable[[Choice], Image], label: str) -> None:
+    """A slider over ``choices``, and the picture of the chosen one below it.
+
+    The picture is an output of its own, which the slider replaces: where widgets do not run, the first one stays.
 
     Args:
-        choices: what to choose from, by its label on the slider.
-        draw: displays a choice (in the cell's output).
+        choices: what to choose from, by its label on the slider; the first is shown at the start.
+        draw: the picture of a choice.
         label: what the slider chooses.
     """
     if not choices:
         raise ValueError("choices: nothing to choose from.")
-    slider = ipywidgets.SelectionSlider(options=list(choices), description=label, continuous_update=False, style={"description_width": "initial"})
-    output = ipywidgets.interactive_output(lambda key: draw(choices[key]), {"key": slider})
-    display(ipywidgets.VBox([slider, output]))
+    slider = ipywidgets.SelectionSlider(
+        options=list(choices), description=label, continuous_update=False, style={"description_width": "initial"}, layout={"width": "30em"}
+    )
+    display(slider)
+    shown = display(draw(choices[slider.value]), display_id=True)
+    slider.observe(lambda change: shown.update(draw(choices[change["new"]])), names="value")
+
+
+def explore_frontier(frontier: Frontier, circuits: Sequence[SAEMasks], task: Task) -> None:
+    """Slide the size of the circuit: where it stands on the frontier, and which of its latents remain.
+
+    Args:
+        circuits: the learned masks, of any sizes; the smallest is shown first.
+    """
+    by_size = {masks.get_num_latents(): masks for masks in circuits if masks.get_num_latents()}
+    sizes = sorted(by_size)
+    if not sizes:
+        raise ValueError("circuits: none of them has a node.")
+    choices = {f"{n:,} nodes": by_size[n] for n in sizes}
+
+    def draw(masks: SAEMasks) -> Image:
+        n = masks.get_num_latents()
+        found = {point.method: point.faithfulness.vs_spliced for point in frontier.points if point.n_nodes == n}
+        says = ", ".join(f"{method} {interval}" for method, interval in found.items())
+        return picture(frontier_at_size_figure(frontier, masks, task), alt=f"{n} nodes. Faithfulness: {says}. The latents, by layer and position.")
+
+    browse_pictures(choices, draw, "size of the circuit")
 
 
 def explore_splices(

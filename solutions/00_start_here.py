@@ -34,13 +34,14 @@ import torch
 
 from course_utils.attribution import random_scores
 from course_utils.catalog import LABS, spec_of
-from course_utils.evaluate import faithfulness, references
+from course_utils.evaluate import Frontier, faithfulness, references
 from course_utils.labs import load_lab
 from course_utils.masks import SAEMasks
 from course_utils.needs import estimate, fast_dtype, matrix_rate, usual_device
 from course_utils.plots import circuit_figure, show
 from course_utils.splice import SplicedModel
 from course_utils.tasks import load_task
+from course_utils.widgets import explore_frontier
 
 started = time.perf_counter()
 
@@ -130,16 +131,24 @@ print(f"faithfulness of the circuit: {found.vs_spliced} (1 = as good as the spli
 print(f"of five random circuits of its size: {', '.join(f'{value:.2f}' for value in chance)}")
 
 # %% [markdown]
+# How many nodes does it take? Slide, and see which latents remain. The left side is the **frontier**: every point is a circuit, found by a
+# method of notebook 04, with its 95 % interval over held-out sentences.
+
+# %%
+frontier = Frontier.load(path.with_name(f"frontier_{LAB}.json"))
+explore_frontier(frontier, list(circuits.values()), test)
+
+# %% [markdown]
 # ## 3. How the course works
 #
-# | notebook | question |
-# |---|---|
-# | 00 start here | does my machine work? |
-# | 01 SAE basics | why do models need sparse autoencoders, and how is one trained? |
-# | 02 interval placement | how many SAEs, and where? |
-# | 03 the SAEMasks hook | how is one latent switched off, at one position? |
-# | 04 masks versus IG | which latents matter? |
-# | 05 evaluating circuits | is it a circuit? |
+# | notebook | question | you write |
+# |---|---|---|
+# | 00 start here | does my machine work? | nothing |
+# | [01 SAE basics](01_sae_basics.ipynb) | why do models need sparse autoencoders, and how is one trained? | an SAE, its loss, its metrics; train one |
+# | [02 interval placement](02_interval_placement.ipynb) | how many SAEs, and where? | the splice, error policies, cross-entropy |
+# | [03 the SAEMasks hook](03_saemasks_hook.ipynb) | how is one latent switched off, at one position? | the hook, mean latents, the mask |
+# | [04 masks versus IG](04_masks_vs_ig.ipynb) | which latents matter? | AtP, IG, the loop that learns a mask |
+# | [05 evaluating circuits](05_evaluating_circuits.ipynb) | is it a circuit? | completeness, minimality, stability, an intervention |
 #
 # **Exercises.** In the readers' notebooks (`notebooks/`) some functions are yours to write. Until you do, the course's own version runs in
 # their place and says so, so that every notebook runs from top to bottom at any time. `check(my_function)` answers ✅ (right), ⏳ (not

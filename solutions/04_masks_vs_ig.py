@@ -56,7 +56,7 @@ from course_utils.plots import circuit_figure, coloured_prompt, frontier_figure,
 from course_utils.published import beside_published, published_circuits
 from course_utils.splice import SplicedModel
 from course_utils.tasks import load_task
-from course_utils.widgets import browse
+from course_utils.widgets import explore_frontier
 
 started = time.perf_counter()
 
@@ -523,7 +523,8 @@ def headline(frontier, n_nodes):
 
 
 title = headline(frontier, learned.n_nodes)
-show(frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts against the number of nodes, a line per method. {title}.")
+said = f"Faithfulness on held-out prompts against the number of nodes, a line per method. {title}."
+show(frontier_figure(frontier, title), alt=said, keep="frontier")
 pd.DataFrame(frontier.rows())
 
 # %% [markdown]
@@ -617,14 +618,11 @@ large = max(circuits.values(), key=SAEMasks.get_num_latents)
 coloured_prompt(test.position_labels, sum((mask > 0).sum(1) for mask in large.masks).tolist())
 
 # %% [markdown]
-# Move the slider to see how the circuit grows (in a running notebook):
+# Slide the size, and see how faithful circuits of that size are, and which latents remain. (In a running notebook; elsewhere you see
+# the smallest circuit.)
 
 # %%
-browse(
-    dict(sorted(((name, m) for name, m in circuits.items()), key=lambda item: item[1].get_num_latents())),
-    lambda masks: show(circuit_figure(masks, test, f"{masks.get_num_latents()} nodes"), alt="node counts by layer and position"),
-    label="circuit",
-)
+explore_frontier(frontier, list(circuits.values()), test)
 
 # %% [markdown]
 # The full run keeps its results: the frontier as JSON, the circuits as lists of nodes. (`Frontier.load` reads them back.)

@@ -55,23 +55,28 @@ def test_show_gives_the_picture_alternative_text(monkeypatch):
     assert shown[0].alt == "a falling line" and shown[0].data.startswith(b"\x89PNG")
 
 
+def test_a_figure_for_the_readme_is_kept_in_full_builds_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(plots, "FIGURES_DIR", tmp_path / "figures")
+    monkeypatch.setattr(plots, "display", lambda what: None)
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    monkeypatch.delenv("COURSE_BUILD", raising=False)
+    draw = lambda: plots.show(plots.history_figure([{"step": 1, "faithfulness_loss": 1, "n_on": 1}], "f"), alt="a", keep="history")  # noqa: E731
+    draw()
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    monkeypatch.setenv("COURSE_PROFILE", "quick")
+    draw()
+    assert not (tmp_path / "figures").exists()
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    draw()
+    assert (tmp_path / "figures" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_coloured_prompt_in_a_built_notebook_carries_no_bundle(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", shown.append)
     monkeypatch.setenv("COURSE_BUILD", "1")
     plots.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2])
     assert "athletes" in shown[0].data and len(shown[0].data) < 2000
-
-
-def test_browsing_nothing_is_refused():
-    with pytest.raises(ValueError, match="choices"):
-        widgets.browse({}, print, "circuit")
-
-
-def test_browsing_draws_the_first_choice(capsys):
-    drawn = []
-    widgets.browse({"a": 1, "b": 2}, drawn.append, "circuit")
-    assert drawn == [1]
 
 
 def test_the_effects_figure_has_a_point_with_its_interval_for_every_effect():
@@ -144,3 +149,38 @@ def test_the_splice_explorer_leaves_a_picture_and_replaces_it_when_a_box_is_tick
 def test_a_splice_explorer_that_starts_at_a_layer_without_an_sae_is_refused():
     with pytest.raises(ValueError, match="no box for layer 3"):
         widgets.explore_splices([2, 5], print, start=[3])
+
+
+def test_browsing_nothing_is_refused():
+    with pytest.raises(ValueError, match="choices: nothing to choose from"):
+        widgets.browse_pictures({}, print, "circuit")
+
+
+def test_the_slider_leaves_the_first_picture_and_replaces_it_when_it_is_moved(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(widgets, "display", shown)
+    widgets.browse_pictures({"a": 1, "b": 2}, lambda choice: 10 * choice, "size")
+    [slider] = shown.displayed
+    assert slider.options == ("a", "b") and shown.pictures == [10]
+    slider.value = "b"
+    assert shown.pictures == [10, 20]
+
+
+def test_the_frontier_explorer_goes_from_the_smallest_circuit_up_and_names_its_latents(monkeypatch, task):
+    frontier = Frontier("sva", "tiny", [1], "drop", [point("mask", 4, 0.9), point("mask", 1, 0.5)])
+    circuits = [SAEMasks([A], [torch.zeros(task.seq_len, 24)]) for _ in range(2)]
+    circuits[0].masks[0][2, [3, 5, 7, 9]] = 1
+    circuits[1].masks[0][2, 3] = 1
+    shown, drawn = Shown(), []
+    monkeypatch.setattr(widgets, "display", shown)
+    monkeypatch.setattr(widgets, "picture", lambda figure, alt: drawn.append((figure, alt)))
+    widgets.explore_frontier(frontier, circuits, task)
+    [slider] = shown.displayed
+    slider.value = "4 nodes"
+    assert [alt.split(",")[0] for _, alt in drawn] == ["1 nodes. Faithfulness: mask 0.50 [0.40", "4 nodes. Faithfulness: mask 0.90 [0.80"]
+    assert "3, 5, 7\n9" in [text.get_text() for text in drawn[1][0].axes[1].texts]
+
+
+def test_a_frontier_without_circuits_is_refused(task):
+    with pytest.raises(ValueError, match="none of them has a node"):
+        widgets.explore_frontier(Frontier("sva", "tiny", [1], "drop"), [SAEMasks([A], [torch.zeros(3, 4)])], task)

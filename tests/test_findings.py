@@ -1,0 +1,47 @@
+"""Every solutions notebook, run by papermill in the quick profile, finds what it says.
+
+A claim is a sentence, and an expression over the notebook's own variables that is true where the claim holds.
+"""
+
+import json
+
+import nbformat
+import papermill
+import pytest
+from test_notebooks import SOURCES, solution_path
+
+AT_SIZE = "{point.method: point.faithfulness for point in frontier.points if point.n_nodes == learned.n_nodes}"
+FINDINGS = {
+    "00": {
+        "a circuit of a few dozen nodes is far more faithful than five random ones of its size": "found.vs_spliced.low > max(chance) + 0.5",
+        "with every latent at its mean the model does not know the number": "abs(reference.empty.mean()) < 0.3 * reference.spliced.mean()",
+    },
+    "04": {
+        "the learned mask is closer to the model, prompt by prompt, than random nodes of its number": (
+            f"(at := {AT_SIZE})['learned mask'].gap.high < at['random'].gap.low"
+        ),
+        "the learned mask keeps more of the answer than random nodes of its number": (
+            f"(at := {AT_SIZE})['learned mask'].vs_spliced.low > at['random'].vs_spliced.high"
+        ),
+        "attribution patching ranks single nodes as patching does, roughly": "spearman['AtP'] > 0.5",
+    },
+}
+REPORT = """\
+import json as _json
+print("FINDINGS" + _json.dumps({{claim: bool(eval(expression)) for claim, expression in {claims!r}.items()}}))"""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_quick_run_finds_what_the_notebook_says(source, tmp_path):
+    claims = FINDINGS[source.name[:2]]
+    assert len(claims) >= 2
+    notebook = nbformat.read(solution_path(source), as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(REPORT.format(claims=claims)))
+    nbformat.write(notebook, tmp_path / source.stem)
+    run = papermill.execute_notebook(
+        tmp_path / source.stem, None, parameters={"PROFILE": "quick"}, cwd=source.parent, kernel_name="python3", progress_bar=False
+    )
+    said = "".join(output.text for output in run.cells[-1].outputs if output.output_type == "stream")
+    held = json.loads(said.partition("FINDINGS")[2])
+    assert set(held) == set(claims)
+    assert all(held.values()), [f"{claim}: {claims[claim]}" for claim in held if not held[claim]]
