@@ -159,12 +159,12 @@ explore_frontier(frontier, list(circuits.values()), test)
 # **Another model?** Set `LAB`. These are the labs, and what each needs here:
 
 # %%
-pd.DataFrame(
-    [
-        {"lab": name, "parameters": f"{(n := estimate(name)).parameters / 1e6:,.0f} M", "to fetch": f"{n.download:.1f} GB", "memory": f"{n.memory:.1f} GB", "a GPU": n.gpu}
-        for name in LABS
-    ]
-)
+rows = {}
+for name in LABS:
+    needs = estimate(name)
+    rows[name] = {"parameters": f"{needs.parameters / 1e6:,.0f} M", "to fetch": f"{needs.download:.1f} GB", "memory": f"{needs.memory:.1f} GB"}
+    rows[name]["a GPU"] = needs.gpu
+pd.DataFrame(rows).T
 
 # %%
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")

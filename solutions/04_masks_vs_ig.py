@@ -72,10 +72,11 @@ SEED = 0
 # %%
 LAYERS = list(LAYERS or spec_of(LAB).placement)
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (48, 48) if QUICK else (256, 100)  # prompts to learn on and to judge on
+N_TRAIN, N_TEST = (32, 32) if QUICK else (256, 100)  # prompts to learn on and to judge on
 N_SCORED = 16 if QUICK else 48  # prompts that attribution scores are averaged over
 PRICES = [0.03, 0.3] if QUICK else [0.003, 0.03, 0.1, 0.3]
 IG_STEPS = 2 if QUICK else 10
+LEARNING = {"steps": 20, "lr": 0.6} if QUICK else {"steps": 60}  # how long a mask is learned
 
 # %% [markdown]
 # ## 1. The behaviour
@@ -284,7 +285,7 @@ scores = {
 # Are they right? We patch a sample for real: the nodes that AtP thinks highest of, and some at random.
 
 # %%
-n_sample = 10 if QUICK else 24
+n_sample = 8 if QUICK else 24
 sample = SAEMasks.from_scores(scores["AtP"], n_sample).nodes() + list(random_nodes(scores["AtP"], n_sample, seed=SEED))
 sample = list(dict.fromkeys(sample))
 patched = activation_patching(spliced, train[: 16 if QUICK else 24], sample, progress=True)
@@ -455,11 +456,11 @@ mine = SAEMasks(list(mine), list(mine.values()))
 print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nodes are left")
 
 # %% [markdown]
-# `learn_masks` does the same for 60 steps. Watch the bar. (Interrupt it, and you get the mask so far.)
+# `learn_masks` does the same, for 60 steps in full. Watch the bar. (Interrupt it, and you get the mask so far.)
 # Each step begins at the first SAE: what comes before it is the same at every step, and is run once per prompt.
 
 # %%
-learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED)
+learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED, **LEARNING)
 learned.masks.print_mask_statistics()
 
 # %%
@@ -496,7 +497,7 @@ scores["random"] = random_scores(spliced, train, seed=SEED)
 frontier = Frontier.of(spliced, test)
 circuits = {}
 for price in PRICES:
-    result = learned if price == 0.03 else learn_masks(spliced, train, means=means, sparsity=price, seed=SEED)
+    result = learned if price == 0.03 else learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING)
     circuits[f"{result.n_nodes} nodes"] = result.masks
     frontier.add("learned mask", result.masks, faithfulness(spliced, test, result.masks, means, against=reference), sparsity=price, seed=SEED)
 
@@ -648,7 +649,7 @@ if not QUICK:
 
 # %%
 ioi_all = load_task("ioi", lab.tokenizer, "train")
-ioi_train, ioi_test = ioi_all[: 32 if QUICK else 256], ioi_all[-20 if QUICK else -84 :]
+ioi_train, ioi_test = ioi_all[: 16 if QUICK else 256], ioi_all[-12 if QUICK else -84 :]
 ioi_new_names = load_task("ioi", lab.tokenizer, "test", n=len(ioi_test))
 ioi_means = spliced.patch_means(ioi_train.patch)
 ioi_reference = references(spliced, ioi_test, ioi_means)
@@ -658,7 +659,7 @@ pd.Series({"F(M)": ioi_reference.model.mean().item(), "F(S)": ioi_reference.spli
 ioi = Frontier.of(spliced, ioi_test)
 ioi_circuits = []
 for price in [0.003] if QUICK else [0.001, 0.003]:
-    ioi_circuits.append(learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED).masks)
+    ioi_circuits.append(learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED, **LEARNING).masks)
     found = faithfulness(spliced, ioi_test, ioi_circuits[-1], ioi_means, against=ioi_reference)
     ioi.add("learned mask", ioi_circuits[-1], found, sparsity=price, seed=SEED)
 

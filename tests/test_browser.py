@@ -75,20 +75,24 @@ def page(jupyter):
         page.set_default_timeout(60_000)
         page.goto(f"{jupyter}/lab/tree/notebooks/{NOTEBOOK}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.get_by_text("| Idle").wait_for()  # until then, "Run All Cells" does nothing
         yield page
         browser.close()
 
 
-def test_the_notebook_runs_from_the_menu_to_its_end_and_its_slider_changes_the_picture(page):
+def test_the_notebook_runs_from_the_menu_to_its_end_and_its_slider_changes_the_picture(page, tmp_path):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.get_by_text("This notebook took").last.wait_for(timeout=300_000)
-    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    page.locator(".jp-OutputArea-output", has_text="This notebook took").wait_for(timeout=300_000)
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
-    figure = page.locator(".jp-OutputArea-output img").last
-    small = figure.get_attribute("src")
     slider = page.locator(".widget-hslider [role=slider]").first
+    slider.scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "before.png")
+    figure = "[...document.querySelectorAll('.jp-OutputArea-output img')].pop().src"
+    small, says = page.evaluate(figure), page.locator(".widget-readout").first.inner_text()
     slider.focus()
     slider.press("ArrowRight")
-    page.wait_for_function("old => [...document.querySelectorAll('.jp-OutputArea-output img')].pop().src != old", arg=small)
-    assert page.locator(".widget-readout").first.inner_text().endswith("nodes")
+    page.wait_for_function(f"old => {figure} != old", arg=small)
+    assert page.locator(".widget-readout").first.inner_text() != says
+    page.screenshot(path=tmp_path / "after.png")

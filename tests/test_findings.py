@@ -16,6 +16,21 @@ FINDINGS = {
         "a circuit of a few dozen nodes is far more faithful than five random ones of its size": "found.vs_spliced.low > max(chance) + 0.5",
         "with every latent at its mean the model does not know the number": "abs(reference.empty.mean()) < 0.3 * reference.spliced.mean()",
     },
+    "02": {
+        "with every error kept, the spliced model is the model itself": "(kept_logits - model_logits).abs().max() < 1e-2",
+        "many SAEs cost more than one": "mean_interval(added['drop', numbers[-1]] - added['drop', numbers[0]]).low > 0",
+        "nothing gets past the latents when errors are dropped": "all(abs(row['drop'].value) < 1e-3 for row in leaks.values())",
+        "something gets past them when errors are kept": "max(row['keep'].low for row in leaks.values()) > 0.1",
+    },
+    "03": {
+        "one latent at the subject matters, and a random one there does not": (
+            "mean_interval(at_subject).low > 5 * control[LABELS[SUBJECT]].abs().mean()"
+        ),
+        "random nodes at 0 disturb the prediction more than at their mean": "zero.low > mean.high",
+        "a mask has to keep more nodes where the rest is at 0": "n_learned['zero'] > 2 * n_learned['mean']",
+        "a knock-out that ignores positions charges the distractor with the subject's nodes": "wide > own + 1",
+        "the published running mean is worth a few prompts": "effective['published'] < 0.25 * n",
+    },
     "04": {
         "the learned mask is closer to the model, prompt by prompt, than random nodes of its number": (
             f"(at := {AT_SIZE})['learned mask'].gap.high < at['random'].gap.low"
