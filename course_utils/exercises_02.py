@@ -61,7 +61,7 @@ def _(attempt):
     other_prompt, other_end, no_bos = x_hat.clone(), x_hat.clone(), x_hat.clone()
     other_prompt[0], other_end[:, -1], no_bos[:, 0] = x[0], x[:, -1], 0
     wrong = {
-        "you spliced BOS too. Its residual stream is a hundred times longer than the others, and no SAE was trained on it.": x_hat,
+        "you spliced BOS too. Its residual stream is far longer than the others, and no SAE was trained on it.": x_hat,
         "you left prompt 0 alone, and position 0 was meant: the first axis is the batch.": other_prompt,
         "you left the last position alone, and the first is BOS.": other_end,
         "you put zeros where BOS is. The later tokens attend to it: it has to stay as it was.": no_bos,
@@ -145,6 +145,7 @@ def _(attempt):
         "you averaged sizes. Errors of opposite signs have to cancel.": error.abs().mean(0),
         "you summed over prompts, and the mean was meant.": error.sum(0),
         "you returned every prompt's own error: that is for 'keep'.": error,
+        "BOS' row is missing: it is to be there, and 0.": error[:, 1:].mean(0),
     }
     compare(attempt(x.clone(), sae), error.mean(0), wrong, what="the mean error")
 
@@ -219,7 +220,9 @@ def _(attempt):
         right = list(range(n_layers - 1, -1, -gap))[::-1]
         found = attempt(n_layers, gap)
         if found is None:
-            raise Wrong("it is None. Is the return missing?")
+            raise Wrong("it is None. Is the return missing? (`.reverse()` and `.sort()` return None, too.)")
+        if isinstance(found, Tensor):
+            raise Wrong("a list of integers is wanted, not a tensor.")
         layers = [int(layer) for layer in found]
         if layers == right:
             continue

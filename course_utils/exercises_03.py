@@ -101,6 +101,8 @@ def _(attempt: Callable) -> None:
             "position and latent are swapped: latents are [batch, position, latent].": spliced(off(slice(None), latent, position)),
             "only the first prompt lost its latent: the batch dimension comes first.": spliced(off(0, position, latent)),
             "you kept this latent and switched off all others.": spliced(kept_alone),
+            "the batch dimension is missing: latents are [batch, position, latent].": spliced(off(position, latent)),
+            "the position after the wanted one lost it: in x[:, 1:], position p is column p − 1.": spliced(off(slice(None), position + 1, latent)),
             "nothing is switched off: this is the plain splice.": spliced(whole),
             "only this position went through the SAE: all but BOS are to be rebuilt from latents.": only_here,
             "you took the latent's part out of x itself, so that the SAE's error stays: splice, as in version 1.": subtracted,
@@ -140,7 +142,7 @@ def _(attempt: Callable) -> None:
     def right(mask: Tensor) -> Tensor:
         return f * mask + ablation * (1 - mask)
 
-    before, any_on, half_on = f.clone(), right((mask > 0).float()), right((mask > 0.5).float())
+    before, any_on, half_on, all_on = f.clone(), right((mask > 0).float()), right((mask > 0.5).float()), right((mask == 1).float())
     found = attempt(f, mask, ablation)
     if not torch.equal(f, before):
         raise Wrong("you changed the latents in place: build a new tensor.")
@@ -153,6 +155,7 @@ def _(attempt: Callable) -> None:
             "the ablation is added where the latent is kept, too.": f * mask + ablation,
             "right for 0 and 1, but a mask between them is to mix the two: it will be learned, so it needs a gradient.": any_on,
             "right for 0 and 1, but a mask between them is to mix the two: a threshold has no gradient.": half_on,
+            "right for 0 and 1, but a mask between them is to mix the two: this takes out all that is not wholly kept.": all_on,
             "f − ablation is there, and the ablation that it starts from is not.": (f - ablation) * mask,
         },
         what="the masked latents",
@@ -195,6 +198,7 @@ def _(attempt: Callable) -> None:
             "you encoded the mean residual stream. Encoding is not linear: encode, then average.": bos_off(sae.encode(x.mean(0))),
             "you encoded the mean residual stream, BOS too. Encoding is not linear: encode, then average.": sae.encode(x.mean(0)),
             "this is the sum over prompts.": bos_off(f.sum(0)),
+            "BOS' row is missing: it is to be there, and 0.": f[:, 1:].mean(0),
             "you averaged only over prompts on which the latent fires: a silent prompt counts, with 0.": where_it_fires,
         },
         what="the mean",
@@ -245,6 +249,12 @@ def _(attempt: Callable) -> None:
     except (TypeError, AttributeError) as error:
         raise Wrong(f"without mean_ablation, 0 is to stand in, and not to raise {type(error).__name__}.") from None
     compare(found, x * second, {"without mean_ablation, nothing is taken out.": x}, what="without mean_ablation, the result")
+    one = SAEMasks([LATE], [second[1]])
+    try:
+        found = attempt(one, x, LATE, mean)
+    except MaskError:
+        raise Wrong("a shared mask, [d_sae], fits latents of any length, and was refused: leave the sizes to self.check.") from None
+    compare(found, x * second[1] + mean * (1 - second[1]), what="with a shared mask, [d_sae], the result")
     try:
         grown = attempt(masks, x[:, -1:], LATE, mean[-1:])
     except MaskError:
@@ -385,5 +395,17 @@ def _(attempt: Callable) -> None:
         "the last batch alone is left: divide by the number of prompts seen so far, not by the size of the batch.": pieces[-1].mean(0),
         "this is the sum over prompts, divided by the number of batches.": rows.sum(0) / len(pieces),
         "you averaged over everything, not over prompts alone.": rows.mean(),
+        "the batches can be gone through once only: count the prompts as you go.": torch.tensor(0.0),
     }
-    compare(attempt(iter(pieces)), rows.mean(0), wrong, what="the mean")
+    found = attempt(_used_up(pieces))
+    if isinstance(found, Tensor) and found.isnan().any():
+        raise Wrong("you kept batches for later. Here they are overwritten once the next one comes, as in a loader: use each when it comes.")
+    compare(found, rows.mean(0), wrong, what="the mean")
+
+
+def _used_up(pieces: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The pieces one at a time, each spoilt once the next is asked for."""
+    for piece in pieces:
+        given = piece.clone()
+        yield given
+        given.fill_(torch.nan)

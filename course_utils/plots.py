@@ -23,6 +23,7 @@ from course_utils.tasks import Task
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (8, 3)))
 AXIS_LABELS = {
     "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
     "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
@@ -277,10 +278,10 @@ def lines_figure(
             axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
         if y_label in (levels or {}):
             axes.axhline(levels[y_label], color="grey", linewidth=0.8, linestyle=":")
-        for (label, intervals), colour, marker in zip(lines.items(), COLOURS, MARKERS):
+        for (label, intervals), colour, marker, dashes in zip(lines.items(), COLOURS, MARKERS, DASHES):
             values, low, high = ([getattr(i, end) for i in intervals] for end in ("value", "low", "high"))
             if bands:
-                axes.plot(x, values, label=label, color=colour, linewidth=1.5)
+                axes.plot(x, values, label=label, color=colour, linewidth=1.5, linestyle=dashes)
                 axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
             else:
                 bars = [[v - a for v, a in zip(values, low)], [b - v for v, b in zip(values, high)]]

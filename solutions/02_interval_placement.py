@@ -65,11 +65,12 @@ started = time.perf_counter()
 
 # %% tags=["parameters"]
 LAB = "smollm2"
-GAPS = [30, 15, 9, 6, 3]  # layers from one SAE to the next; another lab wants others
+GAPS = [30, 15, 9, 6, 3]  # layers from one SAE to the next; another lab wants others, that lead to layers with an SAE
 PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
 # %%
+COURSE = list(spec_of(LAB).placement)  # where this course has its SAEs
 QUICK = PROFILE == "quick"
 N_TEXT = 8 if QUICK else 56  # texts that the cross-entropy is measured on
 N_TEST = 12 if QUICK else 100  # prompts of each task, held out
@@ -97,8 +98,9 @@ print(f"{len(text)} texts of {text.shape[1]} tokens. The first: {lab.tokenizer.d
 
 # %% [markdown]
 # Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt has. In `sva_nounpp` the
-# verb has to agree with a subject, and another noun stands between them; in `ioi` the answer is the name that occurs once. The
-# measure is the *logit difference* (LD): the logit of the right answer minus that of the wrong one.
+# verb has to agree with a subject, and another noun stands between them; in `ioi` the answer is the name that occurs once. Each
+# (*clean*) prompt has a *patch* prompt beside it: the subject in the other number, or other names. The measure is the *logit
+# difference* (LD): the logit of the right answer minus that of the wrong one. Brackets are 95 % intervals over prompts (section 3).
 
 # %%
 tasks = ("sva_nounpp", "ioi")
@@ -306,7 +308,7 @@ check(mean_error)
 # <details><summary>My values look wrong</summary>
 #
 # - *The shape is [d_model]:* you averaged over positions too. "The" at position 1 and the last noun have little in common.
-# - *The values are too small by far:* you took the error of the mean stream. An SAE is not linear: the mean of many streams is
+# - *The values are off everywhere but at BOS:* you took the error of the mean stream. An SAE is not linear: the mean of many streams is
 #   no stream that the model ever sees.
 # </details>
 
@@ -388,10 +390,11 @@ print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} te
 #
 # ### Exercise 2.5 · Where to put them
 #
-# ⏱ 5 min · difficulty ●○○ · "interval placement", the post's way of choosing
+# ⏱ 5 min · difficulty ●○○ · "interval placement", the choice that gave this notebook its name
 #
 # An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer: then nothing that the model
-# computes reaches the logits except through latents. (The post, on Gemma 2 9B, took layers 7, 14, 21 and 40 of 0 to 41.)
+# computes reaches the logits except through latents. (The post whose method this course teaches, *Scaling Sparse Feature Circuit
+# Finding to Gemma 9B*, Caples et al. 2025, took layers 7, 14, 21 and 40 of 0 to 41: not quite even, and one short of the last.)
 #
 # <details><summary>Hint 1</summary>
 #
@@ -437,7 +440,7 @@ def task_ld(name, layers, error="drop", n=None):
 
 
 # %% [markdown]
-# Now each placement, with errors dropped and with their mean. (Kept, they give the model itself, as we saw.) The means come
+# Now each placement, with errors dropped and with their mean (one of the slowest cells, with those of the next two sections). (Kept, they give the model itself, as we saw.) The means come
 # from texts and training prompts that are not judged.
 
 # %%
@@ -467,7 +470,7 @@ pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
 # The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference that it makes to the loss on
-# text, and to the logit difference kept (where the interval leaves 0 out, chance is a poor explanation):
+# text, and to the logit difference kept (where the interval leaves 0 out, chance is a poor explanation; of fifteen such intervals, though, about one does so by chance):
 
 # %%
 helps = {}
@@ -491,10 +494,10 @@ print(f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbe
 
 # %% [markdown]
 # Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And the mean error is no free
-# gift. Errors of different texts have little in common (section 2), so there is little to gain. And why could it hurt? It is
-# the average of the *unspliced* model's errors, and from the second SAE on the stream is another one. Moreover our SAEs were
-# finetuned with their errors dropped, so they may make up in the reconstruction for what would be lost. Which of the two it is,
-# this experiment does not say; with SAEs of your own, measure it.
+# gift. On text there is little to gain: errors of different texts have little in common (section 2; on task prompts we did not measure
+# it). Where it hurts, there are two suspects. It is the average of the *unspliced* model's errors, and from the second SAE on the stream
+# is another one; and our SAEs were finetuned with their errors dropped, so they may make up in the reconstruction for what would be
+# lost. With one SAE only the second can be at work: look at the row of 1. With SAEs of your own, measure it.
 #
 # ## 5. Where?
 #
@@ -536,8 +539,8 @@ for name in tasks:
     print(f"{name}: LD kept clearly below 1 with one SAE after layer {costly or '(none)'}")
 
 # %% [markdown]
-# Late SAEs stand where the answer is all but ready, and few layers are left to repair what they lose: that may be one reason.
-# But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
+# Where late SAEs cost more than early ones, one reason may be that the answer is all but ready there, and few layers are left to repair
+# what they lose. But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
 #
 # Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
 # alone. The last column is the difference: below 0, they do less harm together than one by one.
@@ -577,8 +580,8 @@ for label in excess[numbers[-1]]:
     print(f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less with {less or 'no number of'}")
 
 # %% [markdown]
-# So "reconstruction error compounds" is no law: it depends on what is asked of the model. The next section looks at the stream
-# itself.
+# Where a line names numbers of SAEs, errors compound (or make up for one another). Where it names none, these prompts do not show it,
+# which is not to say that it is not so: mind how wide the intervals are. The next section looks at the stream itself.
 #
 # ## 6. How the error grows
 #
@@ -608,7 +611,7 @@ show(
 )
 
 # %% [markdown]
-# The grey lines are the layers with an SAE (of the ten). Does the error *compound*? If each SAE's error were fresh and
+# The grey lines are the ten layers that have an SAE; on the left only every second one is spliced in. Does the error grow as independent errors would? If each SAE's were fresh and
 # independent of what was there, and the layers neither damped nor amplified it, squares would add up: the root of the summed
 # squares of the errors that each SAE adds.
 
@@ -631,10 +634,17 @@ steps
 last = placements[-1][-1]
 print(f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} of what adding squares says.")
 print(f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would add to the clean stream.")
+previous = torch.cat([torch.zeros(len(after), 1), after[:, :-1]], dim=1)
+squares = (previous.pow(2) + own.pow(2)).sqrt()  # what was there before, and what this SAE adds
+steps_of = {layer: ratio_interval(after[:, i], squares[:, i]) for i, layer in enumerate(placements[-1])}
+damped = [layer for layer, i in steps_of.items() if i.high < 1]
+grew = [layer for layer, i in steps_of.items() if i.low > 1]
+print(f"Step by step: clearly less than squares say up to layers {damped or 'none'}, clearly more up to {grew or 'none'}.")
 
 # %% [markdown]
-# Below 1, both: the layers between damp what the SAEs do (each writes much the same into both streams, and the stream gets
-# longer), and a stream that has been through an SAE is easier to rebuild for the next.
+# Where a step says less, the layers on the way damp what was there (each writes much the same into both streams, and the stream gets
+# longer), or the new error cancels part of it; where it says more, they amplify it. "Adds here" is measured against the clean stream's
+# length. If it is smaller than what the SAE adds to the clean stream, the stream that comes in is easier to rebuild, or shorter.
 #
 # What does the model make of it? The Kullback–Leibler divergence from the model's next-token distribution, for one SAE at a
 # time, and for many. The ratio says how much worse (above 1) or better (below 1) the SAE's error is than noise of its length.
@@ -672,9 +682,10 @@ pd.DataFrame(
 
 # %% [markdown]
 # For single SAEs of GPT-2, Gurnee (*SAE reconstruction errors are (empirically) pathological*, 2024) found errors to be much
-# worse than random noise of their length. The title and the table say how it is here. Two things differ: our SAEs were
-# finetuned on the very divergence that is measured, and with many SAEs the later ones also take away part of what the earlier
-# ones did, as noise does not.
+# worse than random noise of their length. The title and the table say how it is here. If you compare
+# with his numbers, mind what is not the same: the model, the texts, and SAEs that were finetuned on the very divergence that is
+# measured. With many SAEs, a later one reads the stream that the earlier ones left, and may make up for some of it or add to it; noise
+# does neither.
 #
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
@@ -702,28 +713,30 @@ def leak(name, layers, error, n=8 if QUICK else 40):
 leaks = {
     (name, str(layers)): {error: leak(name, layers, error) for error in ("drop", "mean", "keep")}
     for name in tasks
-    for layers in ([11], placements[0], placements[GAPS.index(6)])
+    for layers in ([11], placements[0], COURSE)
 }
 pd.DataFrame({key: {error: str(i).replace("-0.00", "0.00") for error, i in row.items()} for key, row in leaks.items()}).T
 
 # %%
 for (name, layers), row in leaks.items():
     assert abs(row["drop"].value) < 1e-3 and abs(row["mean"].value) < 1e-3, "something got around the SAEs"
-    print(f"{name}, SAEs after {layers}: with errors kept, {row['keep'].value:.0%} of the distinction gets past the latents")
+    print(f"{name}, SAEs after {layers}: with errors kept, {row['keep']} of the distinction is left")
 
 # %% [markdown]
 # With errors dropped or averaged nothing gets through, by construction: a circuit in that model has to explain everything that
-# is left. With errors kept, whatever is left has travelled in the errors, which are no latents and have no meaning that we
-# could read. How much that is depends on the SAEs and on the task, and you cannot know it beforehand. The better model is the
-# worse instrument.
+# is left. Where errors are kept and the interval is clear of 0, that part has travelled in the errors, which are no latents and
+# have no meaning that we could read. (The rows for the last SAE alone and for all five are equal, and have to be: with every latent of
+# the last one at its mean, only *its* error differs between prompts.) How much it is depends on the SAEs, the place and the task; you
+# have to measure it. The better model can be the worse instrument.
 #
 # The second reason is counting. Along the residual stream, an SAE reads what the SAE before it wrote, and nothing else: k SAEs
 # have k − 1 steps between them. SAEs on the outputs of attention and MLP are no bottlenecks: the stream leads around each of
-# them, so every one can be read by all later ones.
+# them, so every one can be read by all later ones. The table counts the pairs for SAEs on the stream, the attention and the MLP of every
+# layer where nothing closes the ways around (errors kept): an upper bound.
 
 # %%
 def steps_between(n_layers, n_saes):
-    """Pairs of SAEs where one reads the other: with few in the stream, and with three hook points at every layer."""
+    """Pairs of SAEs where one can read the other: with few in the stream, and with three (stream, attention, MLP) at every layer."""
     every = 3 * n_layers
     return {"few SAEs": n_saes, "steps between them": n_saes - 1, "SAEs everywhere": every, "pairs to look at": math.comb(every, 2)}
 
@@ -734,7 +747,7 @@ pd.DataFrame({"SmolLM2-135M": steps_between(30, 5), "Gemma 2 9B": steps_between(
 # And how many nodes lie in a step? Those that are on in a prompt:
 
 # %%
-spliced = SplicedModel(lab, placements[GAPS.index(6)])
+spliced = SplicedModel(lab, COURSE)
 on = {name: (f > 0).sum((1, 2)).float() for name, f in spliced.run(test["sva_nounpp"].clean).latents.items()}
 print(f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over {len(test['sva_nounpp'])} prompts:")
 print({name: round(n.mean().item()) for name, n in on.items()})
@@ -840,8 +853,8 @@ print(f"{numbers[-1]} SAEs against random noise of their errors' length: {agains
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** Splice few SAEs, evenly, the last one after the last layer, and drop their errors: nothing then gets
-# around them, and the steps between them are few. Check on *your* task that enough is left: what a task bears is no property of
+# **What to take away.** Splice few SAEs, the last one after the last layer (the price of a closed bottleneck: section 4 says what it
+# costs), and drop their errors: nothing then gets around them, and the steps between them are few. Check on *your* task that enough is left: what a task bears is no property of
 # the SAEs alone. The later notebooks use the course's placement, after layers 5, 11, 17, 23 and 29.
 #
 # **What it does not show.** One model, and one SAE a layer: wider or denser SAEs usually have smaller errors, and another

@@ -23,7 +23,8 @@
 # - write TransformerLens hooks that change one (position, latent) pair, a *node*, and prove that they do what they say;
 # - say what ablation puts in a latent's place, zero or a mean, and measure what each costs;
 # - read, count, save and load the mask of a circuit, and knock a circuit out without hitting anything else;
-# - recognise three mistakes that pass unnoticed in published code, from the numbers that they make.
+# - recognise two mistakes that passed unnoticed in published code (that of *Scaling Sparse Feature Circuit Finding to Gemma 9B*, the
+#   post whose method this course teaches), from the numbers that they make.
 #
 # **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`). Notebook 02 explains why we splice
 # SAEs into the residual stream. **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB
@@ -134,6 +135,7 @@ f_clean, f_patch = (sae.encode(residual_stream(tokens)) for tokens in (train.cle
 SUBJECT = int((train.clean != train.patch).any(0).nonzero()[0])
 LATENT = int((f_clean - f_patch).abs().mean(0)[SUBJECT].argmax())
 print(f"after layer {LAYER}, latent {LATENT} changes most at position {SUBJECT}, {train.position_labels[SUBJECT]}")
+print("(In brackets: a word that differs between prompts; the first prompt's is shown.)")
 
 # %%
 LABELS = [f"{position} {label}" for position, label in enumerate(test.position_labels)]
@@ -247,7 +249,7 @@ check(switch_off)
 
 # %% [markdown]
 # Where does the latent matter? We switch it off at each position in turn. The control is a latent at random, among those that
-# fire at that position: what does switching off *any* latent do?
+# fire at that position (one draw at each: a hint, not an average).
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
@@ -269,7 +271,7 @@ figure = effects_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.")
 
 # %% [markdown]
-# The same by case answers what version 1 could not: at the subject, at the distractor, at both.
+# The same by case answers what version 1 could not: at the subject, at the distractor, everywhere.
 
 # %%
 pd.DataFrame({label: of_cases(lost[label]) for label in (LABELS[SUBJECT], LABELS[-1], "everywhere")})
@@ -322,16 +324,12 @@ torch.testing.assert_close(v3, v2)
 
 # %%
 share_on = (f_clean[:, 1:] > 0).float().mean(0)
-pd.DataFrame(
-    {
-        "fire in some sentence": (share_on > 0).sum(1).tolist(),
-        "fire in more than 95 %": (share_on > 0.95).sum(1).tolist(),
-        "their share of all activation": [
-            (f_clean[:, 1 + i].mean(0)[on > 0.95].sum() / f_clean[:, 1 + i].mean(0).sum()).item() for i, on in enumerate(share_on)
-        ],
-    },
-    index=LABELS[1:],
-).round(2).T
+rows = {}
+for i, on in enumerate(share_on, start=1):
+    mean_f = f_clean[:, i].mean(0)
+    rows[LABELS[i]] = {"fire in some sentence": int((on > 0).sum()), "fire in more than 95 %": int((on > 0.95).sum())}
+    rows[LABELS[i]]["their share of all activation"] = f"{(mean_f[on > 0.95].sum() / mean_f.sum()).item():.2f}"
+pd.DataFrame(rows)
 
 # %% [markdown]
 # We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all of them share. So the
@@ -542,8 +540,9 @@ times = (middle - begin) / (time.perf_counter() - middle)
 print(f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {times:.1f} times as long")
 
 # %% [markdown]
-# From here on the library runs it. How faithful is the circuit? (Notebook 05 takes these numbers apart; 0 is as good as
-# nothing, 1 as good as all latents. The gap is how far it is off, prompt by prompt.)
+# From here on the library runs it. How faithful is the circuit? F is the mean logit difference: F(S) with every latent kept, F(C) with
+# the circuit's alone, F(∅) with none. *Faithfulness* is (F(C) − F(∅)) / (F(S) − F(∅)): 0 is as good as nothing, 1 as good as all latents.
+# The *gap* is how far it is off, prompt by prompt: 0 is best. (Notebook 05 takes these numbers apart.)
 
 # %%
 reference = references(spliced, test, means)
@@ -742,7 +741,8 @@ show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {ti
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
-# Left, the whole circuit: nearly all of its nodes sit at the two nouns, so ignoring positions changes little. Right, a part of it:
+# Left, the whole circuit: without it most of the logit difference is gone already, so there is little more to lose by ignoring
+# positions. Right, a part of it:
 # most latents that read the distractor are the ones that read the subject, a few tokens earlier. A knock-out that ignores positions
 # takes out both, and charges the distractor for the subject. The distance between the two points is the size of the mistake.
 #
@@ -750,7 +750,8 @@ pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 #
 # Every ablation compares the model with something; the *baseline* says with what. We ask three questions, on held-out prompts.
 #
-# **Does it break what it should not touch?** Take random nodes that fire, far from any circuit, and ablate them. A fair
+# **Does it break what it should not touch?** Take nodes at random from all that fire (now and then one of the circuit's is among them),
+# and ablate them. A fair
 # baseline changes little. We measure how far the whole next-token distribution moves, the KL divergence from the spliced
 # model's.
 
@@ -835,7 +836,7 @@ pd.DataFrame(rows).T
 # plural has a mean between them:
 
 # %%
-values = f_clean[:, SUBJECT, LATENT]
+values = f_patch[:, SUBJECT, LATENT]
 mean_value = my_means[SUBJECT, LATENT]
 near = ((values - mean_value).abs() < 0.25 * mean_value).float().mean()
 off = (values == 0).float().mean()
@@ -846,7 +847,7 @@ print(
 # %% [markdown]
 # Second, a mean is a mean *of something*. Ours is over singular and plural patch prompts. Had we taken the plural ones alone,
 # the mean would say "plural": with every latent "ablated", the model would still be told an answer, right for half of the
-# prompts. And even ours need not be neutral: see the first row, which is not 0.
+# prompts. And even ours leans, as its prompts do: compare the first row with the share above the table.
 
 # %%
 patch_is_plural = torch.tensor([pair.case.startswith("singular") for pair in train.pairs])  # the clean prompt is singular
@@ -864,6 +865,7 @@ biased = {
     "singular ones only": spliced.patch_means(train.patch[~patch_is_plural]),
 }
 biases = {label: mean_interval(plural_bias(baseline)) for label, baseline in biased.items()}
+print(f"{patch_is_plural.float().mean():.0%} of the {len(train)} patch prompts are plural")
 pd.Series(biases).to_frame("plural − singular, every latent ablated")
 
 # %% [markdown]
@@ -966,7 +968,7 @@ show(figure, alt=f"Left: the weight of each prompt. Right: the error after each 
 
 # %% [markdown]
 # So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all prompts, and gets the
-# precision of a few. And if they are not in random order? Task files are often sorted. We judge the circuit with the published
+# precision of the effective number above. And if they are not in random order? Task files are often sorted. We judge the circuit with the published
 # mean, over several shuffled orders, and over one in which the plural prompts come last.
 
 

@@ -72,6 +72,7 @@ WRONG = {
         (lambda x, sae: (x - splice(x, sae)).abs().mean(0), "you averaged sizes"),
         (lambda x, sae: (x - splice(x, sae)).sum(0), "you summed over prompts"),
         (lambda x, sae: x - splice(x, sae), "every prompt's own error"),
+        (lambda x, sae: (x - splice(x, sae))[:, 1:].mean(0), "BOS' row is missing"),
     ],
     "cross_entropy": [
         (lambda logits, tokens: nll(logits.log_softmax(-1), tokens).mean(1), "shift by one"),
@@ -96,6 +97,7 @@ WRONG = {
         (lambda n_layers, gap: list(range(n_layers - 1, 2, -gap))[::-1], "the range stops one too early"),
         (lambda n_layers, gap: list(range(n_layers - 1, -1, -gap - 1))[::-1], "they are not 9 apart"),
         (lambda n_layers, gap: None, "Is the return missing?"),
+        (lambda n_layers, gap: torch.arange(n_layers - 1, -1, -gap).flip(0), "a list of integers"),
     ],
 }  # fmt: skip
 CASES = [pytest.param(name, function, says, id=f"{name}: {says}") for name, wrong in WRONG.items() for function, says in wrong]

@@ -7,7 +7,7 @@ import torch
 from sae_lens import SAE
 
 from course_utils.exercises_03 import _tiny_sae, book
-from course_utils.masks import SAEMasks
+from course_utils.masks import MaskError, SAEMasks
 from course_utils.splice import PatchMeans, SplicedModel
 
 ARGUMENTS = {
@@ -34,6 +34,8 @@ WRONG = {
         ("f = sae.encode(x); f[:, position, latent] = 0; return f", "you returned latents"),
         ("f = sae.encode(x); f[:, position, latent] = 0; x[:, 1:] = sae.decode(f)[:, 1:]; return x", "you changed x in place"),
         ("f = sae.encode(x); f[:, position, latent] = 0; keep_bos(x, sae.decode(f))", "Is the return missing?"),
+        ("f = sae.encode(x); f[position, latent] = 0; return keep_bos(x, sae.decode(f))", "the batch dimension is missing"),
+        ("f = sae.encode(x[:, 1:]); f[:, position, latent] = 0; return torch.cat([x[:, :1], sae.decode(f)], 1)", "the position after the wanted"),
     ],
     "masked": [
         ("return f * mask", "the ablation is missing"),
@@ -41,6 +43,7 @@ WRONG = {
         ("return f * mask + ablation", "added where the latent is kept"),
         ("return torch.where(mask > 0, f, ablation)", "it needs a gradient"),
         ("return torch.where(mask > 0.5, f, ablation)", "a threshold has no gradient"),
+        ("return torch.where(mask == 1, f, ablation)", "all that is not wholly kept"),
         ("return (f - ablation) * mask", "the ablation that it starts from is not"),
         ("f *= mask; return f", "you changed the latents in place"),
     ],
@@ -61,6 +64,7 @@ WRONG = {
         ("return x if mean_ablation is None else ablate(x, self[sae_hook_point], mean_ablation)", "nothing is taken out"),
         ("return ablate(x, self[sae_hook_point], mean_ablation)", "broadcasting made up positions"),
         ("assert x.shape[-2] == self[sae_hook_point].shape[0]; return ablate(x, self[sae_hook_point], mean_ablation)", "refused with MaskError, not AssertionError"),
+        ("if x.shape[1:] != self[sae_hook_point].shape: raise MaskError('no')\n    return solved_forward(self, x, sae_hook_point, mean_ablation)", "a shared mask"),
     ],
     "count_nodes": [
         ("return sum(int((m > 0).sum()) for m in masks.masks)", "BOS is counted too"),
@@ -87,8 +91,10 @@ WRONG = {
         ("m = 0\n    for b in batches: m = m + (b - m).sum(0) / len(b)\n    return m", "the last batch alone is left"),
         ("m = None\n    for b in batches: m = b.mean(0) if m is None else (m + b.mean(0)) / 2\n    return m", "averaged with all that came before"),
         ("return sum(b.sum(0) for b in batches)", "the sum of all prompts"),
-        ("b = list(batches); return sum(x.sum(0) for x in b) / len(b)", "divided by the number of batches"),
-        ("return torch.cat(list(batches)).mean()", "not over prompts alone"),
+        ("s, k = 0, 0\n    for b in batches: s, k = s + b.sum(0), k + 1\n    return s / k", "divided by the number of batches"),
+        ("s, k = 0, 0\n    for b in batches: s, k = s + b.sum(), k + b.numel()\n    return s / k", "not over prompts alone"),
+        ("return torch.cat(list(batches)).mean(0)", "you kept batches for later"),
+        ("n = sum(len(b) for b in batches); return sum((b.sum(0) for b in batches), torch.tensor(0.0)) / n", "gone through once only"),
     ],
 }  # fmt: skip
 
@@ -100,6 +106,8 @@ def attempt(name, body):
     space = {
         "torch": torch,
         "SAEMasks": SAEMasks,
+        "MaskError": MaskError,
+        "solved_forward": book.solutions["forward"],
         "ablate": ablate,
         "keep_bos": lambda x, x_hat: torch.cat([x[:, :1], x_hat[:, 1:]], dim=1),
         "bos_off": lambda mask: torch.cat([torch.zeros_like(mask[:1]), mask[1:]]),
