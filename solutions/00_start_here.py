@@ -17,7 +17,7 @@
 # **circuit** of sparse-autoencoder latents. By the end of this course you will have found it yourself, tested it, and used one like it.
 #
 # This notebook checks your machine, runs one circuit from a file, and says how the course works. You write nothing yet.
-# **It runs** on two CPU cores without a GPU, an account or a token. The first run fetches 93 MB of weights.
+# **It runs** {times}; no GPU, no account, no token. The first run fetches 93 MB of weights.
 
 # %% tags=["setup"]
 # setup

@@ -27,7 +27,7 @@
 #   post whose method this course teaches), from the numbers that they make.
 #
 # **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`). Notebook 02 explains why we splice
-# SAEs into the residual stream. **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB
+# SAEs into the residual stream. **It runs** {times}. The first run fetches 93 MB
 # of weights.
 
 # %% tags=["setup"]

@@ -28,7 +28,7 @@
 # as a sum of a few *latents*, and a decoder that puts it together again.
 # **You write** six functions: AtP, IG, the sparsification loss, its schedule, the loop that learns a mask, and one that iterates
 # attribution. Until you do, the course's versions run in their place, so that you can also read on and come back.
-# **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+# **It runs** {times}. The first run fetches 93 MB of weights.
 
 # %% tags=["setup"]
 # setup
@@ -645,7 +645,8 @@ if not QUICK:
 # know others. We judge on two sets: new prompts whose names occur in training, and new prompts with new names.
 #
 # The fair rival of the mask here is AtP, which sees the same training prompts. IG is dear on longer prompts: it gets fewer of
-# them and fewer points, so a low IG may be a starved IG.
+# them and fewer points, so a low IG may be a starved IG. (In the quick profile all see 16 prompts: too few for IOI, and what is learned
+# from them does not carry over. Run it in full for the result.)
 
 # %%
 ioi_all = load_task("ioi", lab.tokenizer, "train")

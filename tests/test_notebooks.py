@@ -25,7 +25,9 @@ from build_notebooks import (
     reader_path,
     solution_path,
     sources,
+    times_of,
     unexecuted,
+    with_outputs_of,
 )
 
 SOURCES = [pytest.param(source, id=source.stem) for source in sources()]
@@ -44,6 +46,27 @@ def test_both_notebooks_match_their_source(source):
         built = nbformat.read(path, as_version=4)
         assert [(cell.cell_type, cell.source) for cell in built.cells] == [(cell.cell_type, cell.source) for cell in expected.cells], path
         assert [cell.metadata.get("tags") for cell in built.cells] == [cell.metadata.get("tags") for cell in expected.cells]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_header_and_the_readme_say_the_measured_times(source):
+    times = times_of(source)
+    header = unexecuted(source, solved=False).cells[0].source
+    assert f"{times['full']:.1f} minutes where it was built, or {times['quick']:.1f} minutes in the quick profile" in header
+    [row] = [line for line in (ROOT / "README.md").read_text().splitlines() if f"](notebooks/{source.stem}.ipynb)" in line]
+    assert row.endswith(f"| {times['full']:.1f} min | {times['quick']:.1f} min |")
+
+
+def test_changed_text_keeps_the_outputs_and_changed_code_does_not():
+    built = unexecuted(sources()[0], solved=True)
+    code = [cell for cell in built.cells if cell.cell_type == "code"]
+    code[2].outputs = [nbformat.v4.new_output("stream", text="found")]
+    built.cells[0].source = "another text"
+    fresh = with_outputs_of(built, unexecuted(sources()[0], solved=True))
+    assert fresh.cells[0].source != "another text" and [cell for cell in fresh.cells if cell.cell_type == "code"][2].outputs[0].text == "found"
+    code[1].source += " "
+    with pytest.raises(ValueError, match="its code has changed"):
+        with_outputs_of(built, fresh)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -1,17 +1,20 @@
 """Make both notebooks of each solutions/NN_name.py.
 
     python tools/build_notebooks.py [NN ...]             # write both
+    python tools/build_notebooks.py [NN ...] --no-run    # write both where only text has changed: outputs are kept
     python tools/build_notebooks.py [NN ...] --quick     # only see whether both run, in the quick profile, into build/
 
 ``solutions/NN_name.ipynb`` is executed, with outputs and figures; ``notebooks/NN_name.ipynb`` is the
 reader's copy, with exercises open and without outputs. Both come from one source, and
 tests/test_notebooks.py fails where they do not match it.
 
-Two kinds of cells of a source are filled in:
+What is filled in, in a source:
 
 - ``# setup``: the same first cell for all, which finds the course (in Colab, fetches and installs it).
 - ``# exercise: name``: the solution's code stands in ``course_utils/exercises_NN.py``; it is put into the
   solutions notebook as it is, and into the reader's copy with its body taken out.
+- ``{times}`` in the first cell: how long the notebook takes, from ``data/notebook_times.json``. A full build writes its time there (give it the machine
+  for itself); the quick times are those that ``make test`` reports.
 
 Each notebook begins with a badge that opens the reader's copy in Colab. A fork's badges point to the
 fork: ``COURSE_REPOSITORY=https://github.com/you/your-fork make notebooks``.
@@ -23,6 +26,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -58,6 +62,7 @@ if not (root / "course_utils").is_dir():
     raise RuntimeError(f"No course in {{root}}. Open this notebook from its own folder, notebooks/ or solutions/.")
 sys.path.insert(0, str(root))'''
 MAX_BYTES = 2_000_000
+TIMES = ROOT / "data" / "notebook_times.json"
 
 
 def sources() -> list[Path]:
@@ -82,6 +87,22 @@ def badge(source: Path) -> str:
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{path})"
 
 
+def times_of(source: Path) -> dict[str, float]:
+    """Minutes that the notebook took: ``full`` on two cores, ``quick`` on one; empty before it was measured."""
+    return json.loads(TIMES.read_text()).get(source.name[:2], {}) if TIMES.exists() else {}
+
+
+def _say_times(source: Path) -> str:
+    full, quick = (f"{minutes:.1f} minutes" if minutes else "unmeasured" for minutes in map(times_of(source).get, ("full", "quick")))
+    return f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one core. The last cell says how long it took here"
+
+
+def _record_time(source: Path, seconds: float) -> None:
+    minutes = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    minutes.setdefault(source.name[:2], {})["full"] = round(seconds / 60, 1)
+    TIMES.write_text(json.dumps(dict(sorted(minutes.items())), indent=1) + "\n")
+
+
 def exercises_of(source: Path) -> list[str]:
     """The names of a source's exercises, in order."""
     return EXERCISE.findall(source.read_text())
@@ -94,7 +115,7 @@ def _solutions(source: Path) -> dict[str, Callable]:
 def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
-    notebook.cells[0].source = f"{badge(source)}\n\n{notebook.cells[0].source}"
+    notebook.cells[0].source = f"{badge(source)}\n\n{notebook.cells[0].source.replace('{times}', _say_times(source))}"
     for cell in notebook.cells:
         if cell.source.strip() == "# setup":
             cell.source = SETUP.format(repository=REPOSITORY)
@@ -134,6 +155,20 @@ def execute(source: Path, *, solved: bool = True) -> NotebookNode:
     return notebook
 
 
+def with_outputs_of(built: NotebookNode, notebook: NotebookNode) -> NotebookNode:
+    """The notebook with the outputs of one that was built from the same code (the text between may have changed).
+
+    Raises:
+        ValueError: the code has changed too, so it has to run again.
+    """
+    code, old = ([cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, built))
+    if [cell.source for cell in code] != [cell.source for cell in old]:
+        raise ValueError("its code has changed since it was built: run it again, without --no-run.")
+    for cell, ran in zip(code, old):
+        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    return notebook
+
+
 def _is_progress(output: NotebookNode) -> bool:
     """Progress bars and warnings, which belong to the run and not to the page; widgets without their state."""
     if output.output_type == "stream":
@@ -157,7 +192,7 @@ def try_out(source: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="e.g. 04; all by default")
-    parser.add_argument("--no-run", action="store_true", help="write the readers' copies only")
+    parser.add_argument("--no-run", action="store_true", help="only the text has changed: keep the outputs")
     parser.add_argument("--quick", action="store_true", help="run both in the quick profile, into build/, and write nothing else")
     args = parser.parse_args()
     for source in sources():
@@ -166,13 +201,22 @@ def main() -> None:
         if args.quick:
             try_out(source)
             continue
+        if args.no_run:
+            notebook = unexecuted(source, solved=True)
+            try:
+                notebook = with_outputs_of(nbformat.read(solution_path(source), as_version=4), notebook)
+            except (OSError, ValueError) as error:
+                sys.exit(f"{solution_path(source).name}: {error}")
+        else:
+            print(f"running {source.name} …", flush=True)
+            begin = time.perf_counter()
+            notebook = execute(source)
+            _record_time(source, time.perf_counter() - begin)
+            notebook.cells[0].source = unexecuted(source, solved=True).cells[0].source  # with its time
+        nbformat.write(notebook, solution_path(source))
         reader_path(source).parent.mkdir(exist_ok=True)
         nbformat.write(unexecuted(source, solved=False), reader_path(source))
         print(f"wrote {reader_path(source).relative_to(ROOT)}")
-        if args.no_run:
-            continue
-        print(f"running {source.name} …", flush=True)
-        nbformat.write(execute(source), solution_path(source))
         size = solution_path(source).stat().st_size
         print(f"wrote {solution_path(source).relative_to(ROOT)} ({size / 1e6:.2f} MB)")
         if size > MAX_BYTES:
