@@ -13,6 +13,7 @@
     attribution.py  a score per (position, latent)
     optimize.py     a learned mask
     evaluate.py     how good is a circuit?
+    text.py         running text: tokens, activations, and what the model loses when they are replaced
     sweep.py        many circuits, on one machine or many
     published.py    the post's circuits, and ours beside them
     explain.py      what a latent means: where it fires, what it writes, what happens when it is forced

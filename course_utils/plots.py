@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from course_utils.evaluate import Frontier
+from course_utils.evaluate import Frontier, Interval
+from course_utils.explain import Context
 from course_utils.masks import SAEMasks
 from course_utils.tasks import Task
 
@@ -120,3 +121,87 @@ def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
     """
     rendered = circuitsvis.tokens.colored_tokens([f" {label}" for label in labels], [float(value) for value in values])
     display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
+
+
+def directions_figure(
+    features: Mapping[str, Float[Tensor, "n 2"]], title: str, *, found: Mapping[str, Float[Tensor, "m 2"]] | None = None
+) -> Figure:
+    """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon; found directions as rings.
+
+    Features shorter than 0.1, which the model left out, are not joined.
+    """
+    figure, panels = plt.subplots(1, len(features), figsize=(2.7 * len(features), 3.1), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    for axes, (label, rows) in zip(panels[0], features.items()):
+        rows = rows.detach().cpu()
+        kept = rows[rows.norm(dim=1) > 0.1]
+        around = kept[torch.atan2(kept[:, 1], kept[:, 0]).argsort()]
+        axes.fill(*around.T.tolist(), facecolor="none", edgecolor="grey", linewidth=1, linestyle=":")
+        for i, row in enumerate(rows.tolist()):
+            axes.annotate("", row, (0, 0), arrowprops=dict(arrowstyle="->", color=COLOURS[i % len(COLOURS)], linewidth=2, shrinkA=0, shrinkB=0))
+        if found is not None and label in found:
+            axes.scatter(*found[label].detach().cpu().T.tolist(), s=90, facecolors="none", edgecolors="black", linewidths=1.4, zorder=3)
+        axes.set_title(label, fontsize=10)
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.45, 1.45)
+        axes.set_ylim(-1.45, 1.45)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("hidden dimension 1")
+    panels[0][0].set_ylabel("hidden dimension 2")
+    figure.suptitle(title)
+    return figure
+
+
+def curves_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str, *, log: Sequence[str] = ()) -> Figure:
+    """Curves over steps: a panel for each quantity, in it a line for each run. Panels named in ``log`` have a logarithmic axis."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.4), layout="constrained", squeeze=False)
+    for axes, (quantity, curves) in zip(all_axes[0], panels.items()):
+        for (label, values), colour, style in zip(curves.items(), COLOURS, ("-", "--", "-.", ":", "-", "--", "-.")):
+            axes.plot(range(1, len(values) + 1), values, label=label, color=colour, linestyle=style)
+        if quantity in log:
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(quantity)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(next(iter(panels.values()))), frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def bars_figure(values: Mapping[str, Interval | float], y_label: str, title: str, *, reference: float | None = None) -> Figure:
+    """A bar a value, with its 95 % interval where it has one, and the number on top; a dotted line at ``reference``."""
+    figure, axes = plt.subplots(figsize=(1.5 + 1.3 * len(values), 3.4), layout="constrained")
+    for i, value in enumerate(values.values()):
+        height, top = (value.value, value.high) if isinstance(value, Interval) else (value, value)
+        bar = dict(yerr=[[height - value.low], [top - height]], capsize=4) if isinstance(value, Interval) else {}
+        axes.bar(i, height, color=COLOURS[i % len(COLOURS)], width=0.6, **bar)
+        axes.annotate(f"{height:.3g}", (i, max(top, 0)), xytext=(0, 3), textcoords="offset points", ha="center")
+    if reference is not None:
+        axes.axhline(reference, color="grey", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set_ylabel(y_label)
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def histograms_figure(values: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str, *, bins: int = 30) -> Figure:
+    """A histogram a panel, side by side on one scale; a dotted line at each mean."""
+    figure, panels = plt.subplots(1, len(values), figsize=(3.9 * len(values), 3.2), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    low, high = (f([float(f(x)) for x in values.values()]) for f in (min, max))
+    for axes, (label, x), colour in zip(panels[0], values.items(), COLOURS):
+        axes.hist(x.detach().cpu().tolist(), bins=bins, range=(low, high), color=colour)
+        axes.axvline(float(x.float().mean()), color="black", linewidth=1, linestyle=":")
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(y_label)
+    figure.suptitle(title)
+    return figure
+
+
+def coloured_contexts(contexts: Sequence[Context]) -> None:
+    """Texts in which a latent fires, their tokens coloured by its value (circuitsvis); see `coloured_prompt` about the page's size."""
+    for context in contexts:
+        rendered = circuitsvis.tokens.colored_tokens(context.tokens, context.values)
+        display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)

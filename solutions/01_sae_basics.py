@@ -1,0 +1,960 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · SAE basics
+#
+# A neuron of a language model answers to many unrelated things. One explanation is **superposition**: the model has more
+# features to keep track of than it has dimensions, so it stores them as directions that overlap. Then no axis means anything by
+# itself, and to read the model we need to find the directions. A **sparse autoencoder** (SAE) is a way to look for them.
+#
+# In this notebook you will
+#
+# - watch superposition appear in a model so small that one can draw it, and write the SAE that undoes it;
+# - see what the classic L1 penalty does to the latents, and how TopK, JumpReLU and gated SAEs avoid that;
+# - take apart the residual stream of a real model, and measure what an SAE keeps and what it loses;
+# - train an SAE of your own on real activations, and look at what its latents respond to;
+# - see what SAEs miss.
+#
+# **You need** PyTorch, and to know what the residual stream of a transformer is.
+# **It runs** on two CPU cores; the last cell says how long it took. The first run fetches 93 MB of weights.
+#
+# There are six **exercises**. Each is a function with its docstring and no body: write it, run the cell, run the `check` below
+# it. Until then the course's own version runs in its place, so that you can read on and come back.
+
+# %% tags=["setup"]
+# setup
+
+# %%
+import os
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from course_utils.catalog import spec_of
+from course_utils.exercises_01 import check, exercise
+from course_utils.explain import logit_lens, top_contexts
+from course_utils.labs import Lab, load_lab
+from course_utils.plots import (
+    bars_figure,
+    coloured_contexts,
+    curves_figure,
+    directions_figure,
+    histograms_figure,
+    scatter_figure,
+    show,
+)
+from course_utils.text import load_text, loss_recovered, residual_stream, text_loss
+
+started = time.perf_counter()
+
+# %% [markdown]
+# The settings of this notebook. `PROFILE="quick"` runs the same steps with less text and shorter training (CI does that).
+
+# %% tags=["parameters"]
+LAB = "smollm2"
+LAYER = None  # whose residual stream; None: the middle one of those that the lab has an SAE for
+PROFILE = os.environ.get("COURSE_PROFILE", "full")
+SEED = 0
+
+# %%
+if LAYER is None:
+    LAYER = spec_of(LAB).placement[len(spec_of(LAB).placement) // 2]
+QUICK = PROFILE == "quick"
+TOY_STEPS, TOY_STARTS = (1500, 2) if QUICK else (3000, 2)  # training steps of the toys, and how often each is started
+N_TRAIN, N_TEST = (300, 60) if QUICK else (None, None)  # pieces of 31 tokens to train on and to judge on; None: all there are
+D_SAE, STEPS = (512, 150) if QUICK else (1024, 600)  # latents and training steps of your own SAE
+
+# %% [markdown]
+# ## 1. More features than dimensions
+#
+# Here is a world with five **features**. Each is usually absent (0), and sometimes there, with a size between 0 and 1. `p` is how
+# often: at `p = 0.03` an example has none or one of them as a rule.
+
+# %%
+N_FEATURES = 5
+importance = 0.9 ** torch.arange(N_FEATURES)
+
+
+def sparse_batch(n: int, n_features: int, p: float) -> Float[Tensor, "n n_features"]:
+    """Features that are each there with probability p, then with a size between 0 and 1."""
+    return torch.rand(n, n_features) * (torch.rand(n, n_features) < p)
+
+
+sparse_batch(4, N_FEATURES, p=0.3)
+
+# %% [markdown]
+# The **toy model** has two dimensions to store them in. It squeezes an example x into $h = W x$, and reads the features out
+# again as $x' = \mathrm{ReLU}(W^\top h + b)$. Column i of W is the direction that feature i is written in. Some features matter
+# more than others: that is their importance.
+#
+# ### Exercise 1.1 · The loss of the toy model
+# ⏱ 10 min · difficulty ●○○ · what the toy model is trained on: that features come back, the important ones first
+#
+# Write `toy_loss`. The batch is in the rows of `x`, so that h for the whole batch is a matrix with a row for each example.
+#
+# <details><summary>Hint 1</summary>
+#
+# `W` has a column a feature. For one example h is `W @ x`; for a batch of rows, the same product is `x @ W.T`.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The way back, $W^\top h$, is `h @ W` for a batch of rows. The bias and the ReLU come after it.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The squared error is `[batch, n_features]`. Multiply it by the importance, sum over the features, average over the batch.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: toy_loss
+
+# %%
+check(toy_loss)
+
+# %% [markdown]
+# **What you should see**: ✅. With W = 0 and b = 0 the model returns nothing, and the loss is the mean of the importance-weighted
+# squares of x.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Five times too small*: you averaged over features; their errors add up.
+# - *Far too large, and growing with the batch*: you summed over the batch.
+# - *A shape error in the product*: `W` is `[2, 5]`, and a batch is `[batch, 5]`.
+# </details>
+#
+# Now train it for four worlds, from one where every feature is always there to one where they are rare. Training can get stuck,
+# so each world gets a few starts, of which the best is kept.
+
+
+# %%
+def train_toy(p: float, seed: int) -> tuple[float, Tensor, Tensor]:
+    """A toy model for features of density p: its final loss, W and b."""
+    torch.manual_seed(seed)
+    W, b = (0.5 * torch.randn(2, N_FEATURES)).requires_grad_(), torch.zeros(N_FEATURES, requires_grad=True)
+    optimizer = torch.optim.Adam([W, b], lr=1e-2)
+    for _ in range(TOY_STEPS):
+        loss = toy_loss(W, b, sparse_batch(1024, N_FEATURES, p), importance)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    test_loss = toy_loss(W, b, sparse_batch(50_000, N_FEATURES, p), importance).item()
+    return test_loss, W.detach(), b.detach()
+
+
+# %%
+densities = [1.0, 0.3, 0.1, 0.03]
+toys = {p: min((train_toy(p, seed) for seed in range(TOY_STARTS)), key=lambda toy: toy[0]) for p in tqdm(densities)}
+
+# %%
+features = {p: W.T for p, (_, W, _) in toys.items()}  # a row for each feature
+stored = {p: int((rows.norm(dim=1) > 0.5).sum()) for p, rows in features.items()}
+title = "Features stored in two dimensions: " + ", ".join(f"{n} of 5 at p = {p:g}" for p, n in stored.items())
+show(
+    directions_figure({f"p = {p:g}": rows for p, rows in features.items()}, title),
+    alt=f"Four panels with the directions of five features in the plane, as arrows. {title}.",
+)
+
+# %% [markdown]
+# Where features are always there, two dimensions hold two of them, at right angles, and the others are given up. Where they are
+# rare, the model stores more features than it has dimensions: they get in each other's way, but seldom at the same moment, and
+# the ReLU with a negative bias removes small interference. That is **superposition**.
+#
+# How much do they overlap? The cosines between the directions of the rarest world, and its biases:
+
+# %%
+loss, W, b = toys[densities[-1]]
+unit = nn.functional.normalize(W.T, dim=1)
+pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
+
+# %% [markdown]
+# ## 2. A sparse autoencoder undoes it
+#
+# Somebody hands us only the two numbers h of each example. Can we get the five features back? We know one thing about
+# them: **few are there at once**. So we look for a way to write every h as a sum of a few directions out of a larger set:
+#
+# $$f = \mathrm{ReLU}\big((x - b_\text{dec})\,W_\text{enc} + b_\text{enc}\big), \qquad \hat x = f\,W_\text{dec} + b_\text{dec}$$
+#
+# f are the **latents**, the rows of $W_\text{dec}$ the directions that they write. There are more latents than dimensions, and
+# most are to be 0. (From here on x is what an SAE reads: first the h of the toy, later the residual stream.)
+#
+# ### Exercise 1.2 · Encode and decode
+# ⏱ 10 min · difficulty ●○○ · the two lines that are a sparse autoencoder; every SAE of this notebook runs through them
+#
+# Write `sae_forward`. It takes the activation function as an argument, since we are going to change it.
+#
+# <details><summary>Hint 1</summary>
+#
+# A row of `x` is an example, so the encoder is `… @ W_enc`, and `W_enc` is `[d_in, d_sae]`.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `b_dec` appears twice: with a minus before the encoder, with a plus after the decoder.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: sae_forward
+
+# %%
+check(sae_forward)
+
+# %% [markdown]
+# **What you should see**: ✅. No latent is negative, and if all are silent the reconstruction is `b_dec`.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Negative latents*: the activation function is missing.
+# - *The check speaks of another activation function*: you wrote `torch.relu`; call `activation`.
+# - *The reconstruction is off by the same vector everywhere*: `b_dec` was not put back.
+# </details>
+#
+# What should an SAE be trained on? To rebuild x, with few latents. The number of latents that are on, **L0**, has no gradient,
+# so the classic choice is their sum, L1. But there is a loophole: make f ten times smaller and $W_\text{dec}$ ten times larger,
+# and the penalty is gone while $\hat x$ stays. There are two ways to close it: count each latent times the length of its
+# decoder row (the loss below), or keep the rows at length 1 (the training below does that too; then both say the same).
+#
+# ### Exercise 1.3 · The loss with an L1 penalty
+# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse, and three conventions that papers differ in
+#
+# Write `l1_loss`. Watch over what you sum and over what you average: that is where published values of λ (here `l1`) differ by a
+# factor of `d_in`.
+#
+# $$\frac{1}{\text{batch}} \sum_\text{examples} \Big[ \sum_{j}^{d_\text{in}} (x_j - \hat x_j)^2 \;+\; \lambda \sum_{i}^{d_\text{sae}} f_i\, \lVert W_{\text{dec},i} \rVert \Big]$$
+#
+# <details><summary>Hint 1</summary>
+#
+# `torch.nn.functional.mse_loss` averages over everything. Write the square yourself, and sum over the last dimension.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Row i of `W_dec` belongs to latent i: its length is `W_dec.norm(dim=1)`, `[d_sae]`, which multiplies `f` column by column.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: l1_loss
+
+# %%
+check(l1_loss)
+
+# %% [markdown]
+# **What you should see**: ✅. With `l1=0` it is the squared length of the error.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Too small by the number of dimensions*: `mse_loss`, or a mean over the last dimension.
+# - *Right for rows of length 1 only*: the length of the decoder rows is missing.
+# - *Latents never become sparse in training*: you squared f; squares push large values down, not small ones to 0.
+# </details>
+#
+# Now the SAE itself: four parameters. Decoder rows start as random directions of length 1, and the encoder as their transpose.
+
+
+# %%
+class SAE(nn.Module):
+    """x ≈ f @ W_dec + b_dec, where few of f's entries are above 0 and the rows of W_dec have length 1."""
+
+    def __init__(self, d_in: int, d_sae: int, activation: Callable = torch.relu, seed: int = SEED):
+        super().__init__()
+        rows = nn.functional.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
+        self.W_dec, self.W_enc = nn.Parameter(rows), nn.Parameter(rows.T.clone())
+        self.b_enc, self.b_dec = nn.Parameter(torch.zeros(d_sae)), nn.Parameter(torch.zeros(d_in))
+        self.activation = activation
+
+    def forward(self, x):
+        return sae_forward(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.activation)
+
+    def loss(self, x, l1):
+        f, x_hat = self(x)
+        return l1_loss(x, x_hat, f, self.W_dec, l1)
+
+
+# %% [markdown]
+# And its training: Adam, with the rate falling to zero over the last fifth, and the decoder rows put back to length 1 after
+# each step.
+
+
+# %%
+def train(
+    sae: SAE, next_batch: Callable[[], Tensor], steps: int, l1: float = 0.0, lr: float = 1e-3, name: str = "training"
+) -> list[float]:
+    """Train an SAE on batches; returns the loss at each step. Interrupt it, and the SAE stays as it is."""
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
+    losses = []
+    for step in (bar := tqdm(range(steps), desc=name)):
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50, (steps - step) / (steps / 5))
+        loss = sae.loss(next_batch(), l1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        losses.append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{losses[-1]:.3g}")
+    return losses
+
+
+# %% [markdown]
+# It sees h alone, from the world with the rarest features. Five latents, since we know that there are five; the best of a few
+# starts.
+
+
+# %%
+def toy_sae(seed: int) -> tuple[float, SAE]:
+    """An SAE on the hidden dimensions of the toy model, and its loss."""
+    torch.manual_seed(seed)
+    sae = SAE(2, N_FEATURES, seed=seed)
+    losses = train(
+        sae,
+        lambda: sparse_batch(1024, N_FEATURES, densities[-1]) @ W.T,
+        TOY_STEPS,
+        l1=0.1,
+        lr=3e-3,
+        name=f"toy SAE, start {seed}",
+    )
+    return sum(losses[-100:]) / 100, sae
+
+
+pentagon = min((toy_sae(seed) for seed in range(TOY_STARTS)), key=lambda found: found[0])[1]
+
+# %%
+cosines = unit @ pentagon.W_dec.detach().T  # [feature, latent]
+title = f"The SAE's five directions (rings) against the true ones (arrows): cosines {cosines.max(1).values.min():.2f} to {cosines.max(1).values.max():.2f}"
+show(
+    directions_figure({"feature directions": unit}, title, found={"feature directions": pentagon.W_dec}),
+    alt=f"Five arrows of length 1 and five rings in the plane. {title}.",
+)
+
+# %% [markdown]
+# Where a ring sits on an arrow, the SAE has found a feature's direction from two numbers a head, without ever having seen a
+# feature: that they are sparse was enough. A ring between two arrows is a start that got stuck, writing one feature as two.
+#
+# ## 3. Shrinkage, and how to avoid it
+#
+# Now a larger world, where things can be counted: 64 features, each in a random direction of a space of 24 dimensions, there
+# with probability 0.03 and then with a size between 0.5 and 1.5. We know every feature, so we can say exactly what an SAE
+# finds. It gets 96 latents, more than needed.
+
+# %%
+torch.manual_seed(SEED)
+directions = nn.functional.normalize(torch.randn(64, 24), dim=1)
+
+
+def true_features(n: int) -> Float[Tensor, "n 64"]:
+    """Features that are there with probability 0.03, then with a size between 0.5 and 1.5."""
+    return (0.5 + torch.rand(n, 64)) * (torch.rand(n, 64) < 0.03)
+
+
+held_out = true_features(20_000)
+print(f"true L0: {(held_out > 0).sum(1).float().mean():.2f} features an example")
+
+# %%
+TOY_L1 = 0.2
+relu_sae = SAE(24, 96)
+relu_losses = train(relu_sae, lambda: true_features(512) @ directions, TOY_STEPS, l1=TOY_L1, lr=3e-3, name="ReLU + L1")
+
+
+# %% [markdown]
+# Each feature belongs to the latent whose decoder row points its way. Where a feature is there, how large is its latent?
+
+
+# %%
+def matched(sae: SAE) -> tuple[Tensor, Tensor, Tensor]:
+    """For each true feature: the cosine with its latent; then true sizes and latents wherever a feature is there, as two vectors."""
+    with torch.no_grad():
+        f, _ = sae(held_out @ directions)
+    cosine, latent = (directions @ sae.W_dec.detach().T).max(dim=1)
+    there = held_out > 0
+    return cosine, held_out[there], f[:, latent][there]
+
+
+cosine, true_size, found_size = matched(relu_sae)
+shrinkage = (true_size - found_size).mean()
+title = f"L1 makes latents too small: by {shrinkage:.2f} on average; theory says λ/2 = {TOY_L1 / 2:.2f}"
+sample = torch.arange(0, len(true_size), len(true_size) // 800)
+show(
+    scatter_figure(true_size[sample], {"ReLU + L1": found_size[sample]}, "true size of the feature", "its latent", title),
+    alt=f"A cloud of points below the line on which latents would equal features. {title}.",
+)
+
+# %% [markdown]
+# That is **shrinkage**. For one feature of size a, the loss of its latent f is $(a - f)^2 + \lambda f$, and it is smallest at
+# $f = a - \lambda/2$: the penalty is paid for size, though we only wanted to pay for number. A larger λ finds sparser latents and
+# shrinks them more.
+#
+# The cure: decide **which** latents are on and **how large** they are separately. **TopK** does it by rule: the k largest are
+# on, at their own size, and there is no penalty at all.
+#
+# ### Exercise 1.4 · TopK
+# ⏱ 10 min · difficulty ●●○ · an activation function that sets the sparsity by itself
+#
+# Write `topk`: it takes pre-activations, and keeps k a row.
+#
+# <details><summary>Hint 1</summary>
+#
+# `pre.topk(k, dim=-1)` gives two things: the values and where they are.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Start from `torch.zeros_like(pre)` and `scatter` the values into their places.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The largest k may include negative ones, where little is on. Latents are never negative: ReLU.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: topk
+
+# %%
+check(topk)
+
+# %% [markdown]
+# **What you should see**: ✅. The gradient reaches only the latents that were kept.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Negative latents*: no ReLU on the kept values.
+# - *Shape `[batch, k]`*: you returned the values without their places.
+# - *Rows with more or fewer than k*: you ranked over the whole batch. That is a method of its own, and comes next.
+# </details>
+#
+# **BatchTopK** keeps the k · batch largest of the whole batch: k on average, more where an input needs more. To use it on
+# one input alone, fix the threshold that it works with: latents below θ are 0, the others keep their size. That is
+# **JumpReLU**, and the form in which the SAEs of this course are stored. (JumpReLU can also be trained directly, with a
+# surrogate gradient for θ, as Gemma Scope was.)
+
+
+# %%
+def batch_topk(pre: Tensor, k: int) -> Tensor:
+    """The k · batch largest pre-activations of the batch stay, at their own size."""
+    threshold = pre.detach().flatten().topk(k * len(pre)).values[-1]
+    return pre * (pre >= threshold.clamp(min=1e-6))
+
+
+def jumprelu(pre: Tensor, threshold: Tensor) -> Tensor:
+    """Pre-activations above a threshold stay, at their own size."""
+    return pre * (pre > threshold)
+
+
+# %% [markdown]
+# A **gated** SAE keeps an L1 penalty, but only on the decision. One encoder output, the gate π, says whether a latent is on;
+# the same output, rescaled and shifted, says how large it is. So that the gate learns what is worth having, a copy of the
+# reconstruction is made from its values, through a frozen decoder. Shrinkage then stays in the gate.
+
+
+# %%
+class GatedSAE(SAE):
+    """Whether a latent is on, and how large it is, by different paths. (Rajamanoharan et al. 2024a.)"""
+
+    def __init__(self, d_in: int, d_sae: int, seed: int = SEED):
+        super().__init__(d_in, d_sae, seed=seed)
+        self.r_mag, self.b_mag = nn.Parameter(torch.zeros(d_sae)), nn.Parameter(torch.zeros(d_sae))
+        self.activation = lambda gate: (gate > 0) * torch.relu((gate - self.b_enc) * self.r_mag.exp() + self.b_mag)
+
+    def loss(self, x, l1):
+        _, x_hat = self(x)
+        gate = torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+        by_gate = gate @ self.W_dec.detach() + self.b_dec.detach()
+        return l1_loss(x, by_gate, gate, self.W_dec.detach(), l1) + (x - x_hat).pow(2).sum(dim=1).mean()
+
+
+# %%
+toy_saes = {
+    "ReLU + L1": relu_sae,
+    "TopK": SAE(24, 96, lambda pre: topk(pre, 2)),
+    "BatchTopK": SAE(24, 96, lambda pre: batch_topk(pre, 2)),
+    "Gated": GatedSAE(24, 96),
+}
+curves = {"ReLU + L1": relu_losses}
+for name, sae in list(toy_saes.items())[1:]:
+    l1 = TOY_L1 if name == "Gated" else 0.0
+    curves[name] = train(sae, lambda: true_features(512) @ directions, TOY_STEPS, l1=l1, lr=3e-3, name=name)
+
+# %%
+sizes = {name: matched(sae) for name, sae in toy_saes.items()}
+gaps = {name: (true - found).mean() for name, (_, true, found) in sizes.items()}
+title = "True size minus latent, on average: " + ", ".join(f"{name} {gap:+.2f}" for name, gap in gaps.items())
+show(
+    scatter_figure(
+        true_size[sample],
+        {name: found[sample] for name, (_, _, found) in sizes.items()},
+        "true size of the feature",
+        "its latent",
+        title,
+    ),
+    alt=f"Four scatter plots of latents against the features they stand for, with the line of equality. {title}.",
+)
+
+# %% [markdown]
+# Points on the floor are features that were there while their latent was silent: TopK has two latents for every example,
+# whether it has five features or none. BatchTopK gives each example what it needs, out of a common budget.
+#
+# To compare SAEs we need numbers. Two of them are always reported together, since each alone is easy: how much is rebuilt, and
+# with how many latents.
+#
+# ### Exercise 1.5 · Explained variance
+# ⏱ 5 min · difficulty ●●○ · how much of the activations the SAE rebuilds; the baseline makes the number
+#
+# Write `explained_variance`. The residual stream of a language model is far from centred on zero, and an SAE that knows nothing
+# but its mean has explained nothing: measure against the mean.
+#
+# <details><summary>Hint 1</summary>
+#
+# The mean is over tokens, one number for each dimension: `x.mean(dim=0)`.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Add up the squared errors of all tokens and dimensions; add up the squared distances from the mean likewise; divide once.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: explained_variance
+
+# %%
+check(explained_variance)
+
+# %% [markdown]
+# **What you should see**: ✅; 1 for a perfect reconstruction, 0 for the mean. It can be negative.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Close to 1 for everything*: your baseline is zero, and most of an activation is its mean.
+# - *0.9 where the check wants 0.8*: you averaged ratios; a long token or a large dimension is then worth no more than a small
+#   one.
+# </details>
+#
+# ### Exercise 1.6 · L0 and dead latents
+# ⏱ 5 min · difficulty ●○○ · how sparse the code is, and how much of the dictionary is never used
+#
+# Write `l0_and_dead`, from the latents of many tokens. A latent that is on for none of them is called **dead**: nothing trains
+# it any more, since no gradient reaches a latent that never fires.
+#
+# <details><summary>Hint 1</summary>
+#
+# `on = f > 0` is `[tokens, d_sae]`. L0 sums over one of its dimensions, death looks along the other.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `on.any(dim=0)` says of each latent whether it is on for any token.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: l0_and_dead
+
+# %%
+check(l0_and_dead)
+
+# %% [markdown]
+# **What you should see**: ✅, and below that the toy SAEs' numbers.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *L0 between 0 and 1*: you averaged over latents too.
+# - *Nearly all latents dead*: you counted those that are off for some token. Nearly every latent is.
+# </details>
+
+
+# %%
+def toy_row(name: str, sae: SAE) -> dict[str, object]:
+    """What is measured of an SAE on held-out examples of the larger toy world."""
+    x = held_out @ directions
+    with torch.no_grad():
+        f, x_hat = sae(x)
+    cosine, true, found = sizes[name]
+    l0, dead = l0_and_dead(f)
+    row = {
+        "features found": int((cosine > 0.9).sum()),
+        "size lost": (true - found).mean().item(),
+        "explained variance": explained_variance(x, x_hat).item(),
+    }
+    return {"SAE": name, **row, "L0": l0, "dead of 96": dead}
+
+
+pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()]).round(3)
+
+# %% [markdown]
+# ("Found": a decoder row within a cosine of 0.9 of the feature.) 96 latents for 64 features leave some without work.
+#
+# ## 4. The residual stream of a real model
+#
+# Nobody knows the features of a language model. We take one apart with an SAE that is in this repository: JumpReLU, on the
+# residual stream in the middle of the model. The text is passages that the model wrote itself (invented, every word of it), in
+# pieces of 31 tokens behind BOS, the token that starts every text. **Everything that is measured from here on is on held-out
+# passages**, about subjects that no training passage has.
+
+# %%
+lab = load_lab(LAB, layers=[LAYER])
+train_tokens = load_text(lab.tokenizer, "train", n=N_TRAIN)
+test_tokens = load_text(lab.tokenizer, "held_out", n=N_TEST)
+print(lab.tokenizer.decode(test_tokens[0, 1:]))
+
+# %%
+resid = residual_stream(lab, LAYER, test_tokens, progress=True)  # [text, position, d_model]; BOS is left out
+x_test = resid.flatten(0, 1)
+print(f"{len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, median length {x_test.norm(dim=1).median():.0f}")
+
+# %% [markdown]
+# The library's SAE and your `sae_forward` are the same function, given the right activation:
+
+# %%
+shipped = lab.saes[LAYER]
+f = shipped.encode(x_test)
+x_hat = shipped.decode(f)
+mine = sae_forward(
+    x_test, shipped.W_enc, shipped.b_enc, shipped.W_dec, shipped.b_dec, lambda pre: jumprelu(pre, shipped.threshold)
+)
+print(
+    "latents agree:", torch.allclose(mine[0], f, atol=1e-2), "· reconstructions agree:", torch.allclose(mine[1], x_hat, atol=1e-2)
+)
+
+# %%
+l0, dead = l0_and_dead(f)
+usual = x_test.norm(dim=1) < 6 * x_test.norm(dim=1).median()  # in some layers a few tokens are far longer than all others
+print(f"{f.shape[1]} latents, of which {l0:.0f} are on for a token (L0), and {dead} for none of {len(f):,} tokens")
+print(
+    f"explained variance {explained_variance(x_test[usual], x_hat[usual]):.3f} on {usual.float().mean():.2%} of the tokens, the others being outliers"
+)
+
+# %% [markdown]
+# Explained variance treats all directions alike, and the model does not. The test that counts: put $\hat x$ in the place of x
+# and let the model go on. How much worse does it predict the next token? **Loss recovered** puts that on a scale, where 1 is
+# the model itself and 0 the loss with the layer destroyed. What "destroyed" means makes the number: zero is what papers report,
+# the mean over tokens the stricter choice.
+
+# %%
+mean = x_test.mean(dim=0)
+losses = {
+    "model": text_loss(lab, LAYER, test_tokens, resid),
+    "SAE": text_loss(lab, LAYER, test_tokens, resid, lambda x: shipped.decode(shipped.encode(x))),
+    "mean": text_loss(lab, LAYER, test_tokens, resid, lambda x: mean.expand_as(x)),
+    "zero": text_loss(lab, LAYER, test_tokens, resid, torch.zeros_like),
+}
+recovered = {f"against {name}": loss_recovered(losses["model"], losses["SAE"], losses[name]) for name in ("zero", "mean")}
+print("cross-entropy, nats a token: " + ", ".join(f"{name} {loss.mean():.2f}" for name, loss in losses.items()))
+print("loss recovered: " + ", ".join(f"{name} {value}" for name, value in recovered.items()) + f", n = {len(test_tokens)} pieces of text")
+
+# %% [markdown]
+# ## 5. Train your own
+#
+# First the activations to train on. They are scaled so that the typical one has length $\sqrt{d}$: then the same learning rate
+# and penalty do for every layer. (BOS is left out: it is a hundred times longer than all others, the same in every text, and
+# never spliced in this course.)
+
+# %%
+train_resid = residual_stream(lab, LAYER, train_tokens, progress=True).flatten(0, 1)
+scale = train_resid.shape[1] ** 0.5 / train_resid.norm(dim=1).median()
+x_train = scale * train_resid
+print(f"{len(x_train):,} activations to train on, length {x_train.norm(dim=1).median():.1f}")
+
+
+# %%
+def next_batch() -> Tensor:
+    """1024 activations at random."""
+    return x_train[torch.randint(len(x_train), (1024,))]
+
+
+def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
+    """An untrained SAE whose origin is the mean activation."""
+    sae = SAE(x_train.shape[1], D_SAE, activation, seed=seed).to(x_train.device)
+    sae.b_dec.data = x_train.mean(dim=0)
+    return sae
+
+
+# %% [markdown]
+# The classic first: ReLU with an L1 penalty. Watch the bar.
+
+# %%
+L1 = 5.0
+torch.manual_seed(SEED)
+own = {"ReLU + L1": new_sae()}
+history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, name="ReLU + L1")}
+
+# %% [markdown]
+# How sparse has it become? The TopK SAEs get as many latents as it uses, so that the comparison is fair.
+
+# %%
+with torch.no_grad():
+    l0, dead = l0_and_dead(own["ReLU + L1"](x_train)[0])
+K = max(1, round(l0))
+print(
+    f"ReLU + L1 has {l0:.1f} latents on for a token, so k = {K}; {dead} of {D_SAE} are dead on {len(x_train):,} training tokens"
+)
+
+# %%
+own["TopK"] = new_sae(lambda pre: topk(pre, K))
+own["BatchTopK"] = new_sae(lambda pre: batch_topk(pre, K))
+for name in ("TopK", "BatchTopK"):
+    history[name] = train(own[name], next_batch, STEPS, name=name)
+
+# %%
+smooth = {name: pd.Series(values).rolling(10, min_periods=1).mean().tolist() for name, values in history.items()}
+title = f"Training loss of three SAEs over {STEPS} steps (L1's includes its penalty)"
+show(
+    curves_figure({"loss (summed over d_model)": smooth}, "step", title, log=["loss (summed over d_model)"]),
+    alt=f"Three falling curves. {title}.",
+)
+
+# %% [markdown]
+# BatchTopK looks at a whole batch. For use on single tokens it becomes a JumpReLU SAE: one threshold, set on the training
+# activations so that K latents are on for a token on average.
+
+# %%
+with torch.no_grad():
+    pre = torch.cat(
+        [(x - own["BatchTopK"].b_dec) @ own["BatchTopK"].W_enc + own["BatchTopK"].b_enc for x in x_train[::8].split(2048)]
+    )
+    threshold = pre.flatten().topk(K * len(pre)).values[-1]
+own["BatchTopK"].activation = lambda pre: jumprelu(pre, threshold)
+own["JumpReLU"] = own.pop("BatchTopK")
+print(f"threshold {threshold:.2f}, where the typical activation has length {x_train.norm(dim=1).median():.0f}")
+
+# %% [markdown]
+# Shrinkage has no true sizes to compare with here, but it leaves a trace: reconstructions that are too short. γ is the factor
+# that they are too large by, as a whole: below 1, $\hat x / \gamma$ would fit x better than $\hat x$ does (Rajamanoharan et al.
+# 2024a).
+
+
+# %%
+def gamma(x: Tensor, x_hat: Tensor) -> float:
+    """How large x̂ is, seen from the mean of x, relative to the x̂ of its direction that fits best; 1 = no shrinkage."""
+    x, x_hat = x - x.mean(dim=0), x_hat - x.mean(dim=0)
+    return (x_hat.pow(2).sum() / (x_hat * x).sum()).item()
+
+
+@torch.no_grad()
+def measured(sae: SAE) -> dict[str, object]:
+    """The numbers that describe an SAE, on held-out tokens."""
+    x = scale * x_test[usual]
+    f, x_hat = sae(x)
+    l0, dead = l0_and_dead(f)
+    loss = text_loss(lab, LAYER, test_tokens, resid, lambda x: sae(scale * x)[1] / scale)
+    against = {name: str(loss_recovered(losses["model"], loss, losses[name])) for name in ("zero", "mean")}
+    numbers = {
+        "L0": l0,
+        "explained variance": explained_variance(x, x_hat).item(),
+        "γ": gamma(x, x_hat),
+        f"dead of {D_SAE}": dead,
+    }
+    return {**numbers, "loss": loss.mean().item(), **{f"recovered, against {name}": value for name, value in against.items()}}
+
+
+# %%
+table = pd.DataFrame({name: measured(sae) for name, sae in own.items()}).T
+table
+
+# %%
+title = f"Shrinkage on real activations: L1's reconstructions are {1 - table['γ']['ReLU + L1']:.0%} too short, JumpReLU's {1 - table['γ']['JumpReLU']:.0%}"
+show(bars_figure(table["γ"].to_dict(), "γ (1 = right size)", title, reference=1.0), alt=f"A bar for each of three SAEs. {title}.")
+
+# %% [markdown]
+# TopK gives every token the same number of latents. Do tokens need the same number? JumpReLU lets them differ:
+
+# %%
+with torch.no_grad():
+    per_token = {name: (sae(scale * x_test)[0] > 0).sum(dim=1).float() for name, sae in own.items()}
+title = "Latents on for a token: " + ", ".join(
+    f"{name} {n.quantile(0.05):.0f} to {n.quantile(0.95):.0f}" for name, n in per_token.items()
+)
+show(
+    histograms_figure(per_token, "latents on (L0 of one token)", "held-out tokens", title + " (middle 90 %)"),
+    alt=f"Histograms of the number of latents that are on for a token, for three SAEs. {title}.",
+)
+
+# %% [markdown]
+# How often is each latent on? On the left of these pictures are latents that are dead or nearly so; on the right, **dense**
+# ones, which are on so often that they hardly stand for one thing. Dead latents are wasted work, and worse the wider the SAE.
+# The SAEs of this course were trained with an auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al.
+# 2024).
+
+# %%
+with torch.no_grad():
+    often = {name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()}
+title = "Never on, or for more than a tenth of the tokens: " + ", ".join(
+    f"{name} {int((share == 0).sum())} and {int((share > 0.1).sum())}" for name, share in often.items()
+)
+show(
+    histograms_figure(
+        {name: share.clamp(min=1e-5).log10() for name, share in often.items()}, "log10 of the share of tokens", "latents", title
+    ),
+    alt=f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}.",
+)
+
+# %% [markdown]
+# ## 6. What do latents respond to?
+#
+# Your SAE goes into SAELens' format, so that everything in this course works with it as with any other. It was trained on
+# scaled activations; to read them as they are, divide the biases and the threshold by the scale. Then your SAE and the model
+# are a *lab*.
+
+
+# %%
+def in_saelens(sae: SAE, threshold: Tensor) -> JumpReLUSAE:
+    """The SAE in SAELens' format, for activations as they are."""
+    made = JumpReLUSAE(JumpReLUSAEConfig(d_in=len(sae.b_dec), d_sae=len(sae.b_enc), apply_b_dec_to_input=True))
+    biases = dict(b_enc=sae.b_enc / scale, b_dec=sae.b_dec / scale, threshold=(threshold / scale).expand_as(sae.b_enc))
+    made.load_state_dict(
+        {name: value.detach().clone() for name, value in {"W_enc": sae.W_enc, "W_dec": sae.W_dec, **biases}.items()}
+    )
+    return made.to(lab.device)
+
+
+own_lab = Lab.from_parts(
+    model=lab.hf_model, tokenizer=lab.tokenizer, saes={LAYER: in_saelens(own["JumpReLU"], threshold)}, name="my SAE"
+)
+own_lab
+
+# %% [markdown]
+# Which latents shall we look at? Not the prettiest: four drawn at random among those that are on for between 0.2 and 3 % of the
+# tokens.
+
+
+# %%
+def some_latents(lab: Lab, n: int = 4) -> list[int]:
+    """Latents at random, among those that fire now and then on held-out text."""
+    share = (lab.saes[LAYER].encode(x_test) > 0).float().mean(dim=0)
+    usual_ones = ((share > 0.002) & (share < 0.03)).nonzero()[:, 0]
+    return usual_ones[torch.randperm(len(usual_ones), generator=torch.Generator().manual_seed(SEED))[:n]].tolist()
+
+
+def context_table(lab: Lab, k: int = 4) -> pd.DataFrame:
+    """A latent a row: the held-out texts in which it fires most, with its strongest token in «», and the tokens that it promotes."""
+    rows, latents = [], some_latents(lab)
+    lens = logit_lens(lab, LAYER, latents, k=5)
+    for latent, contexts in top_contexts(lab, LAYER, latents, test_tokens, k=k, before=6, after=2).items():
+        text = ["".join(c.tokens[: c.peak]) + "«" + c.tokens[c.peak] + "»" + "".join(c.tokens[c.peak + 1 :]) for c in contexts]
+        rows.append(
+            {"latent": latent, **{f"context {i + 1}": t for i, t in enumerate(text)}, "promotes": lens[latent]["promotes"]}
+        )
+    return pd.DataFrame(rows).set_index("latent")
+
+
+pd.set_option("display.max_colwidth", 90)
+context_table(own_lab)
+
+# %% [markdown]
+# The same for the shipped SAE, which has more latents and saw millions of tokens:
+
+# %%
+context_table(lab)
+
+# %% [markdown]
+# One of them in colour, from its strongest text down (point at a token to see the latent's value):
+
+# %%
+latent = some_latents(lab)[0]
+coloured_contexts(top_contexts(lab, LAYER, [latent], test_tokens, k=5)[latent])
+
+# %% [markdown]
+# Read them with suspicion. The strongest contexts are the easiest to name; those in which a latent fires weakly may be about
+# something else. The promoted tokens are those of its decoder row alone, as if no layer came after. Notebook 05 tests such
+# stories by intervening.
+#
+# ## 7. What SAEs miss
+#
+# **What is left out is not noise.** The error x − x̂ is a small part of x. If it were noise, the model would take it like
+# noise. So: put in the place of x̂ another point at the same distance from x, token by token, in a random direction.
+
+
+# %%
+def with_noise(x: Tensor) -> Tensor:
+    """x, moved as far as the SAE moves it, in a random direction."""
+    error = x - shipped.decode(shipped.encode(x))
+    return x + error.norm(dim=1, keepdim=True) * nn.functional.normalize(torch.randn_like(x), dim=1)
+
+
+torch.manual_seed(SEED)
+losses["noise"] = text_loss(lab, LAYER, test_tokens, resid, with_noise)
+added = {name: (losses[name] - losses["model"]).mean().item() for name in ("SAE", "noise")}
+ratio = added["SAE"] / added["noise"]
+print(
+    f"loss added, nats a token, n = {len(test_tokens)} pieces: {added['SAE']:.3f} by the SAE, {added['noise']:.3f} by noise of the same size: {ratio:.1f} times"
+)
+
+# %% [markdown]
+# The SAE's error matters more to the model, or less, than that of noise as the ratio says. (Gurnee 2024 found it larger in
+# GPT-2.)
+#
+# **The dictionary is not the only one.** Train the same SAE from another start. If latents were the model's own features, both
+# would find the same. How many decoder rows have a twin in the other SAE? As a control, rows against the same rows with their
+# coordinates shuffled.
+
+# %%
+twin = new_sae(lambda pre: batch_topk(pre, K), seed=SEED + 1)
+torch.manual_seed(SEED + 1)
+train(twin, next_batch, STEPS, name="another start")
+# %%
+with torch.no_grad():
+    alive = often["JumpReLU"] > 0
+    rows = own["JumpReLU"].W_dec[alive]
+    best = {
+        "another start": (rows @ twin.W_dec.T).amax(dim=1),
+        "shuffled rows": (rows @ twin.W_dec[:, torch.randperm(rows.shape[1])].T).amax(dim=1),
+    }
+title = f"Latents with a twin (cosine above 0.7): {(best['another start'] > 0.7).float().mean():.0%} from another start, {(best['shuffled rows'] > 0.7).float().mean():.0%} by chance"
+show(
+    histograms_figure(best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title),
+    alt=f"Two histograms of cosines between decoder rows. {title}.",
+)
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+print(
+    f"Superposition: {stored[densities[-1]]} features in 2 dimensions at p = {densities[-1]:g}, {stored[densities[0]]} at p = {densities[0]:g}."
+)
+print(
+    "Shrinkage, toy: "
+    + ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
+    + f" too small on average, of a mean size of {true_size.mean():.2f}."
+)
+print(
+    "Explained variance on held-out tokens: "
+    + ", ".join(f"{name} {row['explained variance']:.2f} (L0 {row['L0']:.0f})" for name, row in table.iterrows())
+    + "."
+)
+print(
+    f"Shipped SAE: explained variance {explained_variance(x_test[usual], x_hat[usual]):.2f}, loss recovered {recovered['against mean']} against the mean."
+)
+print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# **What to take away.** Where features are rare, directions can hold more of them than there are dimensions, and sparsity is
+# enough to find the directions again, in a world made of sparse directions. How sparsity is enforced leaves marks: an L1
+# penalty shrinks latents, a fixed k spends the same on every token. Report L0 and a quality together, on held-out text, and say
+# against what.
+#
+# **What it does not show.** That a language model is such a world. An SAE writes any activation as a sum of sparse directions,
+# whether or not the model does. What it leaves out can matter, wide SAEs split a latent of narrow ones into several, and
+# another start gives another dictionary. One small SAE on one layer, trained on text that a small model made up, says nothing
+# about how good SAEs can be. The rest of the course therefore asks a question that can be decided: do *these* latents carry
+# *this* behaviour? First, where to put the SAEs: notebook 02.
+#
+# **To read on**: Elhage et al. 2022, *Toy Models of Superposition*; Bricken et al. 2023, *Towards Monosemanticity*; Gao et al.
+# 2024, *Scaling and Evaluating Sparse Autoencoders* (TopK, auxiliary loss); Rajamanoharan et al. 2024, *Improving Dictionary
+# Learning with Gated SAEs* (a) and *Jumping Ahead* (JumpReLU); Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*; Gurnee
+# 2024, *SAE reconstruction errors are (empirically) pathological*.
