@@ -100,7 +100,6 @@ class LabSpec:
             tokenizer's own BOS. The residual stream there is long and alike in every prompt; it is never spliced.
         gpu: whether a CPU is no good.
         centred: the SAEs expect a residual stream whose mean over d_model is 0 (see `labs.centre_residual_stream`).
-        suits: which notebooks it suits, in a word.
     """
 
     architecture: str
@@ -111,7 +110,6 @@ class LabSpec:
     bos_token: str | None = None
     gpu: bool = False
     centred: bool = False
-    suits: str = "01–05"
 
     def config(self) -> PretrainedConfig:
         """The model's configuration: its exact shape, without its weights."""

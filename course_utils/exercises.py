@@ -128,17 +128,19 @@ class Workbook:
         except NotImplementedError as error:
             if _is_from(error, exercise.attempt):
                 return Checked("open", f"{name} is not written yet; the course's version runs in its place.")
-            return _raised(name, error)
+            return _raised(exercise, error)
         except Exception as error:
-            return _raised(name, error)
+            return _raised(exercise, error)
         return Checked("right", name)
 
 
-def _raised(name: str, error: Exception) -> Checked:
-    """The reader's own traceback, without the course's frames."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "course_utils" not in frame.filename]
-    lines = "".join(traceback.format_list(frames)) + "".join(traceback.format_exception_only(error))
-    return Checked("wrong", f"{name} raised {type(error).__name__}.\n{lines.rstrip()}")
+def _raised(exercise: Exercise, error: Exception) -> Checked:
+    """The traceback from the reader's function on, without the checker's lines before it."""
+    code, place = inspect.unwrap(exercise.attempt).__code__, error.__traceback__
+    while place is not None and place.tb_frame.f_code is not code:
+        place = place.tb_next
+    lines = "".join([*traceback.format_tb(place), *traceback.format_exception_only(error)])
+    return Checked("wrong", f"{exercise.__name__} raised {type(error).__name__}.\n{lines.rstrip()}")
 
 
 def compare(found: Any, right: Tensor, wrong: Mapping[str, Tensor] | None = None, *, what: str = "it", tolerance: float = 1e-4) -> None:

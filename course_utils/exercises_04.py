@@ -102,11 +102,10 @@ def _(attempt: Callable) -> None:
             "you added up the gradients and did not divide by the number of points.": right * steps,
             "the sign is turned round: multiply by what the node loses on the way from clean to patch.": -right,
             "you took the gradient at the clean point every time. That is AtP: move the point.": walk([0.0] * steps) / steps,
-            "your walk starts one step late: point 0 is the clean one, and the patch itself is not among the points.": walk(
+            "your points take in the patch itself and leave out the clean point; it is to be the other way round.": walk(
                 [(j + 1) / steps for j in range(steps)]
             )
             / steps,
-            "your walk starts at the patch: point 0 is the clean one.": walk([1 - share for share in ours]) / steps,
             "your walk ends on the patch itself (a share of j/(steps − 1)); a share of j/steps is wanted.": walk([j / (steps - 1) for j in range(steps)]) / steps,
             "that is the mean gradient alone. It is still to be multiplied by the change.": right / (clean - patch),
         },
@@ -230,7 +229,7 @@ def learn_by_hand(
 @book.checker(learn_by_hand)
 def _(attempt: Callable) -> None:
     need = torch.tensor([[0.0, 3.0, 0.2, 1.0]])
-    steps, top = 8, 20.0
+    steps, top = 8, 5.0
 
     def seen_by(learn: Callable) -> tuple[Tensor, Tensor | None]:
         """The masks that a loop shows to the loss, step by step, and what it returns."""

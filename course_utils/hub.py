@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from huggingface_hub import auth_check, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 """Of a model's repository: configuration, tokenizer and weights; no pickles."""
@@ -51,11 +51,17 @@ def has_file(repo: str, name: str) -> bool:
 
 
 def local_model(repo: str) -> Path | None:
-    """The folder of a model that is on this machine, every file of its weights with it; None if it is not."""
+    """The folder of a model that is on this machine, every file of its weights with it; None if it is not.
+
+    Raises:
+        HubError: ``repo`` cannot be a repository's name.
+    """
     try:
         folder = Path(snapshot_download(repo, allow_patterns=MODEL_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no name of a repository there.") from error
     index = folder / "model.safetensors.index.json"
     weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     return folder if all((folder / name).is_file() for name in [*weights, "config.json"]) else None

@@ -158,7 +158,7 @@ class Lab:
         return cls(name or Path(model.config.name_or_path or "my-lab").name, model, tokenizer, given)
 
     def estimate(self) -> Needs:
-        """What this lab needs in memory and work: ``print(lab.estimate())``. Before it is loaded: `needs.estimate` ``("gemma-2-9b")``."""
+        """What this lab needs in memory and work: ``print(lab.estimate())``; SAEs that wait to be loaded are. Before: `needs.estimate`."""
         widths = {layer: sae.cfg.d_sae for layer, sae in self.saes.items()}
         return reckon(self.name, self.hf_model, widths, self.dtype)
 

@@ -54,8 +54,8 @@ class Needs:
 
     @property
     def memory(self) -> float:
-        """All of it: weights, SAEs, a step, and the process itself."""
-        return self.weights + self.saes + self.step + PROCESS_GB
+        """What model, SAEs and a step take together, on the GPU or in main memory."""
+        return self.weights + self.saes + self.step
 
     def seconds_per_step(self, device: str | torch.device = "cpu") -> float:
         """How long a mask step will take on this machine, if it comes to half of the speed of a large matrix product."""
@@ -66,7 +66,7 @@ class Needs:
         return (
             f"{self.name}: {self.parameters / 1e6:,.0f} M parameters in {str(self.dtype).removeprefix('torch.')}, on {where}\n"
             f"  to fetch    {self.download:6.1f} GB ({self.missing:.1f} GB of it still missing here)\n"
-            f"  memory      {self.memory:6.1f} GB (model {self.weights:.1f}, SAEs {self.saes:.1f}, a mask step {self.step:.1f}, the rest {PROCESS_GB})\n"
+            f"  memory      {self.memory:6.1f} GB (model {self.weights:.1f}, SAEs {self.saes:.1f}, a mask step {self.step:.1f})\n"
             f"  work        {self.gflop_per_step:6.0f} GFLOP for a mask step on {PROMPTS} prompts of {TOKENS} tokens"
         )
 
@@ -203,7 +203,7 @@ def require_machine(needs: Needs, device: str | torch.device, *, folder: Path, m
             "or say that you mean it: load_lab(…, device='cpu')."
         )
     free = torch.cuda.mem_get_info(device)[0] / GB if device.type == "cuda" else psutil.virtual_memory().available / GB
-    wanted = needs.memory - (PROCESS_GB if device.type == "cuda" else 0)
+    wanted = needs.memory + (0 if device.type == "cuda" else PROCESS_GB)
     if wanted > free and not may_offload:
         half = " Half of that is enough with dtype=torch.bfloat16." if needs.dtype == torch.float32 and wanted / 2 < free else ""
         offload = " Layers that do not fit can wait in main memory: device_map='auto'." if device.type == "cuda" else ""

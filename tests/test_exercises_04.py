@@ -70,8 +70,8 @@ WRONG = {
         (ig(divide=False), "did not divide by the number of points"),
         (ig(sign=-1), "sign is turned round"),
         (ig(share=lambda j, steps: 0.0), "That is AtP: move the point"),
-        (ig(share=lambda j, steps: (j + 1) / steps), "starts one step late"),
-        (ig(share=lambda j, steps: 1 - j / steps), "starts at the patch"),
+        (ig(share=lambda j, steps: (j + 1) / steps), "take in the patch itself"),
+        (ig(share=lambda j, steps: 1 - j / steps), "take in the patch itself"),
         (ig(share=lambda j, steps: j / max(1, steps - 1)), "ends on the patch itself"),
     ],
     "sparsification_loss": [

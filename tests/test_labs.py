@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-
 from conftest import make_lab, make_task, tiny_hf_model, tiny_sae, tiny_tokenizer
 from sae_lens import GatedSAE, GatedSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from transformers import AutoModelForCausalLM

@@ -28,13 +28,15 @@ from train_saes import (  # noqa: E402
     Sequences,
     jumprelu_sae,
     load_model,
-    parser as training_parser,
     read_paragraphs,
     record_recipe,
     relative_squared_error,
     residuals,
     training_prompts,
     with_default_folders,
+)
+from train_saes import (
+    parser as training_parser,
 )
 
 from course_utils.labs import hook_point  # noqa: E402

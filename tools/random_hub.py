@@ -61,9 +61,9 @@ def put_sae(cache: Path, name: str, layer: int, *, threshold: float, d_sae: int 
     repo, file = hub_file(spec.saes.name, choice.sae_id)
     path = repository(cache, repo) / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    d_in, d_sae = spec.config().hidden_size, d_sae or spec.saes.d_sae
-    directions = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(layer)), dim=1)
-    W = dict(W_enc=directions.T.contiguous(), W_dec=directions, b_enc=torch.zeros(d_sae), b_dec=torch.zeros(d_in))
+    W_dec = directions(name, layer, d_sae)
+    d_sae, d_in = W_dec.shape
+    W = dict(W_enc=W_dec.T.contiguous(), W_dec=W_dec, b_enc=torch.zeros(d_sae), b_dec=torch.zeros(d_in))
     thresholds = torch.full((d_sae,), float(threshold))
     if file.endswith("params.npz"):  # Gemma Scope
         np.savez(path, threshold=thresholds.numpy(), **{key.replace("W_", "w_"): value.numpy() for key, value in W.items()})
@@ -81,16 +81,23 @@ def put_sae(cache: Path, name: str, layer: int, *, threshold: float, d_sae: int 
 
 
 @torch.no_grad()
-def thresholds_for(folder: Path, layers: Sequence[int], d_sae: int, l0: int) -> dict[int, float]:
-    """After each layer of a model, what ``d_sae`` random latents must exceed for about ``l0`` of them to fire on a token."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    stack = LayerStack(model.eval())
-    x, done, found = stack.embed(torch.arange(1000, 1064)[None]), 0, {}
-    directions = torch.nn.functional.normalize(torch.randn(d_sae, x.shape[-1], generator=torch.Generator().manual_seed(0)), dim=1)
+def put_saes(cache: Path, name: str, folder: Path, layers: Sequence[int], l0: int) -> None:
+    """Random SAEs for a model in ``folder``, each calibrated to ``l0`` latents a token on what reaches it through those before it."""
+    stack = LayerStack(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    x, done = stack.embed(torch.arange(1000, 1064)[None]), 0
     for layer in layers:
         x, done = stack.run(x, range(done, layer + 1)), layer + 1
-        found[layer] = (x[0, 1:] @ directions.T).kthvalue(d_sae - l0, dim=1).values.mean().item()
-    return found
+        before = x[0, 1:] @ directions(name, layer).T
+        W = put_sae(cache, name, layer, threshold=before.kthvalue(before.shape[1] - l0, dim=1).values.mean().item())
+        before = x @ W["W_enc"] + W["b_enc"]
+        x = (before * (before > (W["threshold"] if not W["b_enc"].any() else 0))) @ W["W_dec"]
+
+
+def directions(name: str, layer: int, d_sae: int | None = None) -> Tensor:
+    """The decoder rows of a random SAE, of length 1."""
+    spec = spec_of(name)
+    shape = (d_sae or spec.saes.d_sae, spec.config().get_text_config().hidden_size)
+    return torch.nn.functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(layer)), dim=1)
 
 
 def main() -> None:
@@ -101,9 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     spec = spec_of(args.name)
     folder = put_model(args.cache, args.name, load_lab("smollm2", layers=[5]).tokenizer)
-    thresholds = thresholds_for(folder, spec.placement, 4096, args.l0 * 4096 // spec.saes.d_sae)
-    for layer, threshold in thresholds.items():
-        put_sae(args.cache, args.name, layer, threshold=threshold)
+    put_saes(args.cache, args.name, folder, spec.placement, args.l0)
     print(f"wrote {args.name} with random weights to {args.cache}")
 
 
