@@ -13,6 +13,8 @@
     attribution.py  a score per (position, latent)
     optimize.py     a learned mask
     evaluate.py     how good is a circuit?
+    bootstrap.py    95 % intervals over prompts
+    compounding.py  how the error of a splice grows, against noise of the same size
     text.py         running text: tokens, activations, and what the model loses when they are replaced
     sweep.py        many circuits, on one machine or many
     published.py    the post's circuits, and ours beside them

@@ -46,6 +46,18 @@ class Interval:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+def mean_interval(values: Float[Tensor, " n"], *, n_bootstrap: int = 1000, seed: int = 0) -> Interval:
+    """The mean over prompts, with its 95 % percentile interval over ``n_bootstrap`` resamples of the prompts.
+
+    Of the difference of two conditions on the same prompts, give the differences prompt by prompt: what makes prompts
+    unlike one another then cancels.
+    """
+    values = values.detach().double().cpu()
+    samples = torch.randint(len(values), (n_bootstrap, len(values)), generator=torch.Generator().manual_seed(seed))
+    low, high = values[samples].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return Interval(values.mean().item(), low, high)
+
+
 @dataclass(frozen=True)
 class Faithfulness:
     """The three faithfulnesses of one circuit, and the mean logit differences they are made of.

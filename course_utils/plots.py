@@ -12,7 +12,7 @@ import torch
 from IPython.display import HTML, Image, display
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from course_utils.evaluate import Frontier, Interval
@@ -33,10 +33,15 @@ AXIS_LABELS = {
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure as a PNG with alternative text for those who do not see it."""
+    display(picture(figure, alt))
+
+
+def picture(figure: Figure, alt: str) -> Image:
+    """The figure as a PNG with alternative text, to display or to put in another's place."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    display(Image(png.getvalue(), alt=alt))
+    return Image(png.getvalue(), alt=alt)
 
 
 def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")) -> Figure:
@@ -205,3 +210,136 @@ def coloured_contexts(contexts: Sequence[Context]) -> None:
     for context in contexts:
         rendered = circuitsvis.tokens.colored_tokens(context.tokens, context.values)
         display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
+
+
+def effects_figure(effects: Mapping[str, Mapping[str, Interval]], y_label: str, title: str, *, x_label: str = "", log: bool = False) -> Figure:
+    """Points with their 95 % intervals, side by side.
+
+    Args:
+        effects: by what is compared (a colour each), and then by place on the x axis.
+        log: a logarithmic y axis.
+    """
+    places = list(dict.fromkeys(place for of in effects.values() for place in of))
+    figure, axes = plt.subplots(figsize=(max(5.0, 1.5 + 0.45 * len(places) * (1 + len(effects))), 3.6), layout="constrained")
+    for i, ((label, of), colour, marker) in enumerate(zip(effects.items(), COLOURS, MARKERS)):
+        x = [places.index(place) + 0.16 * (i - (len(effects) - 1) / 2) for place in of]
+        bars = [[interval.value - interval.low for interval in of.values()], [interval.high - interval.value for interval in of.values()]]
+        axes.errorbar(x, [interval.value for interval in of.values()], yerr=bars, fmt=marker, color=colour, capsize=3, markersize=6, label=label)
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(places)), places)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(effects) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def node_map_figure(mask: Float[Tensor, "seq d_sae"], labels: Sequence[str], title: str) -> Figure:
+    """One SAE's mask: positions (rows) by the latents that are on somewhere (columns). Dark = kept."""
+    latents = (mask > 0).any(0).nonzero()[:, 0].tolist()
+    on = (mask[:, latents] > 0).float().cpu()
+    figure, axes = plt.subplots(figsize=(max(4.5, 1.5 + 0.4 * len(latents)), 1.2 + 0.35 * len(labels)), layout="constrained")
+    axes.imshow(on, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    axes.set_xticks(range(len(latents)), latents, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks([i - 0.5 for i in range(1, len(latents))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(labels))], minor=True)
+    axes.grid(which="minor", color="grey", linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("latent")
+    figure.suptitle(title)
+    return figure
+
+
+def running_mean_figure(weights: Mapping[str, Float[Tensor, " n"]], errors: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Ways to keep a running mean: how much each prompt weighs in it at the end, and how far off it is after each batch.
+
+    Args:
+        weights: of every prompt, in the order in which they came; they sum to 1.
+        errors: after each batch; relative to the size of the true mean.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for (label, weight), colour in zip(weights.items(), COLOURS):
+        left.plot(range(1, len(weight) + 1), (100 * weight).tolist(), color=colour, label=label, linewidth=1.5)
+    for (label, error), colour, marker in zip(errors.items(), COLOURS, MARKERS):
+        right.plot(range(1, len(error) + 1), error, color=colour, marker=marker, markersize=4)
+    left.set_xlabel("prompt, in order")
+    left.set_ylabel("weight in the mean (%)")
+    right.set_xlabel("batches seen")
+    right.set_ylabel("error, relative to the mean")
+    right.set_ylim(bottom=0)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(weights), frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def lines_figure(
+    panels: Mapping[str, Mapping[str, Sequence[Interval]]],
+    x: Sequence[float],
+    x_label: str,
+    title: str,
+    *,
+    bands: bool = False,
+    marks: Sequence[float] = (),
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each method.
+
+    Args:
+        panels: by the label of the y axis, by the label of the line: an interval for each x.
+        bands: shade the intervals; by default they are bars.
+        marks: x positions with a grey line, such as the layers that have an SAE.
+        levels: by the label of the y axis, a value with a dotted line, such as that of the model itself.
+    """
+    figure, axes_of = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", squeeze=False)
+    for axes, (y_label, lines) in zip(axes_of[0], panels.items()):
+        for mark in marks:
+            axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
+        if y_label in (levels or {}):
+            axes.axhline(levels[y_label], color="grey", linewidth=0.8, linestyle=":")
+        for (label, intervals), colour, marker in zip(lines.items(), COLOURS, MARKERS):
+            values, low, high = ([getattr(i, end) for i in intervals] for end in ("value", "low", "high"))
+            if bands:
+                axes.plot(x, values, label=label, color=colour, linewidth=1.5)
+                axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+            else:
+                bars = [[v - a for v, a in zip(values, low)], [b - v for v, b in zip(values, high)]]
+                axes.errorbar(x, values, yerr=bars, label=label, color=colour, marker=marker, capsize=2, linewidth=1.5, markersize=5)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    legends = [axes.get_legend_handles_labels() for axes in axes_of[0]]
+    if len({tuple(labels) for _, labels in legends}) == 1:
+        if len(legends[0][1]) > 1:
+            figure.legend(*legends[0], loc="outside lower center", ncols=len(legends[0][1]), frameon=False)
+    else:
+        for axes, (_, labels) in zip(axes_of[0], legends):
+            if len(labels) > 1:
+                axes.legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def shares_figure(shares: Mapping[str, Interval], title: str) -> Figure:
+    """Shares of what the model itself does, a bar each with its 95 % interval; the grey line is all of it."""
+    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.5 * len(shares)), layout="constrained")
+    values = [share.value for share in shares.values()]
+    bars = [[s.value - s.low for s in shares.values()], [s.high - s.value for s in shares.values()]]
+    axes.barh(list(shares), values, xerr=bars, color=COLOURS[1], capsize=3, height=0.6)
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlim(min(-0.1, *(s.low - 0.05 for s in shares.values())), max(1.15, *(s.high + 0.05 for s in shares.values())))
+    axes.set_xlabel("share kept (1 = the model itself)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, wrap=True)
+    return figure

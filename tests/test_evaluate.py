@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from course_utils.attribution import largest_change
-from course_utils.evaluate import Frontier, References, faithfulness, nodes_per_layer, references, score_frontier
+from course_utils.evaluate import (
+    Frontier,
+    Interval,
+    References,
+    faithfulness,
+    mean_interval,
+    nodes_per_layer,
+    references,
+    score_frontier,
+)
 from course_utils.labs import hook_point
 from course_utils.masks import SAEMasks
 from course_utils.splice import SplicedModel
@@ -93,3 +102,12 @@ def test_a_file_that_is_no_frontier_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="wrong.json holds no frontier"):
         Frontier.load(path)
+
+
+def test_a_mean_interval_is_that_of_the_textbook_on_normal_numbers():
+    values = 3 + 2 * torch.randn(400, generator=torch.Generator().manual_seed(0))
+    found = mean_interval(values)
+    half = 1.96 * values.std().item() / 20
+    assert found.value == pytest.approx(values.mean().item(), abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.03)
+    assert mean_interval(torch.full((5,), 2.0)) == Interval(2, 2, 2)

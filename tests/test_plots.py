@@ -113,3 +113,75 @@ def test_coloured_contexts_in_a_built_notebook_carry_no_bundle(monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", "1")
     plots.coloured_contexts([Context(["The", " athletes"], [0.0, 2.0], 1), Context([" are"], [1.0], 0)])
     assert len(shown) == 2 and "athletes" in shown[0].data and len(shown[0].data) < 2000
+
+
+def test_the_effects_figure_has_a_point_with_its_interval_for_every_effect():
+    effects = {"zero": {"10": Interval(1.0, 0.5, 2.0), "100": Interval(3.0, 2.5, 3.5)}, "mean": {"100": Interval(0.2, 0.1, 0.3)}}
+    axes = plots.effects_figure(effects, "y", "finding").axes[0]
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert drawn["zero"][0].get_ydata().tolist() == [1, 3] and drawn["mean"][0].get_ydata().tolist() == [0.2]
+    assert drawn["mean"][0].get_xdata()[0] > 0.9 > drawn["zero"][0].get_xdata()[0]
+    assert [segment[:, 1].tolist() for segment in drawn["zero"][2][0].get_segments()] == [pytest.approx([0.5, 2]), pytest.approx([2.5, 3.5])]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "100"]
+
+
+def test_the_node_map_shows_the_latents_that_are_on_somewhere():
+    mask = torch.zeros(3, 10)
+    mask[1, 7] = mask[2, 7] = mask[2, 4] = 1
+    axes = plots.node_map_figure(mask, ["<bos>", "a", "b"], "t").axes[0]
+    assert axes.images[0].get_array().tolist() == [[0, 0], [0, 1], [1, 1]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "7"]
+
+
+def test_the_running_mean_figure_plots_weights_in_per_cent_and_errors():
+    left, right = plots.running_mean_figure({"right": torch.full((4,), 0.25)}, {"right": [0.5, 0.0]}, "t").axes
+    assert left.lines[0].get_ydata().tolist() == [25] * 4 and right.lines[0].get_ydata().tolist() == [0.5, 0.0]
+
+
+def test_the_lines_figure_shows_each_line_with_its_intervals_as_bars_or_bands():
+    lines = {"drop": [Interval(0.5, 0.4, 0.7), Interval(0.2, 0.1, 0.3)], "mean": [Interval(1, 1, 1), Interval(0, 0, 0)]}
+    bars = plots.lines_figure({"loss": lines, "kept": lines}, [1, 5], "SAEs", "finding", levels={"kept": 1.0})
+    left, right = bars.axes
+    assert [left.get_ylabel(), right.get_ylabel()] == ["loss", "kept"] and bars.get_suptitle() == "finding"
+    assert left.containers[0][0].get_xydata().tolist() == [[1, 0.5], [5, 0.2]]
+    assert left.containers[0][2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.4, 0.7])
+    assert len(right.lines) == len(left.lines) + 1 and [text.get_text() for text in bars.legends[0].texts] == ["drop", "mean"]
+    bands = plots.lines_figure({"loss": lines}, [1, 5], "layer", "t", bands=True, marks=[1, 5]).axes[0]
+    assert len(bands.lines) == 4 and len(bands.collections) == 2
+
+
+def test_the_shares_figure_has_a_bar_a_share():
+    axes = plots.shares_figure({"sva": Interval(0.9, 0.8, 1.3), "ioi": Interval(-0.2, -0.3, 0.1)}, "t").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.9, -0.2] and [label.get_text() for label in axes.get_yticklabels()] == ["sva", "ioi"]
+    assert axes.get_xlim()[0] < -0.3 and axes.get_xlim()[1] > 1.3
+
+
+class Shown:
+    """What is displayed, and what takes its place later."""
+
+    def __init__(self):
+        self.displayed, self.pictures = [], []
+
+    def __call__(self, what, display_id=False):
+        (self.pictures if display_id else self.displayed).append(what)
+        return self if display_id else None
+
+    def update(self, picture):
+        self.pictures.append(picture)
+
+
+def test_the_splice_explorer_leaves_a_picture_and_replaces_it_when_a_box_is_ticked(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(widgets, "display", shown)
+    widgets.explore_splices([2, 5, 8], lambda layers, error: (layers, error), start=[5])
+    row, controls = shown.displayed[0].children
+    assert shown.pictures == [((5,), "drop")] and [box.value for box in row.children] == [False, True, False]
+    row.children[0].value = True
+    controls.children[0].value = "keep"
+    row.children[1].value = False
+    assert shown.pictures[1:] == [((2, 5), "drop"), ((2, 5), "keep"), ((2,), "keep")]
+
+
+def test_a_splice_explorer_that_starts_at_a_layer_without_an_sae_is_refused():
+    with pytest.raises(ValueError, match="no box for layer 3"):
+        widgets.explore_splices([2, 5], print, start=[3])
