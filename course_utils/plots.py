@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import circuitsvis
@@ -42,6 +43,12 @@ def picture(figure: Figure, alt: str) -> Image:
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return Image(png.getvalue(), alt=alt)
+
+
+def _headed(figure: Figure, title: str) -> Figure:
+    """The figure with its title above it, in lines that are no longer than it is wide."""
+    figure.suptitle(textwrap.fill(title, width=int(11 * figure.get_figwidth())))
+    return figure
 
 
 def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")) -> Figure:
@@ -106,7 +113,7 @@ def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
 
 def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str) -> Figure:
     """Estimates against the truth, a panel each; the grey line is where they would agree."""
-    figure, panels = plt.subplots(1, len(ys), figsize=(3.6 * len(ys), 3.4), layout="constrained", sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(ys), figsize=(max(4.6, 3.6 * len(ys)), 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
         axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
         axes.scatter(x, y, s=14, color=colour, alpha=0.7)
@@ -114,8 +121,7 @@ def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]]
         axes.set_xlabel(x_label)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(y_label)
-    figure.suptitle(title)
-    return figure
+    return _headed(figure, title)
 
 
 def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
@@ -135,7 +141,7 @@ def directions_figure(
 
     Features shorter than 0.1, which the model left out, are not joined.
     """
-    figure, panels = plt.subplots(1, len(features), figsize=(2.7 * len(features), 3.1), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(features), figsize=(max(4.2, 2.7 * len(features)), 3.6), layout="constrained", sharex=True, sharey=True, squeeze=False)
     for axes, (label, rows) in zip(panels[0], features.items()):
         rows = rows.detach().cpu()
         kept = rows[rows.norm(dim=1) > 0.1]
@@ -152,8 +158,7 @@ def directions_figure(
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("hidden dimension 1")
     panels[0][0].set_ylabel("hidden dimension 2")
-    figure.suptitle(title)
-    return figure
+    return _headed(figure, title)
 
 
 def curves_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str, *, log: Sequence[str] = ()) -> Figure:
@@ -168,8 +173,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: 
         axes.set_ylabel(quantity)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(next(iter(panels.values()))), frameon=False)
-    figure.suptitle(title)
-    return figure
+    return _headed(figure, title)
 
 
 def bars_figure(values: Mapping[str, Interval | float], y_label: str, title: str, *, reference: float | None = None) -> Figure:
@@ -201,8 +205,7 @@ def histograms_figure(values: Mapping[str, Float[Tensor, " n"]], x_label: str, y
         axes.set_xlabel(x_label)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(y_label)
-    figure.suptitle(title)
-    return figure
+    return _headed(figure, title)
 
 
 def coloured_contexts(contexts: Sequence[Context]) -> None:
