@@ -48,7 +48,7 @@ from tqdm.auto import tqdm
 
 from course_utils.catalog import spec_of
 from course_utils.exercises_01 import check, exercise
-from course_utils.explain import logit_lens, top_contexts
+from course_utils.explain import Context, logit_lens, top_contexts
 from course_utils.labs import Lab, load_lab
 from course_utils.plots import (
     bars_figure,
@@ -76,9 +76,10 @@ SEED = 0
 if LAYER is None:
     LAYER = spec_of(LAB).placement[len(spec_of(LAB).placement) // 2]
 QUICK = PROFILE == "quick"
-TOY_STEPS, TOY_STARTS = (1000, 6) if QUICK else (2000, 8)  # training steps of the toys, and how often each is started
-N_TRAIN, N_TEST = (300, 60) if QUICK else (None, None)  # pieces of 31 tokens to train on and to judge on; None: all there are
-D_SAE, STEPS = (512, 150) if QUICK else (1024, 600)  # latents and training steps of your own SAE
+TOY_LR = 5e-3
+TOY_STEPS, TOY_STARTS = (600, 4) if QUICK else (1500, 8)  # training steps of the toys, and how often each is started
+N_TRAIN, N_TEST = (150, 24) if QUICK else (None, 100)  # pieces of 31 tokens to train on and to judge on; None: all there are
+D_SAE, STEPS = (256, 200) if QUICK else (1024, 500)  # latents and training steps of your own SAE
 
 # %% [markdown]
 # ## 1. More features than dimensions
@@ -181,10 +182,16 @@ show(
 
 # %% [markdown]
 # Where features are always there, two dimensions hold two of them, at right angles, and the others are given up. Where they are
-# rare, the model stores more features than it has dimensions: they get in each other's way, but seldom at the same moment, and
-# the ReLU with a negative bias removes small interference. That is **superposition**.
-#
-# How much do they overlap? The cosines between the directions of the rarest world, and its biases:
+# rarer, the model stores more features than it has dimensions, first in pairs back to back and then as a pentagon: they get in
+# each other's way, but seldom at the same moment, and the ReLU with its bias removes small interference. That is
+# **superposition**. Not every start gets there, which is why there were several:
+
+# %%
+for p, n in n_stored.items():
+    print(f"p = {p:g}: features stored by each of {TOY_STARTS} starts: {sorted(n.tolist(), reverse=True)}")
+
+# %% [markdown]
+# How much do the directions overlap? Their cosines in the world with the rarest features, and the biases:
 
 # %%
 W, b = toys[densities[-1]]
@@ -244,7 +251,8 @@ check(sae_forward)
 # Write `l1_loss`. Watch over what you sum and over what you average: that is where published values of λ (here `l1`) differ by a
 # factor of `d_in`.
 #
-# $$\frac{1}{\text{batch}} \sum_\text{examples} \Big[ \sum_{j}^{d_\text{in}} (x_j - \hat x_j)^2 \;+\; \lambda \sum_{i}^{d_\text{sae}} f_i\, \lVert W_{\text{dec},i} \rVert \Big]$$
+# $$\frac{1}{\text{batch}} \sum_\text{examples} \Big[ \sum_{j}^{d_\text{in}} (x_j - \hat x_j)^2
+# \;+\; \lambda \sum_{i}^{d_\text{sae}} f_i\, \lVert W_{\text{dec},i} \rVert \Big]$$
 #
 # <details><summary>Hint 1</summary>
 #
@@ -321,8 +329,8 @@ def train(
 
 
 # %% [markdown]
-# It sees h alone, from the world with the rarest features. Five latents, since we know that there are five; the best of a few
-# starts.
+# It sees h alone, from the world with the rarest features. Five latents, since we know that there are five; the start with the
+# lowest loss. (λ is large here: we want directions, and section 3 shows what it does to sizes.)
 
 
 # %%
@@ -340,39 +348,55 @@ pentagon = toy_runs[0][1]
 
 # %%
 cosines = unit @ pentagon.W_dec.detach().T  # [feature, latent]
-title = f"The SAE's five directions (rings) against the true ones (arrows): cosines {cosines.max(1).values.min():.2f} to {cosines.max(1).values.max():.2f}"
+worst = cosines.amax(dim=1).min()
+title = f"The SAE's five directions (rings) on the true ones (arrows): the worst cosine is {worst:.3f}"
 show(
     directions_figure({"feature directions": unit}, title, found={"feature directions": pentagon.W_dec}),
     alt=f"Five arrows of length 1 and five rings in the plane. {title}.",
 )
 
 # %% [markdown]
-# Where a ring sits on an arrow, the SAE has found a feature's direction from two numbers a head, without ever having seen a
-# feature: that they are sparse was enough. A ring between two arrows is a start that got stuck, writing one feature as two.
+# Where a ring sits on an arrow, the SAE has found a feature's direction from two numbers an example, without ever having seen a
+# feature: that they are sparse was enough. Does every start find them? With real features nobody could tell by looking at the
+# cosines; the loss must do.
+
+# %%
+for loss, sae in toy_runs:
+    cosines_of_start = (unit @ sae.W_dec.detach().T).amax(dim=1)
+    n_found = (cosines_of_start > 0.98).sum()
+    print(f"loss {loss:.4f}: {n_found} of 5 directions found, the worst cosine is {cosines_of_start.min():.2f}")
+
+# %% [markdown]
+# A start that got stuck has a latent between two features and writes either as a sum.
 #
 # ## 3. Shrinkage, and how to avoid it
 #
-# Now a larger world, where things can be counted: 64 features, each in a random direction of a space of 24 dimensions, there
-# with probability 0.03 and then with a size between 0.5 and 1.5. We know every feature, so we can say exactly what an SAE
+# Now a larger world, where things can be counted: 80 features, each in a random direction of a space of 48 dimensions, there
+# with probability 0.02 and then with a size between 0.5 and 1.5. We know every feature, so we can say exactly what an SAE
 # finds. It gets 96 latents, more than needed.
 
 # %%
 torch.manual_seed(SEED + 1000)  # not the seed that SAEs start from
-directions = nn.functional.normalize(torch.randn(64, 24), dim=1)
+directions = nn.functional.normalize(torch.randn(80, 48), dim=1)
 
 
-def true_features(n: int) -> Float[Tensor, "n 64"]:
-    """Features that are there with probability 0.03, then with a size between 0.5 and 1.5."""
-    return (0.5 + torch.rand(n, 64)) * (torch.rand(n, 64) < 0.03)
+def true_features(n: int) -> Float[Tensor, "n 80"]:
+    """Features that are there with probability 0.02, then with a size between 0.5 and 1.5."""
+    return (0.5 + torch.rand(n, 80)) * (torch.rand(n, 80) < 0.02)
+
+
+def next_example() -> Float[Tensor, "512 48"]:
+    """What an SAE sees of 512 examples: the sum of the directions of their features."""
+    return true_features(512) @ directions
 
 
 held_out = true_features(20_000)
 print(f"true L0: {(held_out > 0).sum(1).float().mean():.2f} features an example")
 
 # %%
-TOY_L1 = 0.2
-relu_sae = SAE(24, 96)
-relu_losses = train(relu_sae, lambda: true_features(512) @ directions, TOY_STEPS, l1=TOY_L1, lr=3e-3, name="ReLU + L1")
+TOY_L1 = 0.4
+relu_sae = SAE(48, 96)
+relu_losses = train(relu_sae, next_example, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, name="ReLU + L1")
 
 
 # %% [markdown]
@@ -381,7 +405,7 @@ relu_losses = train(relu_sae, lambda: true_features(512) @ directions, TOY_STEPS
 
 # %%
 def matched(sae: SAE) -> tuple[Tensor, Tensor, Tensor]:
-    """For each true feature: the cosine with its latent; then true sizes and latents wherever a feature is there, as two vectors."""
+    """For each feature: the cosine with its latent; then true sizes and latents wherever a feature is there, as two vectors."""
     with torch.no_grad():
         f, _ = sae(held_out @ directions)
     cosine, latent = (directions @ sae.W_dec.detach().T).max(dim=1)
@@ -389,19 +413,27 @@ def matched(sae: SAE) -> tuple[Tensor, Tensor, Tensor]:
     return cosine, held_out[there], f[:, latent][there]
 
 
-cosine, true_size, found_size = matched(relu_sae)
-shrinkage = (true_size - found_size).mean()
-title = f"L1 makes latents too small: by {shrinkage:.2f} on average; theory says λ/2 = {TOY_L1 / 2:.2f}"
+def size_lost(true: Tensor, found: Tensor) -> float:
+    """How much smaller latents are than their features, on average, where both are on."""
+    return (true - found)[found > 0].mean().item()
+
+
+# %%
+_, true_size, found_size = matched(relu_sae)
+shrinkage = size_lost(true_size, found_size)
+title = f"L1 makes latents too small: by {shrinkage:.2f} on average"
 sample = torch.arange(0, len(true_size), len(true_size) // 800)
 show(
     scatter_figure(true_size[sample], {"ReLU + L1": found_size[sample]}, "true size of the feature", "its latent", title),
     alt=f"A cloud of points below the line on which latents would equal features. {title}.",
 )
+print(f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is on, n = {len(true_size):,} held-out features")
 
 # %% [markdown]
-# That is **shrinkage**. For one feature of size a, the loss of its latent f is $(a - f)^2 + \lambda f$, and it is smallest at
-# $f = a - \lambda/2$: the penalty is paid for size, though we only wanted to pay for number. A larger λ finds sparser latents and
-# shrinks them more.
+# That is **shrinkage**. For one feature of size a by itself, the loss of its latent f is $(a - f)^2 + \lambda f$, and it is
+# smallest at $f = a - \lambda/2$: the penalty is paid for size, though we only wanted to pay for number. Here features also
+# overlap, and spare latents take a share of some, which costs more on top. A larger λ finds sparser latents and shrinks them
+# more.
 #
 # The cure: decide **which** latents are on and **how large** they are separately. **TopK** does it by rule: the k largest are
 # on, at their own size, and there is no penalty at all.
@@ -485,33 +517,29 @@ class GatedSAE(SAE):
 # %%
 toy_saes = {
     "ReLU + L1": relu_sae,
-    "TopK": SAE(24, 96, lambda pre: topk(pre, 2)),
-    "BatchTopK": SAE(24, 96, lambda pre: batch_topk(pre, 2)),
-    "Gated": GatedSAE(24, 96),
+    "TopK": SAE(48, 96, lambda pre: topk(pre, 2)),
+    "BatchTopK": SAE(48, 96, lambda pre: batch_topk(pre, 2)),
+    "Gated": GatedSAE(48, 96),
 }
-curves = {"ReLU + L1": relu_losses}
 for name, sae in list(toy_saes.items())[1:]:
-    l1 = TOY_L1 if name == "Gated" else 0.0
-    curves[name] = train(sae, lambda: true_features(512) @ directions, TOY_STEPS, l1=l1, lr=3e-3, name=name)
+    l1 = 2 * TOY_L1 if name == "Gated" else 0.0  # twice as much, found by trying, makes it about as sparse
+    train(sae, next_example, TOY_STEPS, l1=l1, lr=TOY_LR, name=name)
 
 # %%
 sizes = {name: matched(sae) for name, sae in toy_saes.items()}
-gaps = {name: (true - found).mean() for name, (_, true, found) in sizes.items()}
-title = "True size minus latent, on average: " + ", ".join(f"{name} {gap:+.2f}" for name, gap in gaps.items())
+gaps = {name: size_lost(true, found) for name, (_, true, found) in sizes.items()}
+missed = {name: (found == 0).float().mean().item() for name, (_, _, found) in sizes.items()}
+title = "True size minus latent, where it is on: " + ", ".join(f"{name} {gap:+.2f}" for name, gap in gaps.items())
+scatters = {name: found[sample] for name, (_, _, found) in sizes.items()}
 show(
-    scatter_figure(
-        true_size[sample],
-        {name: found[sample] for name, (_, _, found) in sizes.items()},
-        "true size of the feature",
-        "its latent",
-        title,
-    ),
+    scatter_figure(true_size[sample], scatters, "true size of the feature", "its latent", title),
     alt=f"Four scatter plots of latents against the features they stand for, with the line of equality. {title}.",
 )
+print("there while their latent was silent: " + ", ".join(f"{name} {share:.0%}" for name, share in missed.items()))
 
 # %% [markdown]
-# Points on the floor are features that were there while their latent was silent: TopK has two latents for every example,
-# whether it has five features or none. BatchTopK gives each example what it needs, out of a common budget.
+# Points on the floor are features that were there while their latent was silent. TopK has two latents for every example,
+# whether it has five features or none; BatchTopK gives each example what it needs, out of a common budget.
 #
 # To compare SAEs we need numbers. Two of them are always reported together, since each alone is easy: how much is rebuilt, and
 # with how many latents.
@@ -590,16 +618,20 @@ def toy_row(name: str, sae: SAE) -> dict[str, object]:
     l0, dead = l0_and_dead(f)
     row = {
         "features found": int((cosine > 0.9).sum()),
-        "size lost": (true - found).mean().item(),
+        "size lost": size_lost(true, found),
         "explained variance": explained_variance(x, x_hat).item(),
     }
     return {"SAE": name, **row, "L0": l0, "dead of 96": dead}
 
 
-pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()]).round(3)
+toy_table = pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()]).set_index("SAE")
+toy_table.round(3)
 
 # %% [markdown]
-# ("Found": a decoder row within a cosine of 0.9 of the feature.) 96 latents for 64 features leave some without work.
+# ("Found": a decoder row within a cosine of 0.9 of the feature, of which there are 80.) 96 latents for 80 features leave some
+# without work. But where features were not found while latents are dead, the two belong together: a latent that lost the race
+# early gets no gradient, and cannot take up the feature that nobody has. Large SAEs are trained with a remedy, such as an
+# auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al. 2024); the SAEs of this course were.
 #
 # ## 4. The residual stream of a real model
 #
@@ -616,30 +648,41 @@ print(lab.tokenizer.decode(test_tokens[0, 1:]))
 
 # %%
 resid = residual_stream(lab, LAYER, test_tokens, progress=True)  # [text, position, d_model]; BOS is left out
-x_test = resid.flatten(0, 1)
-print(f"{len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, median length {x_test.norm(dim=1).median():.0f}")
+typical = resid.norm(dim=2).median()
+
+
+def usual(x: Float[Tensor, "*any d_model"]) -> Tensor:
+    """Whether an activation is not one of the few that are far longer than all others."""
+    return x.norm(dim=-1) < 6 * typical
+
+
+# %%
+x_test, odd = resid[usual(resid)], ~usual(resid)
+longest, sink = x_test.norm(dim=1).max(), resid.norm(dim=2).max()
+print(f"{len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, median length {typical:.0f}, the longest {longest:.0f}")
+print(f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up to {sink:,.0f}")
 
 # %% [markdown]
+# The few tokens that are far longer than all others behave like BOS: attention rests on them, and they say little about the
+# text. Left in, they would be nearly all of the variance. In this notebook they are left as they are, like BOS, in training,
+# in measuring, and where the residual stream is replaced.
+#
 # The library's SAE and your `sae_forward` are the same function, given the right activation:
 
 # %%
 shipped = lab.saes[LAYER]
 f = shipped.encode(x_test)
 x_hat = shipped.decode(f)
-mine = sae_forward(
-    x_test, shipped.W_enc, shipped.b_enc, shipped.W_dec, shipped.b_dec, lambda pre: jumprelu(pre, shipped.threshold)
-)
-print(
-    "latents agree:", torch.allclose(mine[0], f, atol=1e-2), "· reconstructions agree:", torch.allclose(mine[1], x_hat, atol=1e-2)
-)
+with_threshold = lambda pre: jumprelu(pre, shipped.threshold)
+mine = sae_forward(x_test, shipped.W_enc, shipped.b_enc, shipped.W_dec, shipped.b_dec, with_threshold)
+for name, a, b in (("latents", mine[0], f), ("reconstructions", mine[1], x_hat)):
+    print(f"{name} agree: {torch.allclose(a, b, atol=1e-2)}")
 
 # %%
 l0, dead = l0_and_dead(f)
-usual = x_test.norm(dim=1) < 6 * x_test.norm(dim=1).median()  # in some layers a few tokens are far longer than all others
-print(f"{f.shape[1]} latents, of which {l0:.0f} are on for a token (L0), and {dead} for none of {len(f):,} tokens")
-print(
-    f"explained variance {explained_variance(x_test[usual], x_hat[usual]):.3f} on {usual.float().mean():.2%} of the tokens, the others being outliers"
-)
+shipped_ev = explained_variance(x_test, x_hat).item()
+print(f"{f.shape[1]:,} latents, of which {l0:.0f} are on for a token (L0), and {dead:,} for none of these {len(f):,} tokens")
+print(f"explained variance: {shipped_ev:.3f}")
 
 # %% [markdown]
 # Explained variance treats all directions alike, and the model does not. The test that counts: put $\hat x$ in the place of x
@@ -648,35 +691,42 @@ print(
 # the mean over tokens the stricter choice.
 
 # %%
+def loss_with(replace: Callable[[Tensor], Tensor]) -> Float[Tensor, " n"]:
+    """The model's loss on each piece when its residual stream is replaced, long tokens excepted."""
+    return text_loss(lab, LAYER, test_tokens, resid, lambda x: torch.where(usual(x)[:, None], replace(x), x))
+
+
 mean = x_test.mean(dim=0)
 losses = {
-    "model": text_loss(lab, LAYER, test_tokens, resid),
-    "SAE": text_loss(lab, LAYER, test_tokens, resid, lambda x: shipped.decode(shipped.encode(x))),
-    "mean": text_loss(lab, LAYER, test_tokens, resid, lambda x: mean.expand_as(x)),
-    "zero": text_loss(lab, LAYER, test_tokens, resid, torch.zeros_like),
+    "model": loss_with(lambda x: x),
+    "SAE": loss_with(lambda x: shipped.decode(shipped.encode(x))),
+    "mean": loss_with(lambda x: mean.expand_as(x)),
+    "zero": loss_with(torch.zeros_like),
 }
-recovered = {f"against {name}": loss_recovered(losses["model"], losses["SAE"], losses[name]) for name in ("zero", "mean")}
-print("cross-entropy, nats a token: " + ", ".join(f"{name} {loss.mean():.2f}" for name, loss in losses.items()))
-print("loss recovered: " + ", ".join(f"{name} {value}" for name, value in recovered.items()) + f", n = {len(test_tokens)} pieces of text")
+pd.DataFrame({"cross-entropy, nats a token": {name: loss.mean().item() for name, loss in losses.items()}}).round(2)
+
+# %%
+recovered = {name: loss_recovered(losses["model"], losses["SAE"], losses[name]) for name in ("zero", "mean")}
+for name, value in recovered.items():
+    print(f"loss recovered: {value} against {name}; n = {len(test_tokens)} pieces of text")
 
 # %% [markdown]
 # ## 5. Train your own
 #
 # First the activations to train on. They are scaled so that the typical one has length $\sqrt{d}$: then the same learning rate
-# and penalty do for every layer. (BOS is left out: it is a hundred times longer than all others, the same in every text, and
-# never spliced in this course.)
+# and penalty do for every layer.
 
 # %%
-train_resid = residual_stream(lab, LAYER, train_tokens, progress=True).flatten(0, 1)
-scale = train_resid.shape[1] ** 0.5 / train_resid.norm(dim=1).median()
-x_train = scale * train_resid
-print(f"{len(x_train):,} activations to train on, length {x_train.norm(dim=1).median():.1f}")
+train_resid = residual_stream(lab, LAYER, train_tokens, progress=True)
+scale = train_resid.shape[2] ** 0.5 / typical
+x_train = scale * train_resid[usual(train_resid)]
+print(f"{len(x_train):,} activations to train on, median length {x_train.norm(dim=1).median():.1f}")
 
 
 # %%
 def next_batch() -> Tensor:
-    """1024 activations at random."""
-    return x_train[torch.randint(len(x_train), (1024,))]
+    """512 activations at random."""
+    return x_train[torch.randint(len(x_train), (512,))]
 
 
 def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
@@ -690,10 +740,12 @@ def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
 # The classic first: ReLU with an L1 penalty. Watch the bar.
 
 # %%
-L1 = 5.0
+L1, LR = 2.0, 2e-3
 torch.manual_seed(SEED)
 own = {"ReLU + L1": new_sae()}
-history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, name="ReLU + L1")}
+training_started = time.perf_counter()
+history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, lr=LR, name="ReLU + L1")}
+print(f"{STEPS} steps in {time.perf_counter() - training_started:.0f} seconds")
 
 # %% [markdown]
 # How sparse has it become? The TopK SAEs get as many latents as it uses, so that the comparison is fair.
@@ -702,15 +754,14 @@ history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, name="
 with torch.no_grad():
     l0, dead = l0_and_dead(own["ReLU + L1"](x_train)[0])
 K = max(1, round(l0))
-print(
-    f"ReLU + L1 has {l0:.1f} latents on for a token, so k = {K}; {dead} of {D_SAE} are dead on {len(x_train):,} training tokens"
-)
+print(f"ReLU + L1 has {l0:.1f} latents on for a token, so k = {K}")
+print(f"{dead} of {D_SAE} are on for none of {len(x_train):,} training tokens")
 
 # %%
 own["TopK"] = new_sae(lambda pre: topk(pre, K))
 own["BatchTopK"] = new_sae(lambda pre: batch_topk(pre, K))
 for name in ("TopK", "BatchTopK"):
-    history[name] = train(own[name], next_batch, STEPS, name=name)
+    history[name] = train(own[name], next_batch, STEPS, lr=LR, name=name)
 
 # %%
 smooth = {name: pd.Series(values).rolling(10, min_periods=1).mean().tolist() for name, values in history.items()}
@@ -726,12 +777,11 @@ show(
 
 # %%
 with torch.no_grad():
-    pre = torch.cat(
-        [(x - own["BatchTopK"].b_dec) @ own["BatchTopK"].W_enc + own["BatchTopK"].b_enc for x in x_train[::8].split(2048)]
-    )
-    threshold = pre.flatten().topk(K * len(pre)).values[-1]
-own["BatchTopK"].activation = lambda pre: jumprelu(pre, threshold)
+    sae, x = own["BatchTopK"], x_train[::8]
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    threshold = pre.flatten().topk(K * len(x)).values[-1]
 own["JumpReLU"] = own.pop("BatchTopK")
+own["JumpReLU"].activation = lambda pre: jumprelu(pre, threshold)
 print(f"threshold {threshold:.2f}, where the typical activation has length {x_train.norm(dim=1).median():.0f}")
 
 # %% [markdown]
@@ -747,29 +797,30 @@ def gamma(x: Tensor, x_hat: Tensor) -> float:
     return (x_hat.pow(2).sum() / (x_hat * x).sum()).item()
 
 
+# %%
+with torch.no_grad():
+    often = {name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()}  # share of training tokens, a latent
+
+
 @torch.no_grad()
-def measured(sae: SAE) -> dict[str, object]:
-    """The numbers that describe an SAE, on held-out tokens."""
-    x = scale * x_test[usual]
+def measured(name: str, sae: SAE) -> dict[str, object]:
+    """The numbers that describe an SAE: on held-out tokens, but for the dead latents."""
+    x = scale * x_test
     f, x_hat = sae(x)
-    l0, dead = l0_and_dead(f)
-    loss = text_loss(lab, LAYER, test_tokens, resid, lambda x: sae(scale * x)[1] / scale)
-    against = {name: str(loss_recovered(losses["model"], loss, losses[name])) for name in ("zero", "mean")}
-    numbers = {
-        "L0": l0,
-        "explained variance": explained_variance(x, x_hat).item(),
-        "γ": gamma(x, x_hat),
-        f"dead of {D_SAE}": dead,
-    }
-    return {**numbers, "loss": loss.mean().item(), **{f"recovered, against {name}": value for name, value in against.items()}}
+    numbers = {"L0": l0_and_dead(f)[0], "explained variance": explained_variance(x, x_hat).item(), "γ": gamma(x, x_hat)}
+    loss = loss_with(lambda x: sae(scale * x)[1] / scale)
+    numbers |= {f"dead of {D_SAE}": int((often[name] == 0).sum()), "loss": loss.mean().item()}
+    against = {base: loss_recovered(losses["model"], loss, losses[base]).value for base in ("zero", "mean")}
+    return numbers | {f"recovered, against {base}": value for base, value in against.items()}
 
 
 # %%
-table = pd.DataFrame({name: measured(sae) for name, sae in own.items()}).T
-table
+table = pd.DataFrame({name: measured(name, sae) for name, sae in own.items()}).T
+table.round(2)
 
 # %%
-title = f"Shrinkage on real activations: L1's reconstructions are {1 - table['γ']['ReLU + L1']:.0%} too short, JumpReLU's {1 - table['γ']['JumpReLU']:.0%}"
+too_short = {name: 1 - value for name, value in table["γ"].items()}
+title = "Reconstructions are too short: " + ", ".join(f"{name} {share:.0%}" for name, share in too_short.items())
 show(bars_figure(table["γ"].to_dict(), "γ (1 = right size)", title, reference=1.0), alt=f"A bar for each of three SAEs. {title}.")
 
 # %% [markdown]
@@ -788,20 +839,15 @@ show(
 
 # %% [markdown]
 # How often is each latent on? On the left of these pictures are latents that are dead or nearly so; on the right, **dense**
-# ones, which are on so often that they hardly stand for one thing. Dead latents are wasted work, and worse the wider the SAE.
-# The SAEs of this course were trained with an auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al.
-# 2024).
+# ones, which are on so often that they hardly stand for one thing.
 
 # %%
-with torch.no_grad():
-    often = {name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()}
-title = "Never on, or for more than a tenth of the tokens: " + ", ".join(
+title = "Never on, or for more than a tenth of the training tokens: " + ", ".join(
     f"{name} {int((share == 0).sum())} and {int((share > 0.1).sum())}" for name, share in often.items()
 )
+log_often = {name: share.clamp(min=1e-5).log10() for name, share in often.items()}
 show(
-    histograms_figure(
-        {name: share.clamp(min=1e-5).log10() for name, share in often.items()}, "log10 of the share of tokens", "latents", title
-    ),
+    histograms_figure(log_often, "log10 of the share of tokens", "latents", title),
     alt=f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}.",
 )
 
@@ -818,57 +864,60 @@ def in_saelens(sae: SAE, threshold: Tensor) -> JumpReLUSAE:
     """The SAE in SAELens' format, for activations as they are."""
     made = JumpReLUSAE(JumpReLUSAEConfig(d_in=len(sae.b_dec), d_sae=len(sae.b_enc), apply_b_dec_to_input=True))
     biases = dict(b_enc=sae.b_enc / scale, b_dec=sae.b_dec / scale, threshold=(threshold / scale).expand_as(sae.b_enc))
-    made.load_state_dict(
-        {name: value.detach().clone() for name, value in {"W_enc": sae.W_enc, "W_dec": sae.W_dec, **biases}.items()}
-    )
+    parts = dict(W_enc=sae.W_enc, W_dec=sae.W_dec, **biases)
+    made.load_state_dict({name: value.detach().clone() for name, value in parts.items()})
     return made.to(lab.device)
 
 
-own_lab = Lab.from_parts(
-    model=lab.hf_model, tokenizer=lab.tokenizer, saes={LAYER: in_saelens(own["JumpReLU"], threshold)}, name="my SAE"
-)
+my_saes = {LAYER: in_saelens(own["JumpReLU"], threshold)}
+own_lab = Lab.from_parts(model=lab.hf_model, tokenizer=lab.tokenizer, saes=my_saes, name="my SAE")
 own_lab
 
 # %% [markdown]
-# Which latents shall we look at? Not the prettiest: four drawn at random among those that are on for between 0.2 and 3 % of the
-# tokens.
+# Which latents shall we look at? Not the prettiest: four drawn at random from the rarer half of those that are on for at least
+# five held-out tokens. (Pieces with a token that is left out are left out here, too.)
+
+# %%
+plain_tokens = test_tokens[~odd.any(dim=1)]
+
+
+def some_latents(lab: Lab, n: int = 4) -> list[int]:
+    """Latents at random, from the rarer half of those that fire now and then on held-out text."""
+    count = (lab.saes[LAYER].encode(x_test) > 0).sum(dim=0)
+    rarer = ((count >= 5) & (count <= count[count >= 5].median())).nonzero()[:, 0]
+    return rarer[torch.randperm(len(rarer), generator=torch.Generator().manual_seed(SEED))[:n]].tolist()
+
+
+def context_table(lab: Lab, contexts: dict[int, list[Context]]) -> pd.DataFrame:
+    """A latent a row: the tokens that it promotes, and the texts in which it fires most, its strongest token in «»."""
+    rows, lens = {}, logit_lens(lab, LAYER, list(contexts), k=5)
+    for latent, found in contexts.items():
+        marked = [[f"«{token}»" if i == c.peak else token for i, token in enumerate(c.tokens)] for c in found[:4]]
+        texts = {f"context {i + 1}": "".join(tokens) for i, tokens in enumerate(marked)}
+        rows[latent] = {"promotes": lens[latent]["promotes"], **texts}
+    return pd.DataFrame(rows).T.rename_axis("latent")
 
 
 # %%
-def some_latents(lab: Lab, n: int = 4) -> list[int]:
-    """Latents at random, among those that fire now and then on held-out text."""
-    share = (lab.saes[LAYER].encode(x_test) > 0).float().mean(dim=0)
-    usual_ones = ((share > 0.002) & (share < 0.03)).nonzero()[:, 0]
-    return usual_ones[torch.randperm(len(usual_ones), generator=torch.Generator().manual_seed(SEED))[:n]].tolist()
-
-
-def context_table(lab: Lab, k: int = 4) -> pd.DataFrame:
-    """A latent a row: the held-out texts in which it fires most, with its strongest token in «», and the tokens that it promotes."""
-    rows, latents = [], some_latents(lab)
-    lens = logit_lens(lab, LAYER, latents, k=5)
-    for latent, contexts in top_contexts(lab, LAYER, latents, test_tokens, k=k, before=6, after=2).items():
-        text = ["".join(c.tokens[: c.peak]) + "«" + c.tokens[c.peak] + "»" + "".join(c.tokens[c.peak + 1 :]) for c in contexts]
-        rows.append(
-            {"latent": latent, **{f"context {i + 1}": t for i, t in enumerate(text)}, "promotes": lens[latent]["promotes"]}
-        )
-    return pd.DataFrame(rows).set_index("latent")
-
-
 pd.set_option("display.max_colwidth", 90)
-context_table(own_lab)
+own_contexts = top_contexts(own_lab, LAYER, some_latents(own_lab), plain_tokens, before=6, after=2)
+context_table(own_lab, own_contexts)
 
 # %% [markdown]
 # The same for the shipped SAE, which has more latents and saw millions of tokens:
 
 # %%
-context_table(lab)
+shipped_contexts = top_contexts(lab, LAYER, some_latents(lab), plain_tokens, before=6, after=2)
+context_table(lab, shipped_contexts)
 
 # %% [markdown]
-# One of them in colour, from its strongest text down (point at a token to see the latent's value):
+# The first of each table in colour, from its strongest text down (point at a token to see the latent's value):
 
 # %%
-latent = some_latents(lab)[0]
-coloured_contexts(top_contexts(lab, LAYER, [latent], test_tokens, k=5)[latent])
+coloured_contexts(next(iter(own_contexts.values())))
+
+# %%
+coloured_contexts(next(iter(shipped_contexts.values())))
 
 # %% [markdown]
 # Read them with suspicion. The strongest contexts are the easiest to name; those in which a latent fires weakly may be about
@@ -889,12 +938,11 @@ def with_noise(x: Tensor) -> Tensor:
 
 
 torch.manual_seed(SEED)
-losses["noise"] = text_loss(lab, LAYER, test_tokens, resid, with_noise)
+losses["noise"] = loss_with(with_noise)
 added = {name: (losses[name] - losses["model"]).mean().item() for name in ("SAE", "noise")}
 ratio = added["SAE"] / added["noise"]
-print(
-    f"loss added, nats a token, n = {len(test_tokens)} pieces: {added['SAE']:.3f} by the SAE, {added['noise']:.3f} by noise of the same size: {ratio:.1f} times"
-)
+print(f"loss added, nats a token: {added['SAE']:.3f} by the SAE, {added['noise']:.3f} by noise of the same size")
+print(f"{ratio:.1f} times as much; n = {len(test_tokens)} pieces of text")
 
 # %% [markdown]
 # The SAE's error matters more to the model, or less, than that of noise as the ratio says. (Gurnee 2024 found it larger in
@@ -907,7 +955,8 @@ print(
 # %%
 twin = new_sae(lambda pre: batch_topk(pre, K), seed=SEED + 1)
 torch.manual_seed(SEED + 1)
-train(twin, next_batch, STEPS, name="another start")
+train(twin, next_batch, STEPS, lr=LR, name="another start")
+
 # %%
 with torch.no_grad():
     alive = often["JumpReLU"] > 0
@@ -916,7 +965,8 @@ with torch.no_grad():
         "another start": (rows @ twin.W_dec.T).amax(dim=1),
         "shuffled rows": (rows @ twin.W_dec[:, torch.randperm(rows.shape[1])].T).amax(dim=1),
     }
-title = f"Latents with a twin (cosine above 0.7): {(best['another start'] > 0.7).float().mean():.0%} from another start, {(best['shuffled rows'] > 0.7).float().mean():.0%} by chance"
+same, same_by_chance = ((cosine > 0.7).float().mean().item() for cosine in best.values())
+title = f"Latents with a twin (cosine above 0.7): {same:.0%} from another start, {same_by_chance:.0%} by chance"
 show(
     histograms_figure(best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title),
     alt=f"Two histograms of cosines between decoder rows. {title}.",
@@ -926,22 +976,15 @@ show(
 # ## What we saw
 
 # %%
-print(
-    f"Superposition: {stored[densities[-1]]} features in 2 dimensions at p = {densities[-1]:g}, {stored[densities[0]]} at p = {densities[0]:g}."
-)
-print(
-    "Shrinkage, toy: "
-    + ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
-    + f" too small on average, of a mean size of {true_size.mean():.2f}."
-)
-print(
-    "Explained variance on held-out tokens: "
-    + ", ".join(f"{name} {row['explained variance']:.2f} (L0 {row['L0']:.0f})" for name, row in table.iterrows())
-    + "."
-)
-print(
-    f"Shipped SAE: explained variance {explained_variance(x_test[usual], x_hat[usual]):.2f}, loss recovered {recovered['against mean']} against the mean."
-)
+print(f"Superposition: {stored[1.0]} features in 2 dimensions at p = 1, {stored[densities[-1]]} at p = {densities[-1]:g}.")
+print(f"The SAE of the toy: all directions found with cosines of {cosines.amax(dim=1).min():.2f} or more.")
+toy_gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
+print(f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean size of {true_size.mean():.2f}.")
+for name, row in table.iterrows():
+    print(f"{name}: L0 {row['L0']:.0f}, explained variance {row['explained variance']:.2f}, γ {row['γ']:.2f} (held-out tokens).")
+print(f"The shipped SAE: explained variance {shipped_ev:.2f}, loss recovered {recovered['mean']} against the mean.")
+print(f"Its error costs {ratio:.1f} times what noise of its length costs.")
+print(f"From another start, {same:.0%} of the latents have a twin; by chance {same_by_chance:.0%}.")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
