@@ -139,12 +139,12 @@ def directions_figure(
 ) -> Figure:
     """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon; found directions as rings.
 
-    Features shorter than 0.1, which the model left out, are not joined.
+    Features shorter than 0.5, which the model hardly stores, are not joined.
     """
     figure, panels = plt.subplots(1, len(features), figsize=(max(4.2, 2.7 * len(features)), 3.6), layout="constrained", sharex=True, sharey=True, squeeze=False)
     for axes, (label, rows) in zip(panels[0], features.items()):
         rows = rows.detach().cpu()
-        kept = rows[rows.norm(dim=1) > 0.1]
+        kept = rows[rows.norm(dim=1) > 0.5]
         around = kept[torch.atan2(kept[:, 1], kept[:, 0]).argsort()]
         axes.fill(*around.T.tolist(), facecolor="none", edgecolor="grey", linewidth=1, linestyle=":")
         for i, row in enumerate(rows.tolist()):

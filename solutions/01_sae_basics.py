@@ -78,7 +78,7 @@ if LAYER is None:
 QUICK = PROFILE == "quick"
 TOY_LR = 5e-3
 TOY_STEPS, TOY_STARTS = (600, 4) if QUICK else (1500, 8)  # training steps of the toys, and how often each is started
-N_TRAIN, N_TEST = (150, 24) if QUICK else (None, 100)  # pieces of 31 tokens to train on and to judge on; None: all there are
+N_TRAIN, N_TEST = (100, 16) if QUICK else (None, 100)  # pieces of 31 tokens to train on and to judge on; None: all there are
 D_SAE, STEPS = (256, 200) if QUICK else (1024, 500)  # latents and training steps of your own SAE
 
 # %% [markdown]
@@ -330,7 +330,7 @@ def train(
 
 # %% [markdown]
 # It sees h alone, from the world with the rarest features. Five latents, since we know that there are five; the start with the
-# lowest loss. (λ is large here: we want directions, and section 3 shows what it does to sizes.)
+# lowest loss is kept. (λ is large here: we want directions, and section 3 shows what it does to sizes.)
 
 
 # %%
@@ -385,7 +385,7 @@ def true_features(n: int) -> Float[Tensor, "n 80"]:
     return (0.5 + torch.rand(n, 80)) * (torch.rand(n, 80) < 0.02)
 
 
-def next_example() -> Float[Tensor, "512 48"]:
+def next_examples() -> Float[Tensor, "512 48"]:
     """What an SAE sees of 512 examples: the sum of the directions of their features."""
     return true_features(512) @ directions
 
@@ -396,7 +396,7 @@ print(f"true L0: {(held_out > 0).sum(1).float().mean():.2f} features an example"
 # %%
 TOY_L1 = 0.4
 relu_sae = SAE(48, 96)
-relu_losses = train(relu_sae, next_example, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, name="ReLU + L1")
+relu_losses = train(relu_sae, next_examples, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, name="ReLU + L1")
 
 
 # %% [markdown]
@@ -523,7 +523,7 @@ toy_saes = {
 }
 for name, sae in list(toy_saes.items())[1:]:
     l1 = 2 * TOY_L1 if name == "Gated" else 0.0  # twice as much, found by trying, makes it about as sparse
-    train(sae, next_example, TOY_STEPS, l1=l1, lr=TOY_LR, name=name)
+    train(sae, next_examples, TOY_STEPS, l1=l1, lr=TOY_LR, name=name)
 
 # %%
 sizes = {name: matched(sae) for name, sae in toy_saes.items()}
@@ -637,8 +637,8 @@ toy_table.round(3)
 #
 # Nobody knows the features of a language model. We take one apart with an SAE that is in this repository: JumpReLU, on the
 # residual stream in the middle of the model. The text is passages that the model wrote itself (invented, every word of it), in
-# pieces of 31 tokens behind BOS, the token that starts every text. **Everything that is measured from here on is on held-out
-# passages**, about subjects that no training passage has.
+# pieces of 31 tokens behind BOS, the token that starts every text. **From here on, SAEs are judged on held-out passages**,
+# about subjects that no training passage has. (Only dead latents are counted on the training text, where there is more of it.)
 
 # %%
 lab = load_lab(LAB, layers=[LAYER])
@@ -659,13 +659,15 @@ def usual(x: Float[Tensor, "*any d_model"]) -> Tensor:
 # %%
 x_test, odd = resid[usual(resid)], ~usual(resid)
 longest, sink = x_test.norm(dim=1).max(), resid.norm(dim=2).max()
-print(f"{len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, median length {typical:.0f}, the longest {longest:.0f}")
+variance_left = x_test.var(dim=0).sum() / resid.flatten(0, 1).var(dim=0).sum()
+print(f"after layer {LAYER}: {len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, length {typical:.0f} (median) to {longest:.0f}")
 print(f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up to {sink:,.0f}")
+print(f"the variance without them is {variance_left:.1%} of the variance with them")
 
 # %% [markdown]
-# The few tokens that are far longer than all others behave like BOS: attention rests on them, and they say little about the
-# text. Left in, they would be nearly all of the variance. In this notebook they are left as they are, like BOS, in training,
-# in measuring, and where the residual stream is replaced.
+# Such massive activations are known from many models: attention rests on these tokens as it does on BOS, and they say little
+# about the text (Sun et al. 2024). Left in, they would decide what counts as variance. In this notebook they are left as they
+# are, like BOS: in training, in measuring, and where the residual stream is replaced.
 #
 # The library's SAE and your `sae_forward` are the same function, given the right activation:
 
@@ -785,9 +787,9 @@ own["JumpReLU"].activation = lambda pre: jumprelu(pre, threshold)
 print(f"threshold {threshold:.2f}, where the typical activation has length {x_train.norm(dim=1).median():.0f}")
 
 # %% [markdown]
-# Shrinkage has no true sizes to compare with here, but it leaves a trace: reconstructions that are too short. γ is the factor
-# that they are too large by, as a whole: below 1, $\hat x / \gamma$ would fit x better than $\hat x$ does (Rajamanoharan et al.
-# 2024a).
+# Shrinkage has no true sizes to compare with here, but it leaves a trace: reconstructions that are too short. γ is the size of
+# $\hat x$ over the size that would fit x best: below 1, it is too short as a whole (Rajamanoharan et al. 2024a). On held-out
+# text it can also come out above 1, where an SAE has fitted its training text too closely.
 
 
 # %%
@@ -818,23 +820,29 @@ def measured(name: str, sae: SAE) -> dict[str, object]:
 table = pd.DataFrame({name: measured(name, sae) for name, sae in own.items()}).T
 table.round(2)
 
+# %% [markdown]
+# TopK and JumpReLU were given the L0 that L1 came to on training text, so that what differs between the rows is what sparsity
+# costs: in explained variance, in the model's loss, and in size. (L0 shifts a little from training text to held-out text.) The
+# shipped SAE of section 4 has more latents, more of them on, and saw over a hundred times as many tokens.
+
 # %%
-too_short = {name: 1 - value for name, value in table["γ"].items()}
-title = "Reconstructions are too short: " + ", ".join(f"{name} {share:.0%}" for name, share in too_short.items())
+title = "Size of reconstructions, against the size that would fit best: "
+title += ", ".join(f"{name} {value - 1:+.0%}" for name, value in table["γ"].items())
 show(bars_figure(table["γ"].to_dict(), "γ (1 = right size)", title, reference=1.0), alt=f"A bar for each of three SAEs. {title}.")
 
 # %% [markdown]
-# TopK gives every token the same number of latents. Do tokens need the same number? JumpReLU lets them differ:
+# TopK gives every token the same number of latents. Do tokens need the same number? JumpReLU lets them differ (and so does
+# ReLU; TopK's histogram would be a single bar):
 
 # %%
 with torch.no_grad():
     per_token = {name: (sae(scale * x_test)[0] > 0).sum(dim=1).float() for name, sae in own.items()}
-title = "Latents on for a token: " + ", ".join(
-    f"{name} {n.quantile(0.05):.0f} to {n.quantile(0.95):.0f}" for name, n in per_token.items()
-)
+ends = {name: f"{n.quantile(0.05):.0f} to {n.quantile(0.95):.0f}" for name, n in per_token.items()}
+title = "Latents on for a token (middle 90 %): " + ", ".join(f"{name} {text}" for name, text in ends.items())
+differing = {name: n for name, n in per_token.items() if name != "TopK"}
 show(
-    histograms_figure(per_token, "latents on (L0 of one token)", "held-out tokens", title + " (middle 90 %)"),
-    alt=f"Histograms of the number of latents that are on for a token, for three SAEs. {title}.",
+    histograms_figure(differing, "latents on (L0 of one token)", "held-out tokens", title),
+    alt=f"Histograms of the number of latents that are on for a token, for ReLU + L1 and JumpReLU. {title}.",
 )
 
 # %% [markdown]
@@ -945,8 +953,8 @@ print(f"loss added, nats a token: {added['SAE']:.3f} by the SAE, {added['noise']
 print(f"{ratio:.1f} times as much; n = {len(test_tokens)} pieces of text")
 
 # %% [markdown]
-# The SAE's error matters more to the model, or less, than that of noise as the ratio says. (Gurnee 2024 found it larger in
-# GPT-2.)
+# Above 1, the error lies in directions that the model uses more than chance would have it. (Gurnee 2024 found this in GPT-2;
+# notebook 02 follows the errors of this course's SAEs through the layers.)
 #
 # **The dictionary is not the only one.** Train the same SAE from another start. If latents were the model's own features, both
 # would find the same. How many decoder rows have a twin in the other SAE? As a control, rows against the same rows with their
@@ -955,7 +963,7 @@ print(f"{ratio:.1f} times as much; n = {len(test_tokens)} pieces of text")
 # %%
 twin = new_sae(lambda pre: batch_topk(pre, K), seed=SEED + 1)
 torch.manual_seed(SEED + 1)
-train(twin, next_batch, STEPS, lr=LR, name="another start")
+twin_losses = train(twin, next_batch, STEPS, lr=LR, name="another start")
 
 # %%
 with torch.no_grad():
@@ -1002,4 +1010,5 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # **To read on**: Elhage et al. 2022, *Toy Models of Superposition*; Bricken et al. 2023, *Towards Monosemanticity*; Gao et al.
 # 2024, *Scaling and Evaluating Sparse Autoencoders* (TopK, auxiliary loss); Rajamanoharan et al. 2024, *Improving Dictionary
 # Learning with Gated SAEs* (a) and *Jumping Ahead* (JumpReLU); Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*; Gurnee
-# 2024, *SAE reconstruction errors are (empirically) pathological*.
+# 2024, *SAE reconstruction errors are (empirically) pathological*; Sun et al. 2024, *Massive Activations in Large Language
+# Models*; Paulo and Belrose 2025, *Sparse Autoencoders Trained on the Same Data Learn Different Features*.
