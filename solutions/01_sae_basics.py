@@ -46,6 +46,7 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from course_utils.bootstrap import ratio_interval
 from course_utils.catalog import spec_of
 from course_utils.exercises_01 import check, exercise
 from course_utils.explain import Context, logit_lens, top_contexts
@@ -660,7 +661,8 @@ def usual(x: Float[Tensor, "*any d_model"]) -> Tensor:
 x_test, odd = resid[usual(resid)], ~usual(resid)
 longest, sink = x_test.norm(dim=1).max(), resid.norm(dim=2).max()
 variance_left = x_test.var(dim=0).sum() / resid.flatten(0, 1).var(dim=0).sum()
-print(f"after layer {LAYER}: {len(x_test):,} held-out tokens, d_model {x_test.shape[1]}, length {typical:.0f} (median) to {longest:.0f}")
+print(f"after layer {LAYER}: {len(x_test):,} held-out tokens, d_model {x_test.shape[1]}")
+print(f"length: {typical:.0f} (median), at most {longest:.0f}")
 print(f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up to {sink:,.0f}")
 print(f"the variance without them is {variance_left:.1%} of the variance with them")
 
@@ -691,6 +693,7 @@ print(f"explained variance: {shipped_ev:.3f}")
 # and let the model go on. How much worse does it predict the next token? **Loss recovered** puts that on a scale, where 1 is
 # the model itself and 0 the loss with the layer destroyed. What "destroyed" means makes the number: zero is what papers report,
 # the mean over tokens the stricter choice.
+
 
 # %%
 def loss_with(replace: Callable[[Tensor], Tensor]) -> Float[Tensor, " n"]:
@@ -809,15 +812,20 @@ def measured(name: str, sae: SAE) -> dict[str, object]:
     """The numbers that describe an SAE: on held-out tokens, but for the dead latents."""
     x = scale * x_test
     f, x_hat = sae(x)
-    numbers = {"L0": l0_and_dead(f)[0], "explained variance": explained_variance(x, x_hat).item(), "γ": gamma(x, x_hat)}
     loss = loss_with(lambda x: sae(scale * x)[1] / scale)
-    numbers |= {f"dead of {D_SAE}": int((often[name] == 0).sum()), "loss": loss.mean().item()}
-    against = {base: loss_recovered(losses["model"], loss, losses[base]).value for base in ("zero", "mean")}
-    return numbers | {f"recovered, against {base}": value for base, value in against.items()}
+    return {
+        "SAE": name,
+        "L0": l0_and_dead(f)[0],
+        "explained variance": explained_variance(x, x_hat).item(),
+        "γ": gamma(x, x_hat),
+        f"dead of {D_SAE}": int((often[name] == 0).sum()),
+        "loss": loss.mean().item(),
+        **{f"recovered, against {base}": loss_recovered(losses["model"], loss, losses[base]) for base in ("zero", "mean")},
+    }
 
 
 # %%
-table = pd.DataFrame({name: measured(name, sae) for name, sae in own.items()}).T
+table = pd.DataFrame([measured(name, sae) for name, sae in own.items()]).set_index("SAE")
 table.round(2)
 
 # %% [markdown]
@@ -934,8 +942,8 @@ coloured_contexts(next(iter(shipped_contexts.values())))
 #
 # ## 7. What SAEs miss
 #
-# **What is left out is not noise.** The error x − x̂ is a small part of x. If it were noise, the model would take it like
-# noise. So: put in the place of x̂ another point at the same distance from x, token by token, in a random direction.
+# **Is what they leave out noise?** The error x − x̂ is a small part of x. If it were noise, it would disturb the model as noise
+# does. So: put in the place of x̂ another point at the same distance from x, token by token, in a random direction.
 
 
 # %%
@@ -947,13 +955,13 @@ def with_noise(x: Tensor) -> Tensor:
 
 torch.manual_seed(SEED)
 losses["noise"] = loss_with(with_noise)
-added = {name: (losses[name] - losses["model"]).mean().item() for name in ("SAE", "noise")}
-ratio = added["SAE"] / added["noise"]
-print(f"loss added, nats a token: {added['SAE']:.3f} by the SAE, {added['noise']:.3f} by noise of the same size")
-print(f"{ratio:.1f} times as much; n = {len(test_tokens)} pieces of text")
+added = {name: losses[name] - losses["model"] for name in ("SAE", "noise")}
+ratio = ratio_interval(added["SAE"], added["noise"])
+print(f"loss added: {added['SAE'].mean():.3f} nats a token by the SAE, {added['noise'].mean():.3f} by noise of the same size")
+print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval over pieces")
 
 # %% [markdown]
-# Above 1, the error lies in directions that the model uses more than chance would have it. (Gurnee 2024 found this in GPT-2;
+# Above 1, the error lies in directions that the model uses more than it uses random ones. (Gurnee 2024 found this in GPT-2;
 # notebook 02 follows the errors of this course's SAEs through the layers.)
 #
 # **The dictionary is not the only one.** Train the same SAE from another start. If latents were the model's own features, both
@@ -991,7 +999,7 @@ print(f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean 
 for name, row in table.iterrows():
     print(f"{name}: L0 {row['L0']:.0f}, explained variance {row['explained variance']:.2f}, γ {row['γ']:.2f} (held-out tokens).")
 print(f"The shipped SAE: explained variance {shipped_ev:.2f}, loss recovered {recovered['mean']} against the mean.")
-print(f"Its error costs {ratio:.1f} times what noise of its length costs.")
+print(f"Its error costs {ratio} times what noise of its length costs.")
 print(f"From another start, {same:.0%} of the latents have a twin; by chance {same_by_chance:.0%}.")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
