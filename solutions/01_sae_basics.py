@@ -855,7 +855,8 @@ show(
 
 # %% [markdown]
 # How often is each latent on? On the left of these pictures are latents that are dead or nearly so; on the right, **dense**
-# ones, which are on so often that they hardly stand for one thing.
+# ones, which are on so often that they hardly stand for one thing. (An encoder that starts as the transpose of the decoder
+# keeps latents alive; wide SAEs can lose most of theirs without a remedy: Gao et al. 2024.)
 
 # %%
 title = "Never on, or for more than a tenth of the training tokens: " + ", ".join(
@@ -936,9 +937,10 @@ coloured_contexts(next(iter(own_contexts.values())))
 coloured_contexts(next(iter(shipped_contexts.values())))
 
 # %% [markdown]
-# Read them with suspicion. The strongest contexts are the easiest to name; those in which a latent fires weakly may be about
-# something else. The promoted tokens are those of its decoder row alone, as if no layer came after. Notebook 05 tests such
-# stories by intervening.
+# Which of them are about one token, wherever it stands, and which about what the text says? Which would you not dare to name?
+# Read all of them with suspicion. The strongest contexts are the easiest to name; those in which a latent fires weakly may be
+# about something else. The promoted tokens are those of its decoder row alone, as if no layer came after. Notebook 05 tests
+# such stories by intervening.
 #
 # ## 7. What SAEs miss
 #
@@ -987,8 +989,14 @@ show(
     histograms_figure(best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title),
     alt=f"Two histograms of cosines between decoder rows. {title}.",
 )
+still = nn.functional.cosine_similarity(own["JumpReLU"].W_dec, new_sae().W_dec).median().item()
+print(f"a decoder row's cosine with the random direction that it started from: {still:.2f} (median)")
 
 # %% [markdown]
+# The closest rows are closer than chance, and few are the same. The last line is a warning about our own experiment: as far as
+# that cosine is above 0, a row still remembers its start after so short a training, and this keeps the two dictionaries apart.
+# SAEs that are trained for far longer differ too (Paulo and Belrose 2025).
+#
 # ## What we saw
 
 # %%
@@ -1010,10 +1018,10 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # against what.
 #
 # **What it does not show.** That a language model is such a world. An SAE writes any activation as a sum of sparse directions,
-# whether or not the model does. What it leaves out can matter, wide SAEs split a latent of narrow ones into several, and
-# another start gives another dictionary. One small SAE on one layer, trained on text that a small model made up, says nothing
-# about how good SAEs can be. The rest of the course therefore asks a question that can be decided: do *these* latents carry
-# *this* behaviour? First, where to put the SAEs: notebook 02.
+# whether or not the model does. What it leaves out can matter, wide SAEs split a latent of narrow ones into several (Bricken et
+# al. 2023), and another start gives another dictionary. One small SAE on one layer, trained on text that a small model made up,
+# says nothing about how good SAEs can be. The rest of the course therefore asks a question that can be decided: do *these*
+# latents carry *this* behaviour? First, where to put the SAEs: notebook 02.
 #
 # **To read on**: Elhage et al. 2022, *Toy Models of Superposition*; Bricken et al. 2023, *Towards Monosemanticity*; Gao et al.
 # 2024, *Scaling and Evaluating Sparse Autoencoders* (TopK, auxiliary loss); Rajamanoharan et al. 2024, *Improving Dictionary
