@@ -78,7 +78,7 @@ if LAYER is None:
     LAYER = spec_of(LAB).placement[len(spec_of(LAB).placement) // 2]
 QUICK = PROFILE == "quick"
 TOY_LR = 5e-3
-TOY_STEPS, TOY_STARTS = (600, 4) if QUICK else (1500, 8)  # training steps of the toys, and how often each is started
+TOY_STEPS, TOY_STARTS = (600, 6) if QUICK else (1500, 8)  # training steps of the toys, and how often each is started
 N_TRAIN, N_TEST = (100, 16) if QUICK else (None, 100)  # pieces of 31 tokens to train on and to judge on; None: all there are
 D_SAE, STEPS = (256, 200) if QUICK else (1024, 500)  # latents and training steps of your own SAE
 
@@ -344,7 +344,7 @@ def toy_sae(seed: int) -> tuple[float, SAE]:
     return sum(losses[-100:]) / 100, sae
 
 
-toy_runs = sorted((toy_sae(seed) for seed in range(TOY_STARTS)), key=lambda found: found[0])
+toy_runs = sorted((toy_sae(seed) for seed in range(SEED, SEED + TOY_STARTS)), key=lambda found: found[0])
 pentagon = toy_runs[0][1]
 
 # %%
