@@ -1001,7 +1001,7 @@ print(f"a decoder row's cosine with the random direction that it started from: {
 
 # %%
 print(f"Superposition: {stored[1.0]} features in 2 dimensions at p = 1, {stored[densities[-1]]} at p = {densities[-1]:g}.")
-print(f"The SAE of the toy: all directions found with cosines of {cosines.amax(dim=1).min():.2f} or more.")
+print(f"The SAE of the toy: all directions found with cosines of {worst:.3f} or more.")
 toy_gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
 print(f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean size of {true_size.mean():.2f}.")
 for name, row in table.iterrows():
