@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from torch import Tensor
 
 from course_utils.evaluate import Frontier, Interval
+from course_utils.explain import Context
 from course_utils.masks import SAEMasks
 from course_utils.tasks import Task
 
@@ -54,6 +56,12 @@ def picture(figure: Figure, alt: str) -> Image:
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return Image(png.getvalue(), alt=alt)
+
+
+def _headed(figure: Figure, title: str) -> Figure:
+    """The figure with its title above it, in lines that are no longer than it is wide."""
+    figure.suptitle(textwrap.fill(title, width=int(11 * figure.get_figwidth())))
+    return figure
 
 
 def frontier_figure(frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")) -> Figure:
@@ -162,7 +170,7 @@ def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
 
 def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str) -> Figure:
     """Estimates against the truth, a panel each; the grey line is where they would agree."""
-    figure, panels = plt.subplots(1, len(ys), figsize=(3.6 * len(ys), 3.4), layout="constrained", sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(ys), figsize=(max(4.6, 3.6 * len(ys)), 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
         axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
         axes.scatter(x, y, s=14, color=colour, alpha=0.7)
@@ -170,8 +178,7 @@ def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]]
         axes.set_xlabel(x_label)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(y_label)
-    figure.suptitle(title)
-    return figure
+    return _headed(figure, title)
 
 
 def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
@@ -182,6 +189,87 @@ def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
     """
     rendered = circuitsvis.tokens.colored_tokens([f" {label}" for label in labels], [float(value) for value in values])
     display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
+
+
+def directions_figure(
+    features: Mapping[str, Float[Tensor, "n 2"]], title: str, *, found: Mapping[str, Float[Tensor, "m 2"]] | None = None
+) -> Figure:
+    """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon; found directions as rings.
+
+    Features shorter than 0.5, which the model hardly stores, are not joined.
+    """
+    figure, panels = plt.subplots(1, len(features), figsize=(max(4.2, 2.7 * len(features)), 3.6), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    for axes, (label, rows) in zip(panels[0], features.items()):
+        rows = rows.detach().cpu()
+        kept = rows[rows.norm(dim=1) > 0.5]
+        around = kept[torch.atan2(kept[:, 1], kept[:, 0]).argsort()]
+        axes.fill(*around.T.tolist(), facecolor="none", edgecolor="grey", linewidth=1, linestyle=":")
+        for i, row in enumerate(rows.tolist()):
+            axes.annotate("", row, (0, 0), arrowprops=dict(arrowstyle="->", color=COLOURS[i % len(COLOURS)], linewidth=2, shrinkA=0, shrinkB=0))
+        if found is not None and label in found:
+            axes.scatter(*found[label].detach().cpu().T.tolist(), s=90, facecolors="none", edgecolors="black", linewidths=1.4, zorder=3)
+        axes.set_title(label, fontsize=10)
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.45, 1.45)
+        axes.set_ylim(-1.45, 1.45)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("hidden dimension 1")
+    panels[0][0].set_ylabel("hidden dimension 2")
+    return _headed(figure, title)
+
+
+def curves_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str, *, log: Sequence[str] = ()) -> Figure:
+    """Curves over steps: a panel for each quantity, in it a line for each run. Panels named in ``log`` have a logarithmic axis."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.4), layout="constrained", squeeze=False)
+    for axes, (quantity, curves) in zip(all_axes[0], panels.items()):
+        for (label, values), colour, style in zip(curves.items(), COLOURS, ("-", "--", "-.", ":", "-", "--", "-.")):
+            axes.plot(range(1, len(values) + 1), values, label=label, color=colour, linestyle=style)
+        if quantity in log:
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(quantity)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(next(iter(panels.values()))), frameon=False)
+    return _headed(figure, title)
+
+
+def bars_figure(values: Mapping[str, Interval | float], y_label: str, title: str, *, reference: float | None = None) -> Figure:
+    """A bar a value, with its 95 % interval where it has one, and the number on top; a dotted line at ``reference``."""
+    figure, axes = plt.subplots(figsize=(1.5 + 1.3 * len(values), 3.4), layout="constrained")
+    for i, value in enumerate(values.values()):
+        height, top = (value.value, value.high) if isinstance(value, Interval) else (value, value)
+        bar = dict(yerr=[[height - value.low], [top - height]], capsize=4) if isinstance(value, Interval) else {}
+        axes.bar(i, height, color=COLOURS[i % len(COLOURS)], width=0.6, **bar)
+        axes.annotate(f"{height:.3g}", (i, max(top, 0)), xytext=(0, 3), textcoords="offset points", ha="center")
+    if reference is not None:
+        axes.axhline(reference, color="grey", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set_ylabel(y_label)
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def histograms_figure(values: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str, *, bins: int = 30) -> Figure:
+    """A histogram a panel, side by side on one scale; a dotted line at each mean."""
+    figure, panels = plt.subplots(1, len(values), figsize=(3.9 * len(values), 3.2), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    low, high = (f([float(f(x)) for x in values.values()]) for f in (min, max))
+    for axes, (label, x), colour in zip(panels[0], values.items(), COLOURS):
+        axes.hist(x.detach().cpu().tolist(), bins=bins, range=(low, high), color=colour)
+        axes.axvline(float(x.float().mean()), color="black", linewidth=1, linestyle=":")
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(y_label)
+    return _headed(figure, title)
+
+
+def coloured_contexts(contexts: Sequence[Context]) -> None:
+    """Texts in which a latent fires, their tokens coloured by its value (circuitsvis); see `coloured_prompt` about the page's size."""
+    for context in contexts:
+        rendered = circuitsvis.tokens.colored_tokens(context.tokens, context.values)
+        display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
 
 
 def effects_figure(effects: Mapping[str, Mapping[str, Interval]], y_label: str, title: str, *, x_label: str = "", log: bool = False) -> Figure:

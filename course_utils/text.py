@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.bootstrap import ratio_interval
 from course_utils.evaluate import Interval
 from course_utils.labs import Lab
 from course_utils.layers import LayerStack
@@ -93,19 +94,10 @@ def text_loss(
 
 
 def loss_recovered(
-    model: Float[Tensor, " n"],
-    spliced: Float[Tensor, " n"],
-    ablated: Float[Tensor, " n"],
-    *,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
+    model: Float[Tensor, " n"], spliced: Float[Tensor, " n"], ablated: Float[Tensor, " n"], *, seed: int = 0
 ) -> Interval:
     """(ablated − spliced) / (ablated − model), of mean losses: 1 = as good as the model, 0 = no better than ablating.
 
     The 95 % interval is over pieces of text (percentile bootstrap).
     """
-    table = torch.stack([model, spliced, ablated]).double()
-    samples = torch.randint(table.shape[1], (n_bootstrap, table.shape[1]), generator=torch.Generator().manual_seed(seed))
-    share = lambda means: (means[2] - means[1]) / (means[2] - means[0])  # noqa: E731
-    low, high = share(table[:, samples].mean(-1)).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    return Interval(share(table.mean(-1)).item(), low, high)
+    return ratio_interval(ablated - spliced, ablated - model, seed=seed)

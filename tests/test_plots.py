@@ -5,6 +5,7 @@ import torch
 
 from course_utils import plots, widgets
 from course_utils.evaluate import Faithfulness, Frontier, Interval, Point
+from course_utils.explain import Context
 from course_utils.labs import hook_point
 from course_utils.masks import SAEMasks
 
@@ -77,6 +78,46 @@ def test_a_coloured_prompt_in_a_built_notebook_carries_no_bundle(monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", "1")
     plots.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2])
     assert "athletes" in shown[0].data and len(shown[0].data) < 2000
+
+
+def test_the_directions_figure_joins_the_features_that_are_stored_and_rings_what_was_found():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.01, 0.0]])
+    dense, sparse = plots.directions_figure({"dense": rows[:2], "sparse": rows}, "t", found={"sparse": rows[:1]}).axes
+    assert [axes.get_title() for axes in (dense, sparse)] == ["dense", "sparse"]
+    corners = {tuple(corner) for corner in sparse.patches[0].get_xy().tolist()}
+    assert corners == {(1, 0), (0, 1), (-1, 0)}
+    assert sparse.collections[0].get_offsets().tolist() == [[1, 0]] and not dense.collections
+    assert len(sparse.texts) == 4
+
+
+def test_the_curves_figure_has_a_panel_a_quantity_and_a_line_a_run():
+    figure = plots.curves_figure({"loss": {"L1": [3.0, 2.0], "TopK": [2.0, 1.0]}, "L0": {"L1": [9, 8], "TopK": [4, 4]}}, "step", "t", log=["loss"])
+    loss, l0 = figure.axes
+    assert (loss.get_yscale(), l0.get_yscale(), l0.get_ylabel()) == ("log", "linear", "L0")
+    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 3], [2, 2]], [[1, 2], [2, 1]]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["L1", "TopK"]
+
+
+def test_the_bars_figure_shows_values_and_intervals():
+    axes = plots.bars_figure({"a": 0.5, "b": Interval(0.8, 0.7, 0.95)}, "share", "t", reference=1.0).axes[0]
+    assert [patch.get_height() for patch in axes.patches] == [0.5, 0.8]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "0.8"] and axes.lines[-1].get_ydata()[0] == 1.0
+    ends = [segment[:, 1].tolist() for c in axes.collections for segment in c.get_segments()]
+    assert ends == [pytest.approx([0.7, 0.95])]
+
+
+def test_the_histograms_share_a_scale_and_count_everything():
+    left, right = plots.histograms_figure({"a": torch.arange(10.0), "b": torch.full((4,), 3.0)}, "x", "n", "t", bins=10).axes
+    assert (sum(p.get_height() for p in left.patches), sum(p.get_height() for p in right.patches)) == (10, 4)
+    assert left.get_xlim() == right.get_xlim() and left.lines[0].get_xdata()[0] == 4.5
+
+
+def test_coloured_contexts_in_a_built_notebook_carry_no_bundle(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    plots.coloured_contexts([Context(["The", " athletes"], [0.0, 2.0], 1), Context([" are"], [1.0], 0)])
+    assert len(shown) == 2 and "athletes" in shown[0].data and len(shown[0].data) < 2000
 
 
 def test_the_effects_figure_has_a_point_with_its_interval_for_every_effect():

@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="smollm2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-kb", type=float, default=150, help="the size of a file, at most")
+    parser.add_argument("--max-kb", type=float, default=200, help="the size of a file, at most")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "text")
     args = parser.parse_args()
     model, tokenizer = load_model(args.lab)
