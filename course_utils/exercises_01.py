@@ -314,8 +314,7 @@ def _(attempt: Callable) -> None:
         on.sum(1).float().mean(),
         {
             "L0 counts latents; you added up their sizes (that is L1).": f.sum(1).mean(),
-            "you averaged over latents too, which gives the share of latents that are on; count them, and average over tokens.": on.float()
-            .mean(),
+            "you averaged over latents too, which gives their share; count them, and average over tokens.": on.float().mean(),
             "you averaged over latents: that is how many tokens a latent is on for.": on.sum(0).float().mean(),
             "you did not average over tokens.": on.sum(),
             "that is one number a token; average over tokens.": on.sum(1),
