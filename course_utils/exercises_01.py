@@ -81,8 +81,8 @@ def sae_forward(
 ) -> tuple[Float[Tensor, "batch d_sae"], Float[Tensor, "batch d_in"]]:
     """Encode and decode: returns the latents f and the reconstruction x̂.
 
-    b_dec is the origin: it is taken off before encoding and put back after decoding. In between, f is the ``activation`` of an affine
-    map of what is left (0 = the latent is silent), and x̂ is b_dec plus f's latents, each times its row of W_dec.
+    b_dec is the origin: it is taken off before encoding and put back after decoding. In between, f is the ``activation`` of an
+    affine map of what is left (0 = the latent is silent), and x̂ is b_dec plus f's latents, each times its row of W_dec.
     """
     f = activation((x - b_dec) @ W_enc + b_enc)
     x_hat = f @ W_dec + b_dec
@@ -187,7 +187,7 @@ def _(attempt: Callable) -> None:
 
 @book.solution
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sae"]:
-    """The TopK activation function: in each row the ``k`` largest pre-activations stay, at their own size, and all others become 0.
+    """The TopK activation function: in each row the ``k`` largest pre-activations keep their size, and all others become 0.
 
     Negative ones become 0 even among the largest, so that a row has at most ``k`` latents on. (Gao et al. 2024.)
     """
@@ -244,8 +244,8 @@ def _(attempt: Callable) -> None:
 def explained_variance(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
     """The share of the variance of x that x̂ accounts for: 1 = exact, 0 = no better than the mean, below 0 = worse than that.
 
-    1 − (squared error of x̂) / (squared distance of x from its mean over tokens, dimension by dimension), each summed over all tokens
-    and dimensions before they are divided.
+    1 − (squared error of x̂) / (squared distance of x from its mean over tokens, dimension by dimension), each summed over all
+    tokens and dimensions before they are divided.
     """
     unexplained = (x - x_hat).pow(2).sum()
     variance = (x - x.mean(dim=0)).pow(2).sum()
@@ -314,7 +314,7 @@ def _(attempt: Callable) -> None:
         on.sum(1).float().mean(),
         {
             "L0 counts latents; you added up their sizes (that is L1).": f.sum(1).mean(),
-            "you averaged over latents too, which gives the share of latents that are on; count them, and average over tokens.": on.float().mean(),
+            "you averaged over latents too, which gives their share; count them, and average over tokens.": on.float().mean(),
             "you averaged over latents: that is how many tokens a latent is on for.": on.sum(0).float().mean(),
             "you did not average over tokens.": on.sum(),
             "that is one number a token; average over tokens.": on.sum(1),

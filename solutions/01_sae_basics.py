@@ -80,7 +80,7 @@ QUICK = PROFILE == "quick"
 TOY_LR = 5e-3
 TOY_STEPS, TOY_STARTS = (600, 6) if QUICK else (1500, 8)  # training steps of the toys, and how often each is started
 N_TRAIN, N_TEST = (100, 16) if QUICK else (None, 100)  # pieces of 31 tokens to train on and to judge on; None: all there are
-D_SAE, STEPS = (256, 200) if QUICK else (1024, 500)  # latents and training steps of your own SAE
+D_SAE, STEPS = (256, 150) if QUICK else (1024, 500)  # latents and training steps of your own SAE
 
 # %% [markdown]
 # ## 1. More features than dimensions
@@ -757,7 +757,8 @@ print(f"{STEPS} steps in {time.perf_counter() - training_started:.0f} seconds")
 
 # %%
 with torch.no_grad():
-    l0, dead = l0_and_dead(own["ReLU + L1"](x_train)[0])
+    f, _ = own["ReLU + L1"].forward(x_train)
+    l0, dead = l0_and_dead(f)
 K = max(1, round(l0))
 print(f"ReLU + L1 has {l0:.1f} latents on for a token, so k = {K}")
 print(f"{dead} of {D_SAE} are on for none of {len(x_train):,} training tokens")

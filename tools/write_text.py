@@ -88,7 +88,8 @@ def continued(model, tokenizer, starts: list[str], seed: str) -> list[str]:
     """What the model makes of a batch of openings."""
     torch.manual_seed(random.Random(seed).getrandbits(32))
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.bos_token
-    tokens = tokenizer([tokenizer.bos_token + start for start in starts], return_tensors="pt", padding=True, add_special_tokens=False)
+    starts = [tokenizer.bos_token + start for start in starts]
+    tokens = tokenizer(starts, return_tensors="pt", padding=True, add_special_tokens=False)
     settings = dict(do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=118, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.batch_decode(model.generate(**tokens, **settings), skip_special_tokens=True)
 
