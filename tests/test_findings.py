@@ -16,6 +16,18 @@ FINDINGS = {
         "a circuit of a few dozen nodes is far more faithful than five random ones of its size": "found.vs_spliced.low > max(chance) + 0.5",
         "with every latent at its mean the model does not know the number": "abs(reference.empty.mean()) < 0.3 * reference.spliced.mean()",
     },
+    "01": {
+        "two dimensions hold two features that are always there, and five rare ones": "stored[1.0] == 2 and stored[densities[-1]] == 5",
+        "the SAE finds the directions of the rare ones": "worst > 0.98",
+        "L1 shrinks latents by more than half of what it costs, and the others do not": (
+            "gaps['ReLU + L1'] > TOY_L1 / 2 and all(gaps[n] < 0.6 * gaps['ReLU + L1'] for n in ('TopK', 'BatchTopK', 'Gated'))"
+        ),
+        "on real activations too": "table['γ']['ReLU + L1'] < 0.9 < table['γ']['JumpReLU'] < 1.15",
+        "an SAE trained in the notebook explains the activations, and JumpReLU more than L1": (
+            "table['explained variance']['JumpReLU'] > table['explained variance']['ReLU + L1'] > 0.3"
+        ),
+        "the shipped SAE keeps most of what the model knows": "recovered['mean'].low > 0.85",
+    },
     "02": {
         "with every error kept, the spliced model is the model itself": "(kept_logits - model_logits).abs().max() < 1e-2",
         "many SAEs cost more than one": "mean_interval(added['drop', numbers[-1]] - added['drop', numbers[0]]).low > 0",
