@@ -12,8 +12,8 @@
     splice.py       the forward pass with SAEs in the residual stream
     attribution.py  a score per (position, latent)
     optimize.py     a learned mask
-    evaluate.py     how good is a circuit?
     bootstrap.py    95 % intervals over prompts
+    evaluate.py     how good is a circuit?
     compounding.py  how the error of a splice grows, against noise of the same size
     text.py         running text: tokens, activations, and what the model loses when they are replaced
     sweep.py        many circuits, on one machine or many

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from course_utils.evaluate import Frontier, Interval
+from course_utils.bootstrap import Interval
+from course_utils.evaluate import Frontier, Node
 from course_utils.explain import Context
 from course_utils.masks import SAEMasks
 from course_utils.tasks import Task
@@ -191,6 +192,96 @@ def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
     display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
 
 
+def completeness_figure(points: Float[Tensor, "n_subsets 2"], marks: Mapping[str, tuple[float, float]], title: str) -> Figure:
+    """F(C∖K) against F(M∖K), a point a subset; a complete circuit's lie on the dotted line. ``marks`` are named points."""
+    figure, axes = plt.subplots(figsize=(5.2, 4.8), layout="constrained")
+    axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
+    axes.scatter(points[:, 0], points[:, 1], s=18, color=COLOURS[1], alpha=0.7, label="random subsets K")
+    for (name, (x, y)), colour, marker in zip(marks.items(), (COLOURS[0], COLOURS[3], COLOURS[4], COLOURS[5]), MARKERS[1:]):
+        axes.scatter([x], [y], s=60, color=colour, marker=marker, label=name, zorder=3)
+    low, high = min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    axes.set_xlabel("the circuit without K:  F(C∖K)")
+    axes.set_ylabel("the whole without K:  F(S∖K)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def intervals_figure(groups: Mapping[str, Sequence[Interval]], x_label: str, y_label: str, title: str, level: float | None = None) -> Figure:
+    """Estimates with their intervals, a colour a group, each group from large to small; a dotted line at ``level``."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    place = 0
+    for (name, intervals), colour, marker in zip(groups.items(), COLOURS, MARKERS):
+        ordered = sorted(intervals, key=lambda interval: -interval.value)
+        bars = [[i.value - i.low for i in ordered], [i.high - i.value for i in ordered]]
+        places = range(place, place + len(ordered))
+        axes.errorbar(places, [i.value for i in ordered], yerr=bars, fmt=marker, color=colour, markersize=5, capsize=2, label=name)
+        place += len(ordered) + 2
+    axes.axhline(0, color="grey", linewidth=0.8)
+    if level is not None:
+        axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xticks([])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def flips_figure(shares: Mapping[str, Interval], x_label: str, title: str, highlight: Sequence[str] = ()) -> Figure:
+    """Shares in 0…1 as horizontal bars with their intervals; the ones in ``highlight`` in orange, the others in blue."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(shares)), layout="constrained")
+    for row, (name, interval) in enumerate(shares.items()):
+        axes.barh(row, interval.value, color=COLOURS[0] if name in highlight else COLOURS[2], height=0.65)
+        axes.plot([interval.low, interval.high], [row, row], color=COLOURS[6], linewidth=1.5)
+        axes.text(min(interval.high, 1) + 0.015, row, f"{interval.value:.0%}", va="center")
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}" if x <= 1 else "")
+    axes.set_xlabel(x_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def matrix_figure(matrix: Float[Tensor, "m m"], labels: Sequence[str], title: str, colour_label: str) -> Figure:
+    """A table of numbers in 0…1 as colours, with the numbers in it."""
+    figure, axes = plt.subplots(figsize=(1.8 + 0.62 * len(labels), 1.3 + 0.5 * len(labels)), layout="constrained")
+    image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+    for row in range(len(labels)):
+        for column in range(len(labels)):
+            value = float(matrix[row, column])
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black")
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    figure.colorbar(image, ax=axes, label=colour_label, shrink=0.8)
+    axes.set_title(title, wrap=True)
+    return figure
+
+
+def areas_figure(fractions: Sequence[float], curves: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Faithfulness against circuit size as a share of all nodes, a line a method: as the areas see it, and on a log scale."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained", sharey=True)
+    for axes, scale in zip(panels, ("linear", "log")):
+        for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS):
+            axes.plot(fractions, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=name)
+        axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xscale(scale)
+        axes.set_xlabel("share of nodes kept" + (" (log scale)" if scale == "log" else ""))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("faithfulness f")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
 def directions_figure(
     features: Mapping[str, Float[Tensor, "n 2"]], title: str, *, found: Mapping[str, Float[Tensor, "m 2"]] | None = None
 ) -> Figure:
@@ -297,6 +388,62 @@ def effects_figure(effects: Mapping[str, Mapping[str, Interval]], y_label: str, 
     if len(effects) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
+    return figure
+
+
+def circuit_graph_figure(
+    nodes: Sequence[Node],
+    kinds: Sequence[str],
+    labels: Sequence[str],
+    position_labels: Sequence[str],
+    title: str,
+    *,
+    edges: Float[Tensor, "nodes nodes"] | None = None,
+    least: float = 0.1,
+) -> Figure:
+    """The circuit as a picture: latents as dots by position (column) and layer (row), coloured by kind, with a word on each.
+
+    Args:
+        kinds: what each node responds to; a colour and a marker for each kind.
+        labels: a few words on each node.
+        edges: an arrow from v to w where ``edges[v, w]`` is at least ``least`` in size, the thicker the larger.
+    """
+    layers = sorted({int(name.split(".")[1]) for name, *_ in nodes})
+    positions = sorted({position for _, position, _ in nodes})
+    cells: dict[tuple[int, int], list[int]] = {}
+    for i, (name, position, _) in enumerate(nodes):
+        cells.setdefault((layers.index(int(name.split(".")[1])), positions.index(position)), []).append(i)
+    heights = [max(len(cells.get((row, column), [])) for column in range(len(positions))) for row in range(len(layers))]
+    bottoms = [sum(heights[:row]) + 0.8 * row for row in range(len(layers))]
+    where = {}
+    for (row, column), inside in cells.items():
+        for k, i in enumerate(inside):
+            where[i] = (column, bottoms[row] + (heights[row] - len(inside)) / 2 + k)
+    total = bottoms[-1] + heights[-1]
+    figure, axes = plt.subplots(figsize=(12.7, 1.6 + 0.36 * total), layout="constrained")
+    for row in range(len(layers)):
+        axes.axhspan(bottoms[row] - 0.7, bottoms[row] + heights[row] - 0.3, color="black", alpha=0.045, linewidth=0)
+    if edges is not None:
+        for v, w in (edges.abs() >= least).nonzero().tolist():
+            strength = min(1.0, abs(float(edges[v, w])))
+            style = dict(arrowstyle="-|>,head_width=0.25,head_length=0.5", color=plt.cm.Greys(0.35 + 0.5 * strength), linewidth=0.6 + 3 * strength)
+            bend = f"arc3,rad={-0.3 if where[v][0] == where[w][0] else 0}"
+            arrow = dict(**style, shrinkA=5, shrinkB=6, connectionstyle=bend)
+            axes.annotate("", xy=where[w], xytext=where[v], zorder=1, arrowprops=arrow)
+    for kind, colour, marker in zip(sorted(set(kinds), reverse=True), (*COLOURS[:2], *COLOURS[3:6], COLOURS[2], COLOURS[6]), MARKERS):
+        inside = [i for i in range(len(nodes)) if kinds[i] == kind]
+        axes.scatter([where[i][0] for i in inside], [where[i][1] for i in inside], s=85, color=colour, marker=marker, label=kind, zorder=3)
+    for i, label in enumerate(labels):
+        box = dict(facecolor="white", edgecolor="none", alpha=0.8, boxstyle="round,pad=0.15")
+        axes.text(where[i][0] + 0.035, where[i][1], label, va="center", fontsize=10.5, zorder=4, bbox=box)
+    axes.set_xticks(range(len(positions)), [position_labels[position] for position in positions], fontsize=12)
+    axes.set_yticks([bottoms[row] + (heights[row] - 1) / 2 for row in range(len(layers))], [f"after layer {layer}" for layer in layers], fontsize=11)
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.3, len(positions) - 0.35)
+    axes.set_ylim(-0.9, total - 0.1)
+    axes.spines[:].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(set(kinds))), frameon=False, fontsize=11)
+    figure.suptitle(title, fontsize=14)
     return figure
 
 

@@ -20,7 +20,7 @@ with less: what comes before the first SAE is run once per prompt (`SplicedModel
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -204,7 +204,7 @@ class SplicedModel:
         *,
         masks: SAEMasks | None = None,
         means: PatchMeans | None = None,
-        latents: Mapping[str, Float[Tensor, "batch seq d_sae"]] | None = None,
+        latents: Mapping[str, Float[Tensor, "batch seq d_sae"] | Callable[[Tensor], Tensor]] | None = None,
         outputs: Mapping[str, Float[Tensor, "batch seq_without_bos d_model"]] | None = None,
         clean_tokens: Int[Tensor, "batch seq"] | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
@@ -218,7 +218,8 @@ class SplicedModel:
             masks: what to keep; everything by default.
             means: what takes the place of what is not kept (zero by default). The error policy
                 ``"mean"`` needs it.
-            latents: put these in place of what the SAE finds at a hook point, before masking.
+            latents: put these in place of what the SAE finds at a hook point, before masking; or a function that makes them
+                from what it finds there, ``[batch, seq without BOS, d_sae]`` both.
             outputs: put these in place of what the SAE decodes at a hook point; no mask acts there.
             clean_tokens, lengths: as for `start`; a `Start` has them already.
             track_latents: build the graph from every SAE's latents on, so that they have gradients.
@@ -247,8 +248,11 @@ class SplicedModel:
                 x_hat = outputs[name][:, rows]
             else:
                 sae, f, keep = self.saes[name], None, None
-                if latents is not None and name in latents:
-                    f = latents[name][:, self.first :][:, rows]
+                given = None if latents is None else latents.get(name)
+                if callable(given):
+                    f = given(encode(sae, x))[:, rows]
+                elif given is not None:
+                    f = given[:, self.first :][:, rows]
                 elif whole:
                     f = encode(sae, x)
                 else:

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.bootstrap import ratio_interval
-from course_utils.evaluate import Interval
+from course_utils.bootstrap import Interval, ratio_interval
 from course_utils.labs import Lab
 from course_utils.layers import LayerStack
 

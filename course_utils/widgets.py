@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import ipywidgets
-from IPython.display import Image, display
+from IPython.display import HTML, Image, display
 
 from course_utils.evaluate import Frontier
+from course_utils.explain import Context, LatentCard
 from course_utils.masks import SAEMasks
 from course_utils.plots import frontier_at_size_figure, picture
 from course_utils.tasks import Task
@@ -55,6 +58,64 @@ def explore_frontier(frontier: Frontier, circuits: Sequence[SAEMasks], task: Tas
         return picture(frontier_at_size_figure(frontier, masks, task), alt=f"{n} nodes. Faithfulness: {says}. The latents, by layer and position.")
 
     browse_pictures(choices, draw, "size of the circuit")
+
+
+def browse_latents(cards: Sequence[LatentCard], *, n_static: int = 3) -> None:
+    """A menu of latents; the chosen one's card (`card_html`) below it.
+
+    The card is an output of its own, which the menu replaces: where widgets do not run, the first one stays.
+
+    Args:
+        cards: what to choose from.
+        n_static: in a notebook built for the web (with ``COURSE_BUILD`` set), which no kernel will answer, this many cards are
+            put one below the other, and no menu.
+    """
+    if not cards:
+        raise ValueError("cards: nothing to choose from.")
+    if os.environ.get("COURSE_BUILD"):
+        display(HTML("".join(card_html(card) for card in cards[:n_static])))
+        return
+    menu = ipywidgets.Dropdown(options=[(card.name, i) for i, card in enumerate(cards)], value=0, description="latent", layout={"width": "36em"})
+    display(menu)
+    shown = display(HTML(card_html(cards[0])), display_id=True)
+    menu.observe(lambda change: shown.update(HTML(card_html(cards[change["new"]]))), names="value")
+
+
+def card_html(card: LatentCard) -> str:
+    """A latent's card: one line on it, what it promotes and suppresses, where it fires, its strongest contexts.
+
+    Orange marks how strongly it fires; the peak is bold too, for pages that drop colours. Readable on light and dark pages.
+    """
+    quoted = {key: ", ".join(html.escape(repr(token)) for token in tokens) for key, tokens in vars(card).items() if key in ("promotes", "suppresses")}
+    contexts = "".join(f"<li>{_context_html(context)}</li>" for context in card.contexts) or "<li><i>it fires in none of the texts</i></li>"
+    return (
+        f"<h4>{html.escape(card.name)}</h4><p>{html.escape(card.says)}</p>"
+        f"<p><b>promotes</b> {quoted['promotes']}<br><b>suppresses</b> {quoted['suppresses']}</p>"
+        f"{_fires_html(card.fires)}<ol>{contexts}</ol>"
+    )
+
+
+def _context_html(context: Context) -> str:
+    strongest = max(context.values, default=0) or 1
+    pieces = []
+    for i, (token, value) in enumerate(zip(context.tokens, context.values)):
+        text = html.escape(token).replace("\n", "⏎")
+        text = f"<b>{text}</b>" if i == context.peak else text
+        pieces.append(f'<span style="background: rgba(213, 94, 0, {0.55 * max(value, 0) / strongest:.2f})">{text}</span>' if value > 0 else text)
+    return f"…{''.join(pieces)}… <small>({context.values[context.peak]:.1f})</small>"
+
+
+def _fires_html(fires: Mapping[str, Mapping[str, float]]) -> str:
+    if not fires:
+        return ""
+    positions = list(next(iter(fires.values())))
+    strongest = max((value for row in fires.values() for value in row.values()), default=0) or 1
+    head = "".join(f"<th>{html.escape(position)}</th>" for position in positions)
+    rows = ""
+    for group, row in fires.items():
+        cells = "".join(f'<td style="background: rgba(213, 94, 0, {0.55 * max(row[p], 0) / strongest:.2f})">{row[p]:.2f}</td>' for p in positions)
+        rows += f"<tr><th>{html.escape(group)}</th>{cells}</tr>"
+    return f"<table><tr><th>mean where</th>{head}</tr>{rows}</table>"
 
 
 def explore_splices(

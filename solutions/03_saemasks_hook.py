@@ -50,8 +50,9 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from course_utils.attribution import largest_change, random_scores
+from course_utils.bootstrap import mean_interval
 from course_utils.catalog import spec_of
-from course_utils.evaluate import faithfulness, mean_interval, references
+from course_utils.evaluate import faithfulness, references
 from course_utils.exercises_03 import check, exercise
 from course_utils.labs import hook_point, load_lab
 from course_utils.masks import MaskError, SAEMasks

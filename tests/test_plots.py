@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from course_utils import plots, widgets
-from course_utils.evaluate import Faithfulness, Frontier, Interval, Point
-from course_utils.explain import Context
+from course_utils.bootstrap import Interval
+from course_utils.evaluate import Faithfulness, Frontier, Point
+from course_utils.explain import Context, LatentCard
 from course_utils.labs import hook_point
 from course_utils.masks import SAEMasks
 
@@ -78,6 +79,76 @@ def test_a_coloured_prompt_in_a_built_notebook_carries_no_bundle(monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", "1")
     plots.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2])
     assert "athletes" in shown[0].data and len(shown[0].data) < 2000
+
+
+def test_the_completeness_figure_shows_every_subset_and_the_line_of_equality():
+    points = torch.tensor([[1.0, 2.0], [0.5, 0.4]])
+    axes = plots.completeness_figure(points, {"K = ∅": (2.0, 2.1)}, "finding").axes[0]
+    assert axes.collections[0].get_offsets().flatten().tolist() == pytest.approx([1.0, 2.0, 0.5, 0.4])
+    assert axes.collections[1].get_offsets().tolist() == [[2.0, 2.1]]
+    assert axes.get_xlim() == axes.get_ylim() and axes.get_title() == "finding"
+
+
+def test_the_intervals_figure_sorts_each_group():
+    groups = {"circuit": [Interval(1, 0, 2), Interval(3, 2, 4)], "padding": [Interval(0, -1, 1)]}
+    axes = plots.intervals_figure(groups, "node", "drop", "finding").axes[0]
+    assert [container[0].get_ydata().tolist() for container in axes.containers] == [[3, 1], [0]]
+
+
+def test_the_flips_figure_has_a_bar_a_share():
+    axes = plots.flips_figure({"circuit": Interval(0.9, 0.8, 0.95), "random": Interval(0.1, 0, 0.2)}, "flipped", "finding").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.9, 0.1]
+    assert [text.get_text() for text in axes.texts] == ["90%", "10%"]
+
+
+def test_the_matrix_figure_writes_its_numbers():
+    axes = plots.matrix_figure(torch.tensor([[1.0, 0.25], [0.25, 1.0]]), ["a", "b"], "finding", "Jaccard").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1.00", "0.25", "0.25", "1.00"]
+
+
+def test_the_areas_figure_draws_each_method_on_both_scales():
+    figure = plots.areas_figure([0.01, 0.1, 1], {"mask": [0.5, 0.9, 1.0], "random": [0.0, 0.0, 1.0]}, "finding")
+    linear, log = figure.axes
+    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
+    assert all(axes.lines[0].get_ydata().tolist() == [0.5, 0.9, 1.0] for axes in (linear, log))
+
+
+def test_the_circuit_graph_has_a_dot_a_node_and_an_arrow_a_strong_edge():
+    nodes = [(A, 1, 3), (A, 1, 4), (B, 2, 0)]
+    edges = torch.zeros(3, 3)
+    edges[0, 2], edges[1, 2] = 0.6, 0.01
+    figure = plots.circuit_graph_figure(nodes, ["plural", "singular", "plural"], ["x", "y", "z"], ["<bos>", "noun", "the"], "finding", edges=edges)
+    axes = figure.axes[0]
+    assert sorted(len(dots.get_offsets()) for dots in axes.collections) == [1, 2]
+    assert [t.get_text() for t in axes.texts if t.get_text()] == ["x", "y", "z"] and sum(t.get_text() == "" for t in axes.texts) == 1
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["noun", "the"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["after layer 1", "after layer 3"]
+
+
+CARD = LatentCard("layer 5 · latent 7", "plural <nouns>", [Context(["The", " <b>", " are"], [0.0, 1.0, 2.0], 2)], [" are"], [" is"], {"plural": {"noun": 2.0}})
+
+
+def test_a_latents_card_shows_what_is_known_and_escapes_it():
+    page = widgets.card_html(CARD)
+    assert "plural &lt;nouns&gt;" in page and "&lt;b&gt;" in page and "<b> are</b>" in page and "2.00" in page
+    assert "0.55" in page and "fires in none of the texts" in widgets.card_html(LatentCard("x", "", [], [], []))
+
+
+def test_the_latent_browser_leaves_a_card_replaces_it_and_puts_several_into_a_built_page(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(widgets, "display", shown)
+    monkeypatch.delenv("COURSE_BUILD", raising=False)
+    other = LatentCard("layer 9 · latent 1", "verbs", [], [" was"], [" were"])
+    widgets.browse_latents([CARD, other])
+    [menu] = shown.displayed
+    assert [page.data for page in shown.pictures] == [widgets.card_html(CARD)]
+    menu.value = 1
+    assert shown.pictures[-1].data == widgets.card_html(other)
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    widgets.browse_latents([CARD, other], n_static=2)
+    assert shown.displayed[-1].data == widgets.card_html(CARD) + widgets.card_html(other)
+    with pytest.raises(ValueError, match="nothing to choose"):
+        widgets.browse_latents([])
 
 
 def test_the_directions_figure_joins_the_features_that_are_stored_and_rings_what_was_found():

@@ -221,3 +221,15 @@ def test_leaving_out_latents_that_do_not_fire_changes_no_number_and_no_gradient(
     for gradient, wanted in zip(found, expected):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
     assert expected[1][-1, :8].abs().sum() > 0 and (error == "keep" or expected[0][2].abs().sum() > 0)
+
+
+def test_latents_can_be_given_as_a_function_of_what_is_found(lab, task):
+    spliced = SplicedModel(lab)
+    name = spliced.hook_points[0]
+    doubled = spliced.run(task.clean, latents={name: lambda f: 2 * f})
+    by_hand = spliced.run(task.clean, latents={name: 2 * spliced.run(task.clean).latents[name]})
+    torch.testing.assert_close(doubled.normed, by_hand.normed)
+    torch.testing.assert_close(doubled.latents[name], by_hand.latents[name])
+    last = spliced.hook_points[-1]  # only the last position is computed there
+    torch.testing.assert_close(spliced.run(task.clean, latents={last: lambda f: 2 * f}, keep_latents=False).normed,
+                               spliced.run(task.clean, latents={last: lambda f: 2 * f}).normed)  # fmt: skip

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train_saes import Sequences, read_paragraphs, residuals  # noqa: E402
 
+from course_utils.bootstrap import Interval  # noqa: E402
 from course_utils.catalog import SAES_DIR  # noqa: E402
-from course_utils.evaluate import Interval  # noqa: E402
 from course_utils.labs import Lab, hook_point, load_lab  # noqa: E402
 from course_utils.loaders import load_model  # noqa: E402
 from course_utils.splice import SplicedModel  # noqa: E402
