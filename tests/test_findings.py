@@ -52,6 +52,18 @@ FINDINGS = {
         ),
         "attribution patching ranks single nodes as patching does, roughly": "spearman['AtP'] > 0.5",
     },
+    "05": {
+        "the circuit flips the verb, and strangers in the same places do not": (
+            "flip_shares['circuit latents'].low > flip_shares['strangers, same places'].high + 0.5"
+        ),
+        "without the circuit little is left, and without as many strangers nearly all": (
+            "lefts['the circuit'].high < 0.3 and lefts[f'{len(nodes)} strangers'].low > 0.9"
+        ),
+        "no random circuit comes near": "found.vs_spliced.low > random_share.max() + 0.5",
+        "the test of minimality finds needed nodes, and calls no padding needed": "kept.value > 0.15 and passengers.value == 0",
+        "two seeds share far more nodes than chance": "of_seeds > 0.3 and of_seeds > 50 * by_chance",
+        "over all sizes, learned masks are closer to the model than random nodes": "cmd_of['learned masks'] < cmd_of['random'] - 0.3",
+    },
 }
 REPORT = """\
 import json as _json
