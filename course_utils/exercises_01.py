@@ -257,8 +257,11 @@ def _(attempt: Callable) -> None:
     x = _random(20, 4, seed=0) * torch.tensor([1.0, 3.0, 0.5, 2.0]) + torch.tensor([4.0, -1.0, 0.0, 2.0])
     x_hat = x + 0.4 * _random(20, 4, seed=1)
     error, centred = (x - x_hat).pow(2), (x - x.mean(0)).pow(2)
+    found = attempt(x, x_hat)
+    if isinstance(found, float):
+        raise Wrong("return a tensor of one number, and leave `.item()` to whoever calls it.")
     compare(
-        attempt(x, x_hat),
+        found,
         1 - error.sum() / centred.sum(),
         {
             "your baseline is zero, so that merely knowing the mean counts as explained; take the mean over tokens off first.": 1
@@ -333,3 +336,5 @@ def _(attempt: Callable) -> None:
         },
         what="the number of dead latents",
     )
+    if any(isinstance(number, Tensor) for number in found):
+        raise Wrong("the values are right, but both are to be plain numbers: `.item()` makes one out of a tensor.")

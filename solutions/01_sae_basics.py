@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 01 · SAE basics
 #
-# A neuron of a language model answers to many unrelated things. One explanation is **superposition**: the model has more
+# Many neurons of a language model answer to several unrelated things. One explanation is **superposition**: the model has more
 # features to keep track of than it has dimensions, so it stores them as directions that overlap. Then no axis means anything by
 # itself, and to read the model we need to find the directions. A **sparse autoencoder** (SAE) is a way to look for them.
 #
@@ -65,7 +65,8 @@ from course_utils.text import load_text, loss_recovered, residual_stream, text_l
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with less text and shorter training (CI does that).
+# The settings of this notebook. A *lab* is a model with its SAEs; `smollm2` is SmolLM2-135M-Instruct. `PROFILE="quick"` runs
+# the same steps with less text and shorter training (CI does that).
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -132,8 +133,8 @@ sparse_batch(4, N_FEATURES, p=0.3)
 check(toy_loss)
 
 # %% [markdown]
-# **What you should see**: ✅. With W = 0 and b = 0 the model returns nothing, and the loss is the mean of the importance-weighted
-# squares of x.
+# **What you should see**: ✅. With W = 0 and b = 0 the model returns nothing, and the loss is the importance-weighted squares of
+# x, summed over features and averaged over the batch.
 #
 # <details><summary>My values look wrong</summary>
 #
@@ -182,17 +183,22 @@ show(
 )
 
 # %% [markdown]
-# Where features are always there, two dimensions hold two of them, at right angles, and the others are given up. Where they are
+# Orange-red, dark blue, light blue, green and yellow are the features from the most to the least important. A feature counts as
+# stored if its arrow is longer than 0.5; dotted lines join the tips of those. Where features are always there, two dimensions
+# hold the two most important, at right angles, and the others are given up. Where they are
 # rarer, the model stores more features than it has dimensions, first in pairs back to back and then as a pentagon: they get in
 # each other's way, but seldom at the same moment, and the ReLU with its bias removes small interference. That is
-# **superposition**. Not every start gets there, which is why there were several:
+# **superposition**. Not in every world do all starts end alike; a start may store too few features or too many, and the one
+# with the lowest loss is shown above:
 
 # %%
 for p, n in n_stored.items():
     print(f"p = {p:g}: features stored by each of {TOY_STARTS} starts: {sorted(n.tolist(), reverse=True)}")
 
 # %% [markdown]
-# How much do the directions overlap? Their cosines in the world with the rarest features, and the biases:
+# How much do the directions overlap? Their cosines in the world with the rarest features, and the biases. In a regular pentagon
+# neighbours have a cosine of cos 72° = 0.31, the others one of cos 144° = −0.81. The negative ones cost nothing, as the ReLU
+# cuts them off; the small positive ones are what the negative bias is for.
 
 # %%
 W, b = toys[densities[-1]]
@@ -211,7 +217,7 @@ pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
 # most are to be 0. (From here on x is what an SAE reads: first the h of the toy, later the residual stream.)
 #
 # ### Exercise 1.2 · Encode and decode
-# ⏱ 10 min · difficulty ●○○ · the two lines that are a sparse autoencoder; every SAE of this notebook runs through them
+# ⏱ 10 min · difficulty ●○○ · the two lines that are a sparse autoencoder; every SAE that you train here runs through them
 #
 # Write `sae_forward`. It takes the activation function as an argument, since we are going to change it.
 #
@@ -247,7 +253,7 @@ check(sae_forward)
 # decoder row (the loss below), or keep the rows at length 1 (the training below does that too; then both say the same).
 #
 # ### Exercise 1.3 · The loss with an L1 penalty
-# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse, and three conventions that papers differ in
+# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse; sum or mean, decoder length or none: papers differ
 #
 # Write `l1_loss`. Watch over what you sum and over what you average: that is where published values of λ (here `l1`) differ by a
 # factor of `d_in`.
@@ -304,7 +310,8 @@ class SAE(nn.Module):
 
 
 # %% [markdown]
-# And its training: Adam, with the rate falling to zero over the last fifth, and the decoder rows put back to length 1 after
+# And its training: Adam, with the rate rising over the first 50 steps and falling to zero over the last fifth, and the decoder
+# rows put back to length 1 after
 # each step.
 
 
@@ -368,7 +375,8 @@ for loss, sae in toy_runs:
     print(f"loss {loss:.4f}: {n_found} of 5 directions found, the worst cosine is {cosines_of_start.min():.2f}")
 
 # %% [markdown]
-# A start that got stuck has a latent between two features and writes either as a sum.
+# A latent halfway between two neighbours of the pentagon has a cosine of cos 36° = 0.81 with either. A start with a cosine near
+# that is stuck: features share a latent. One just below 0.98 has merely not quite arrived.
 #
 # ## 3. Shrinkage, and how to avoid it
 #
@@ -472,7 +480,7 @@ check(topk)
 #
 # - *Negative latents*: no ReLU on the kept values.
 # - *Shape `[batch, k]`*: you returned the values without their places.
-# - *Rows with more or fewer than k*: you ranked over the whole batch. That is a method of its own, and comes next.
+# - *Rows with more than k*: you ranked over the whole batch. That is a method of its own, and comes next.
 # </details>
 #
 # **BatchTopK** keeps the k · batch largest of the whole batch: k on average, more where an input needs more. To use it on
@@ -539,8 +547,9 @@ show(
 print("there while their latent was silent: " + ", ".join(f"{name} {share:.0%}" for name, share in missed.items()))
 
 # %% [markdown]
-# Points on the floor are features that were there while their latent was silent. TopK has two latents for every example,
-# whether it has five features or none; BatchTopK gives each example what it needs, out of a common budget.
+# Points on the floor are features that were there while their latent was silent. TopK has at most two latents for an example,
+# even where it has five features: that is why it misses so many. BatchTopK gives each example what it needs, out of a common
+# budget.
 #
 # To compare SAEs we need numbers. Two of them are always reported together, since each alone is easy: how much is rebuilt, and
 # with how many latents.
@@ -573,7 +582,8 @@ check(explained_variance)
 # <details><summary>My values look wrong</summary>
 #
 # - *Close to 1 for everything*: your baseline is zero, and most of an activation is its mean.
-# - *0.9 where the check wants 0.8*: you averaged ratios; a long token or a large dimension is then worth no more than a small
+# - *The check says that you averaged*: you took a ratio for each dimension or each token; a long token or a large dimension is
+#   then worth no more than a small
 #   one.
 # </details>
 #
@@ -629,7 +639,11 @@ toy_table = pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()])
 toy_table.round(3)
 
 # %% [markdown]
-# ("Found": a decoder row within a cosine of 0.9 of the feature, of which there are 80.) 96 latents for 80 features leave some
+# ("Found": a decoder row within a cosine of 0.9 of the feature, of which there are 80.) Read each row together with its L0,
+# which is not the same for all. The SAEs without a penalty on size lose far less of it, but that does not make them better in
+# everything: see who finds more features, and who rebuilds more. What size they still lose cannot come from a penalty, for TopK
+# and BatchTopK have none; a feature whose latent was never found, or is shared with another, also counts here. 96 latents for
+# 80 features leave some
 # without work. But where features were not found while latents are dead, the two belong together: a latent that lost the race
 # early gets no gradient, and cannot take up the feature that nobody has. Large SAEs are trained with a remedy, such as an
 # auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al. 2024); the SAEs of this course were.
@@ -639,7 +653,8 @@ toy_table.round(3)
 # Nobody knows the features of a language model. We take one apart with an SAE that is in this repository: JumpReLU, on the
 # residual stream in the middle of the model. The text is passages that the model wrote itself (invented, every word of it), in
 # pieces of 31 tokens behind BOS, the token that starts every text. **From here on, SAEs are judged on held-out passages**,
-# about subjects that no training passage has. (Only dead latents are counted on the training text, where there is more of it.)
+# about subjects that no training passage has. (Dead latents of your own SAEs are counted on the training text, where there is
+# more of it. The shipped SAE's silent latents below are counted on a few thousand tokens: on more text many of them fire.)
 
 # %%
 lab = load_lab(LAB, layers=[LAYER])
@@ -671,7 +686,8 @@ print(f"the variance without them is {variance_left:.1%} of the variance with th
 # about the text (Sun et al. 2024). Left in, they would decide what counts as variance. In this notebook they are left as they
 # are, like BOS: in training, in measuring, and where the residual stream is replaced.
 #
-# The library's SAE and your `sae_forward` are the same function, given the right activation:
+# The shipped SAE is an object of the library SAELens. It and your `sae_forward` are the same function, given the right
+# activation:
 
 # %%
 shipped = lab.saes[LAYER]
@@ -830,9 +846,11 @@ table = pd.DataFrame([measured(name, sae) for name, sae in own.items()]).set_ind
 table.round(2)
 
 # %% [markdown]
-# TopK and JumpReLU were given the L0 that L1 came to on training text, so that what differs between the rows is what sparsity
-# costs: in explained variance, in the model's loss, and in size. (L0 shifts a little from training text to held-out text.) The
-# shipped SAE of section 4 has more latents, more of them on, and saw over a hundred times as many tokens.
+# TopK and JumpReLU were given the L0 that L1 came to on training text, so that the rows differ in *how* sparsity is reached,
+# and in what that costs after so short a training: in explained variance, in the model's loss, and in size. (L0 shifts a little
+# from training text to held-out text.) The shipped SAE of section 4 is no fair rival: it has more latents, more of them on, saw
+# over a hundred times as many different tokens (of other text), and was finetuned at the end so that the model with SAEs in it
+# predicts what the model predicts.
 
 # %%
 title = "Size of reconstructions, against the size that would fit best: "
@@ -841,7 +859,7 @@ show(bars_figure(table["γ"].to_dict(), "γ (1 = right size)", title, reference=
 
 # %% [markdown]
 # TopK gives every token the same number of latents. Do tokens need the same number? JumpReLU lets them differ (and so does
-# ReLU; TopK's histogram would be a single bar):
+# ReLU; TopK's histogram would be a single bar). The dotted line is the mean:
 
 # %%
 with torch.no_grad():
@@ -855,9 +873,10 @@ show(
 )
 
 # %% [markdown]
-# How often is each latent on? On the left of these pictures are latents that are dead or nearly so; on the right, **dense**
-# ones, which are on so often that they hardly stand for one thing. (An encoder that starts as the transpose of the decoder
-# keeps latents alive; wide SAEs can lose most of theirs without a remedy: Gao et al. 2024.)
+# How often is each latent on? A dead latent would stand at −5, far to the left; on the right are **dense** ones, which are on
+# so often that they hardly stand for one thing. The dotted line is the mean. (An encoder that starts as the transpose of the
+# decoder helps to keep latents alive, but is no guarantee, as the larger toy showed; wide SAEs can lose most of theirs without
+# a remedy: Gao et al. 2024.)
 
 # %%
 title = "Never on, or for more than a tenth of the training tokens: " + ", ".join(
@@ -929,7 +948,8 @@ shipped_contexts = top_contexts(lab, LAYER, some_latents(lab), plain_tokens, bef
 context_table(lab, shipped_contexts)
 
 # %% [markdown]
-# The first of each table in colour, from its strongest text down (point at a token to see the latent's value):
+# The first of each table in colour, from its strongest text down. Each text has its own scale of colour, so point at the tokens
+# to see the latent's value: the last text's may be far weaker than the first's.
 
 # %%
 coloured_contexts(next(iter(own_contexts.values())))
@@ -965,7 +985,8 @@ print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval ove
 
 # %% [markdown]
 # Above 1, the error lies in directions that the model uses more than it uses random ones. (Gurnee 2024 found this in GPT-2;
-# notebook 02 follows the errors of this course's SAEs through the layers.)
+# notebook 02 follows the errors of this course's SAEs through the layers. The SAE measured here was also finetuned on the
+# model's predictions, which Gurnee's were not; the two sizes cannot be compared.)
 #
 # **The dictionary is not the only one.** Train the same SAE from another start. If latents were the model's own features, both
 # would find the same. How many decoder rows have a twin in the other SAE? As a control, rows against the same rows with their

@@ -498,7 +498,8 @@ print(f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbe
 # gift. On text there is little to gain: errors of different texts have little in common (section 2; on task prompts we did not measure
 # it). Where it hurts, there are two suspects. It is the average of the *unspliced* model's errors, and from the second SAE on the stream
 # is another one; and our SAEs were finetuned with their errors dropped, so they may make up in the reconstruction for what would be
-# lost. With one SAE only the second can be at work: look at the row of 1. With SAEs of your own, measure it.
+# lost. With one SAE only the second can be at work: where the row of 1 shows no harm and later rows do, suspect the first. With SAEs of
+# your own, measure it.
 #
 # ## 5. Where?
 #

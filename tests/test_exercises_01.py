@@ -49,6 +49,7 @@ WRONG = {
         "return (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()": "the share that is not explained",
         "return (1 - (x - x_hat).pow(2).sum(0) / (x - x.mean(0)).pow(2).sum(0)).mean()": "averaged over dimensions",
         "return (1 - (x - x_hat).pow(2).sum(1) / (x - x.mean(0)).pow(2).sum(1)).mean()": "averaged over tokens",
+        "return 1 - ((x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()": "a tensor of one number",
         "return x_hat.var(0).sum() / x.var(0).sum()": "compares the variance of x̂",
     },
     "l0_and_dead": {
@@ -58,6 +59,7 @@ WRONG = {
         "return (f > 0).sum(1).float().mean(), (f == 0).any(0).sum()": "off for some token",
         "return (f > 0).sum(1).float().mean(), (f > 0).any(0).sum()": "latents that are alive",
         "return (f > 0).sum(1).float().mean(), (f == 0).all(0).float().mean()": "share of dead latents",
+        "return (f > 0).sum(1).float().mean(), (f == 0).all(0).sum()": "plain numbers",
         "return (f > 0).sum(1).float().mean()": "two numbers are to be returned",
     },
 }
