@@ -4,7 +4,7 @@ Four logit differences, each a mean over prompts: F(M) the model, F(S) the model
 the circuit, F(∅) every latent ablated. *Faithfulness* is how far from nothing to everything the circuit
 gets, and papers differ in what they call nothing and everything. All three are reported, by name:
 
-    vs_model    (F(C) − F(∅)) / (F(M) − F(∅))    Wang et al. 2022, Marks et al. 2024
+    vs_model    (F(C) − F(∅)) / (F(M) − F(∅))    Marks et al. 2024 (Wang et al. 2022 use the difference, F(M) − F(C))
     vs_spliced  (F(C) − F(∅)) / (F(S) − F(∅))    charges the circuit nothing for what the SAEs lose
     raw         F(C) / F(S)                      the post: F(∅) is taken to be 0
 
@@ -312,7 +312,7 @@ def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[
 def completeness(
     evaluate: Evaluate, circuit: SAEMasks, everything: SAEMasks, subsets: Iterable[Iterable[Node]]
 ) -> Float[Tensor, "n_subsets 2"]:
-    """F(C∖K) and F(M∖K) for each K: knock the same nodes out of the circuit and out of the whole.
+    """F(C∖K) and F(S∖K) for each K: knock the same nodes out of the circuit and out of the whole.
 
     A complete circuit reacts to a knock-out as the whole does: its points lie on y = x. Where the whole stays above the
     circuit, something outside the circuit does the work that K did.

@@ -166,12 +166,12 @@ def toy_circuit(*nodes: Node) -> SAEMasks:
 def completeness_points(
     evaluate: Evaluate, circuit: SAEMasks, everything: SAEMasks, subsets: Iterable[Iterable[Node]]
 ) -> Float[Tensor, "n_subsets 2"]:
-    """A row for each subset K of the circuit's nodes: F(C∖K), then F(M∖K).
+    """A row for each subset K of the circuit's nodes: F(C∖K), then F(S∖K).
 
     Args:
         evaluate: ``evaluate(masks)`` gives the logit difference of every prompt with these masks, ``[n]``.
         circuit: C.
-        everything: masks that are 1 everywhere: M.
+        everything: masks that are 1 everywhere: the whole, S.
         subsets: the sets K, each a list of nodes.
     """
     points = []
@@ -202,8 +202,8 @@ def _(attempt):
         {
             "the columns have changed places: the circuit comes first.": right.flip(1),
             "each row knocks out what the rows before it knocked out too. Start from the whole circuit every time.": torch.stack(growing),
-            "the second column is K alone. Wanted is the whole model without K: masks that are 1 everywhere but on K.": alone,
-            "the second column is the whole model with nothing knocked out. K leaves both.": torch.stack(
+            "the second column is K alone. Wanted is the whole without K: masks that are 1 everywhere but on K.": alone,
+            "the second column is the whole with nothing knocked out. K leaves both.": torch.stack(
                 [right[:, 0], right[0, 1].expand(len(subsets))], dim=1
             ),
             "you give the distance between the two; the points themselves are wanted.": (right[:, 0] - right[:, 1]).abs(),
