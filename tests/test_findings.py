@@ -76,9 +76,10 @@ def test_a_quick_run_finds_what_the_notebook_says(source, tmp_path):
     assert len(claims) >= 2
     notebook = nbformat.read(solution_path(source), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(REPORT.format(claims=claims)))
-    nbformat.write(notebook, tmp_path / source.stem)
+    path = tmp_path / f"{source.stem}.ipynb"
+    nbformat.write(notebook, path)
     run = papermill.execute_notebook(
-        tmp_path / source.stem, None, parameters={"PROFILE": "quick"}, cwd=source.parent, kernel_name="python3", progress_bar=False
+        path, None, parameters={"PROFILE": "quick"}, cwd=source.parent, kernel_name="python3", progress_bar=False
     )
     said = "".join(output.text for output in run.cells[-1].outputs if output.output_type == "stream")
     held = json.loads(said.partition("FINDINGS")[2])
