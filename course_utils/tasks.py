@@ -5,12 +5,14 @@ is ``clean_answer``, and a patch prompt that differs in the one thing under stud
 ``patch_answer`` (or is undetermined). How much the model sees the difference is one number, the
 *logit difference* logit(clean answer) − logit(patch answer) at the last position.
 
-Two families are generated here, both with separate vocabularies for training and testing:
+Three families are generated here, all with separate vocabularies for training and testing:
 
 - subject–verb agreement (SVA; Finlayson et al. 2021, and the splits of Marks et al. 2024): the patch
   prompt has the subject in the other number. "The athlete near the cars" → " is", not " are".
 - indirect object identification (IOI; Wang et al. 2022): "When Mary and John went to the store, John
   gave a drink to" → " Mary". The patch prompt has three other names, so nothing determines the answer.
+- look-ups in Python's interpreter (`sessions.py`; for models of code): a key that is missing, or an index beyond a list's end → "Trace"
+  of "Traceback". The patch prompt has the key, or an index within.
 
 Prompts of one task have one length in tokens, so that "position 4" means the same thing in all of them.
 """
@@ -27,6 +29,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from course_utils import sessions
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "data" / "tasks"
 SPLITS = ("train", "test")
@@ -294,8 +298,9 @@ def _position_labels(tokenizer, clean: Int[Tensor, "n seq"], lengths: Int[Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of one split. Train and test share prepositions and verbs, but no noun and no name."""
+    """The words of one split. Train and test share prepositions and verbs, but no noun, no name, no key and no variable."""
 
+    split: str
     people: tuple[str, ...]
     things: tuple[str, ...]
     names: tuple[str, ...]
@@ -305,6 +310,7 @@ class Vocabulary:
 
 VOCABULARIES = {
     "train": Vocabulary(
+        split="train",
         people=tuple(
             "artist author boy captain child client cousin dancer daughter doctor driver employee engineer expert "
             "farmer father friend girl guest hero hunter husband investor judge lawyer leader mechanic merchant monk "
@@ -333,6 +339,7 @@ VOCABULARIES = {
         objects=tuple("drink book ball gift letter key ring map coin hat camera pen".split()),
     ),
     "test": Vocabulary(
+        split="test",
         people=tuple(
             "actor athlete brother chef clerk coach customer director editor employer executive fisherman "
             "guard guide historian inspector journalist king manager minister mother nurse owner parent pilot priest "
@@ -448,12 +455,43 @@ def ioi(words: Vocabulary, rng: random.Random) -> PromptPair:
     return PromptPair(prompt(first, second, subject), prompt(*others), f" {indirect}", f" {subject}", case)
 
 
+def dict_key(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """``>>> age['Ann']`` where no such key is → "Trace"; the patch prompt has it in place of another key: its value.
+
+    The case says in which entry the patch prompt has the key: 1 to 5.
+    """
+    missing = sessions.missing_key(sessions.KEYS[words.split], sessions.DICTIONARIES[words.split], rng)
+    there, index = sessions.with_key(missing, rng)
+    return PromptPair(missing.prompt, there.prompt, sessions.MISSING, there.entries[index][1], f"entry_{index + 1}")
+
+
+def dict_value(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """The mirror of `dict_key`: the key is there → its value; it is missing from the patch prompt."""
+    pair = dict_key(words, rng)
+    return PromptPair(pair.patch_prefix, pair.clean_prefix, pair.patch_answer, pair.clean_answer, pair.case)
+
+
+def list_index(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """``>>> x[7]`` where the list has five items → "Trace"; the patch prompt has an index within: that item.
+
+    The case says which item the patch prompt asks for.
+    """
+    beyond, within, answer = sessions.list_session(sessions.LISTS[words.split], rng)
+    return PromptPair(beyond, within, sessions.MISSING, answer, f"item_{within[-3]}")
+
+
+CODE_TASKS = ("dict_key", "dict_value", "list_index")
+"""For models of code."""
+
 GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
     "sva_simple": sva_simple,
     "sva_nounpp": sva_nounpp,
     "sva_rc": sva_rc,
     "sva_within_rc": sva_within_rc,
     "ioi": ioi,
+    "dict_key": dict_key,
+    "dict_value": dict_value,
+    "list_index": list_index,
 }
 SIZES = {"train": 600, "test": 300}
 

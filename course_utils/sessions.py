@@ -1,0 +1,181 @@
+"""Sessions with Python's interactive interpreter, as prompts: a dictionary or a list, and what is asked of it.
+
+    >>> age = {'Bob': 1, 'Max': 4, 'Ann': 7, 'Kim': 2, 'Luke': 5}
+    >>> age['Ann']
+
+A model of code writes what Python would say next: ``7`` here; for a key that is missing, ``Traceback (most recent …``. So
+the first token that it writes says whether it holds the key to be there. Qwen's tokenizer splits "Traceback" into
+"Trace" and "back": the answer "missing" is the token `MISSING`. (Some sessions on the web show only the last line of a
+traceback, and so the model sometimes starts with `KEY_ERROR` or `INDEX_ERROR`.)
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+from dataclasses import dataclass, replace
+
+MISSING = "Trace"
+KEY_ERROR = "Key"
+INDEX_ERROR = "Index"
+SAYS_MISSING = (MISSING, KEY_ERROR, INDEX_ERROR)
+"""Tokens that open an error message: a model that answers with one of them says that the key (or the index) is not there."""
+
+N_ENTRIES = 5
+
+# One token each in Qwen's vocabulary, after a quote mark. Train and test share none.
+KEYS = {
+    "train": tuple(
+        "Michael Jessica Matthew Jennifer Daniel James Robert Joseph Ryan Justin William Jonathan Brian Elizabeth Steven Rachel "
+        "Michelle Emily Charles Jacob Patrick Kelly Paul Tyler Lisa Alexander Emma Alice George Frank Jane Grace Arthur Harry Max "
+        "Maria Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard Albert Susan Karen Alan Larry Keith Craig "
+        "Victoria Juan Charlie Billy Jay Kay Ted Hal Sid Mike Steve Greg Jon Ken Kim Brad Ross Kyle Cole Taylor Dallas".split()
+    ),
+    "test": tuple(
+        "Ann Christopher David John Andrew Jason Sarah Anthony Eric Adam Kevin Thomas Laura Richard Amy Jeremy Mark Aaron Stephen "
+        "Sean Jamie Scott Mary Jose Anna Henry Peter Jack Kate Martin Simon Charlotte Edward Lewis Leo Rose Carlos Ali Tom Jim "
+        "Bill Joe Ben Chris Matt Jake Ian Dean Roger Philip Fred Roy Carol Anne Jean Tony Jerry Gary Donald Marco Andre Johnny "
+        "Jimmy Danny Ray Jeff Phil Ron Don Rod Len Kit Todd Russ Blake Grant Hunter Jordan Austin Georgia Virginia".split()
+    ),
+}
+# Names of variables: one token each, and never a key.
+DICTIONARIES = {
+    "train": tuple("rank score room team floor points price grade height year day size rate cost speed votes wins page row bed pay tax".split()),
+    "test": tuple("age seat level count stock weight month code shift bonus goals line slot gate desk debt".split()),
+}
+LISTS = {
+    "train": tuple("data values nums x numbers scores row a digits marks sample counts points weights".split()),
+    "test": tuple("items xs prices b codes sizes results steps ids rates totals".split()),
+}
+
+
+class SessionError(ValueError):
+    """Text that is no session of this kind; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A dictionary, and a query.
+
+    Attributes:
+        entries: the items as Python source, ``(("'Bob'", "1"), …)``: a key and its value.
+        query: the key that is asked for, as Python source: ``"'Ann'"``.
+        variable: the dictionary's name.
+        before, between: lines that are typed before the dictionary, and between it and the query.
+        comment: at the end of the dictionary's line.
+    """
+
+    entries: tuple[tuple[str, str], ...]
+    query: str
+    variable: str = "age"
+    before: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    comment: str = ""
+
+    @property
+    def dictionary(self) -> str:
+        """The dictionary as Python source."""
+        return "{" + ", ".join(f"{key}: {value}" for key, value in self.entries) + "}"
+
+    @property
+    def prompt(self) -> str:
+        """The session up to where Python answers."""
+        comment = f"  # {self.comment}" if self.comment else ""
+        lines = [*self.before, f"{self.variable} = {self.dictionary}{comment}", *self.between, f"{self.variable}[{self.query}]"]
+        return "".join(f">>> {line}\n" for line in lines)
+
+    def outcome(self) -> str:
+        """What Python itself says: the value's repr, or ``"Trace"`` for an error. Runs the session: only for those written here."""
+        names: dict = {}
+        exec("\n".join([*self.before, f"{self.variable} = {self.dictionary}", *self.between]), names)
+        try:
+            return repr(eval(f"{self.variable}[{self.query}]", names))
+        except KeyError:
+            return MISSING
+
+    def with_entry(self, index: int, key: str, value: str | None = None) -> Session:
+        """The same session with another key (and value) in one entry. Both as Python source."""
+        entries = list(self.entries)
+        entries[index] = (key, entries[index][1] if value is None else value)
+        return replace(self, entries=tuple(entries))
+
+
+def quoted(key: str) -> str:
+    """A key as Python source: ``quoted("Ann")`` is ``"'Ann'"``."""
+    return repr(key)
+
+
+def missing_key(keys: tuple[str, ...], variables: tuple[str, ...], rng: random.Random) -> Session:
+    """A dictionary of `N_ENTRIES` keys with different one-digit values, and a query for a key that is not among them."""
+    *names, query = rng.sample(keys, N_ENTRIES + 1)
+    values = rng.sample(range(10), N_ENTRIES)
+    return Session(tuple((quoted(name), str(value)) for name, value in zip(names, values)), quoted(query), rng.choice(variables))
+
+
+def with_key(session: Session, rng: random.Random) -> tuple[Session, int]:
+    """The session with the queried key in place of one of the others, and which."""
+    index = rng.randrange(len(session.entries))
+    return session.with_entry(index, session.query), index
+
+
+def list_session(variables: tuple[str, ...], rng: random.Random) -> tuple[str, str, str]:
+    """A list of `N_ENTRIES` digits: the prompt with an index beyond its end, the one with an index within, and that one's answer."""
+    items = rng.sample(range(10), N_ENTRIES)
+    inside = rng.randrange(N_ENTRIES)
+    beyond = rng.randrange(N_ENTRIES, 10)
+    variable = rng.choice(variables)
+    head = f">>> {variable} = {items}\n>>> {variable}"
+    return f"{head}[{beyond}]\n", f"{head}[{inside}]\n", str(items[inside])
+
+
+# ---------------------------------------------------------------------------------------------
+# What a reader types
+# ---------------------------------------------------------------------------------------------
+
+MAX_PROMPT_TOKENS = 128
+MAX_ENTRIES = 20
+
+
+def read_session(dictionary: str, query: str, tokenizer, *, variable: str = "age", one_token: bool = False) -> Session:
+    """A session from text: a dictionary as one would type it, and a key without quotes. Nothing is executed.
+
+    Args:
+        dictionary: Python source, such as ``{'Bob': 1, 'Mary Ann': 2}``; keys are strings, values numbers or strings.
+        query: the key that is asked for.
+        one_token: insist that the queried key is one token, as in the course's tasks.
+
+    Raises:
+        SessionError: not a dictionary, an empty one, too many entries, other keys or values, an empty query, a query of several tokens
+            where one is wanted, a prompt of more than `MAX_PROMPT_TOKENS` tokens.
+    """
+    example = "{'Bob': 1, 'Mary Ann': 2}"
+    try:
+        tree = ast.parse(dictionary.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise SessionError(f"that is not Python: {str(error).split(' (')[0]}. Type a dictionary, such as {example}.") from error
+    if not isinstance(tree, ast.Dict):
+        raise SessionError(f"that is not a dictionary, but a {type(tree).__name__.lower()}. Type one, such as {example}.")
+    if not tree.keys:
+        raise SessionError(f"the dictionary is empty. Give it an entry or more, such as {example}.")
+    if len(tree.keys) > MAX_ENTRIES:
+        raise SessionError(f"{len(tree.keys)} entries are too many: {MAX_ENTRIES} at most.")
+    source = dictionary.strip()
+    entries = []
+    for key, value in zip(tree.keys, tree.values):
+        if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
+            shown = "**" if key is None else ast.get_source_segment(source, key)
+            raise SessionError(f"the key {shown} is no string. Keys are strings in quotes, such as {example}.")
+        if not (isinstance(value, ast.Constant) and isinstance(value.value, str | int | float)):
+            raise SessionError(f"the value {ast.get_source_segment(source, value)} is neither a number nor a string, such as in {example}.")
+        entries.append((" ".join(ast.get_source_segment(source, key).split("\n")), ast.get_source_segment(source, value)))
+    if not query.strip():
+        raise SessionError("no key is asked for: type one, such as Ann.")
+    n_tokens = len(tokenizer(query, add_special_tokens=False)["input_ids"])
+    if one_token and n_tokens != 1:
+        pieces = " + ".join(tokenizer.decode([token]) for token in tokenizer(query, add_special_tokens=False)["input_ids"])
+        raise SessionError(f"the key {query!r} is {n_tokens} tokens ({pieces}), and one is wanted here, such as {', '.join(KEYS['test'][:4])}.")
+    session = Session(tuple(entries), quoted(query), variable)
+    length = len(tokenizer(session.prompt, add_special_tokens=False)["input_ids"])
+    if length > MAX_PROMPT_TOKENS:
+        raise SessionError(f"the prompt has {length} tokens; {MAX_PROMPT_TOKENS} at most. Take fewer or shorter entries.")
+    return session
