@@ -106,8 +106,14 @@ def quoted(key: str) -> str:
 
 
 def missing_key(keys: tuple[str, ...], variables: tuple[str, ...], rng: random.Random) -> Session:
-    """A dictionary of `N_ENTRIES` keys with different one-digit values, and a query for a key that is not among them."""
-    *names, query = rng.sample(keys, N_ENTRIES + 1)
+    """A dictionary of `N_ENTRIES` keys with different one-digit values, and a query for a key that is not among them.
+
+    No key is the beginning of another (Jim, Jimmy): look-alikes are for `attacks.py`.
+    """
+    while True:
+        *names, query = rng.sample(keys, N_ENTRIES + 1)
+        if not any(a != b and a.startswith(b) for a in (*names, query) for b in (*names, query)):
+            break
     values = rng.sample(range(10), N_ENTRIES)
     return Session(tuple((quoted(name), str(value)) for name, value in zip(names, values)), quoted(query), rng.choice(variables))
 

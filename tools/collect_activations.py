@@ -4,7 +4,7 @@
     python tools/train_saes.py --lab qwen-coder --activations build/activations/qwen-coder …
 
 For a model of this size the forward pass is most of the work, so it is done once: what it leaves behind is read as often as
-the SAEs want to. Sequence ``i`` is the same in every run with the same seed. One shard at a time is written; stop it and run
+the SAEs want to. Every 25th shard is held out, with source files and paragraphs of its own. Sequence ``i`` is the same in every run with the same seed. One shard at a time is written; stop it and run
 the same command again to go on.
 
 The sessions are of the course's kinds (dictionaries and lists, and what is asked of them), with what Python itself answers. Their
@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train_saes import ROOT, load_model, read_paragraphs, residuals  # noqa: E402
+from train_saes import ROOT, KeptActivations, load_model, read_paragraphs, residuals  # noqa: E402
 
 from course_utils.labs import hook_point  # noqa: E402
 from course_utils.sessions import DICTIONARIES, KEYS, LISTS  # noqa: E402
@@ -40,8 +40,6 @@ log = logging.getLogger("collect_activations")
 
 SHARES = {"session": 0.75, "python": 0.17, "english": 0.08}
 """Which part of the sequences is what."""
-HELD_OUT_EVERY = 25
-"""Every so manieth shard is not trained on: thresholds are set and SAEs measured on it. Its files and paragraphs are other ones."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         path = args.out / f"shard_{shard:04d}.safetensors"
         if path.exists():
             continue
-        held_out = shard % HELD_OUT_EVERY == 0
+        held_out = shard % KeptActivations.HELD_OUT_EVERY == 0
         rows, kinds = zip(*(source.sequence(shard * args.batch_size + i, held_out) for i in range(args.batch_size)))
         tokens = torch.tensor(rows)
         started = time.perf_counter()

@@ -12,6 +12,9 @@ What matters, and why (measured on SmolLM2-135M):
   longer than the median; in squared error each would outweigh a hundred others. Its weight is divided
   by its squared length, as the RMSNorm that reads it does.
 
+For a model whose forward pass is most of the work, `collect_activations.py` does it once; ``--activations`` then names its folder, and
+the SAEs see those tokens as often as ``--tokens`` asks for, shuffled anew each time.
+
 The trainer is SAELens' `MultiSAETrainer`; the SAE is its BatchTopK SAE with the batch threshold taken
 from a sample of rows (sorting 8 million numbers a step is what makes it slow on a CPU). It stops, saves
 and resumes: run the same command again. The result is in SAELens' own format, 16-bit safetensors.
@@ -34,6 +37,7 @@ from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUS
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 
 from course_utils import labs  # noqa: E402
 from course_utils.labs import hook_point  # noqa: E402
-from course_utils.tasks import GENERATORS, generate_pairs  # noqa: E402
+from course_utils.tasks import CODE_TASKS, GENERATORS, generate_pairs  # noqa: E402
 
 log = logging.getLogger("train_saes")
 
@@ -114,7 +118,7 @@ def training_prompts(n_per_task: int, seed: int) -> list[str]:
     """Prompts of the course's kinds from the train vocabulary, clean or patch, with their answer where they have one."""
     rng = random.Random(seed)
     prompts = []
-    for name in GENERATORS:
+    for name in (name for name in GENERATORS if name not in CODE_TASKS):
         n = n_per_task // 20 if name == "sva_simple" else n_per_task
         for pair in generate_pairs(name, "train", n, seed=seed + 1):
             prefix, answer = rng.choice([(pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)])
@@ -153,6 +157,54 @@ def activation_stream(model, sequences: Sequences, layers: list[int], batch_size
         batch = residuals(model, sequences.batch(step, batch_size).to(model.device), layers)
         yield {name: x.flatten(0, 1).clone() for name, x in batch.items()}
         step += 1
+
+
+class KeptActivations:
+    """The shards of `collect_activations.py`, in memory (16-bit): most to train on, every `HELD_OUT_EVERY`-th held out.
+
+    Attributes:
+        kind: ``[n]`` for the tokens held out: which part of the data each is from.
+    """
+
+    HELD_OUT_EVERY = 25
+
+    def __init__(self, folder: Path, layers: list[int]):
+        paths = sorted(folder.glob("shard_*.safetensors"))
+        number = lambda path: int(path.stem.removeprefix("shard_"))  # noqa: E731
+        self.paths = {part: [p for p in paths if (number(p) % self.HELD_OUT_EVERY == 0) == part] for part in (False, True)}
+        if not all(self.paths.values()):
+            raise FileNotFoundError(f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first.")
+        self.layers = layers
+        self.rows, self.held_out = (self._read(self.paths[part]) for part in (False, True))
+        self.kind = torch.cat([self._kinds(path) for path in self.paths[True]])
+
+    def _read(self, paths: list[Path]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {hook_point(layer): [] for layer in self.layers}
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                for name, parts in found.items():
+                    parts.append(file.get_tensor(name).flatten(0, 1))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def _kinds(self, path: Path) -> Tensor:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("kind").repeat_interleave(file.get_tensor("tokens").shape[1] - 1)
+
+    def __len__(self) -> int:
+        """Tokens to train on."""
+        return len(next(iter(self.rows.values())))
+
+    def stream(self, size: int, seed: int, step: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Batches of ``size`` tokens, for ever: every token once before any comes twice (but for a rest at an epoch's end)."""
+        per_epoch = len(self) // size
+        epoch, order = -1, torch.empty(0)
+        while True:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(len(self), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+            rows = order[(step % per_epoch) * size : (step % per_epoch + 1) * size]
+            yield {name: x[rows].float() for name, x in self.rows.items()}
+            step += 1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -349,7 +401,7 @@ def record_recipe(stage: str, args: argparse.Namespace) -> None:
     """Write how the SAEs were made into their metrics.json."""
     path = args.out / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
-    settings = {name: value for name, value in vars(args).items() if name not in ("checkpoints", "out", "saes", "model")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("checkpoints", "out", "saes", "model", "activations")}
     settings["corpus"] = [corpus.name for corpus in args.corpus]
     metrics.setdefault("recipe", {})[stage] = {name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in settings.items()}
     path.write_text(json.dumps(metrics, indent=1) + "\n")
@@ -361,7 +413,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--lab", default="smollm2", help="whose model to train on, and where under data/saes/ to write")
     parser.add_argument("--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's")
     parser.add_argument("--bos", help="the token that starts every sequence (default: the tokenizer's BOS)")
-    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="plain text, one paragraph a line")
+    parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="plain text, one paragraph a line")
     parser.add_argument("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--k", type=int, default=60, help="latents on per token, on average")
@@ -396,24 +448,44 @@ def load_model(args: argparse.Namespace):
     return model.requires_grad_(False), tokenizer
 
 
+def held_out_residuals(model, tokenizer, paragraphs: list[str], prompts: list[str], args: argparse.Namespace) -> dict[str, Tensor]:
+    """The residual stream on 128 sequences of held-out text: ``{hook name: [tokens, d_model]}``."""
+    sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
+    found = residuals(model, sequences.batch(0, 128).to(args.device), args.layers)
+    return {name: x.flatten(0, 1) for name, x in found.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
     options.add_argument("--checkpoint-minutes", type=float, default=8)
+    options.add_argument("--activations", type=Path, help="a folder that collect_activations.py filled, in place of --corpus")
     args = with_default_folders(options.parse_args(argv))
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s",
         handlers=[logging.StreamHandler(), logging.FileHandler(args.checkpoints / "train.log")],
     )  # fmt: skip
-    model, tokenizer = load_model(args)
-    paragraphs, held_out = read_paragraphs(args.corpus)
-    prompts = training_prompts(3000, args.seed)
-    sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
-    log.info("%d sentences, %d prompts, %s", len(sequences), len(prompts), vars(args))
+    if args.activations:
+        kept = KeptActivations(args.activations, args.layers)
+        size = args.batch_size * (args.seq_len - 1)
+        log.info("%d tokens, %d held out, %s", len(kept), len(kept.kind), vars(args))
+        d_model = next(iter(kept.rows.values())).shape[1]
+        stream = lambda step: kept.stream(size, args.seed, step)  # noqa: E731
+        held_out = lambda: kept.held_out  # noqa: E731
+    else:
+        if not args.corpus:
+            options.error("text to train on is wanted: --corpus FILE …, or --activations FOLDER")
+        model, tokenizer = load_model(args)
+        paragraphs, unseen = read_paragraphs(args.corpus)
+        prompts = training_prompts(3000, args.seed)
+        sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
+        log.info("%d sentences, %d prompts, %s", len(sequences), len(prompts), vars(args))
+        d_model = model.config.hidden_size
+        stream = lambda step: activation_stream(model, sequences, args.layers, args.batch_size, step)  # noqa: E731
+        held_out = lambda: held_out_residuals(model, tokenizer, unseen, prompts, args)  # noqa: E731
 
-    stream = lambda step: activation_stream(model, sequences, args.layers, args.batch_size, step)  # noqa: E731
-    trainer = build_trainer(args, model.config.hidden_size, stream(0))
+    trainer = build_trainer(args, d_model, stream(0))
     if not resume(trainer, args.checkpoints):
         trainer._estimate_scaling_factors()
     trainer.data_provider = stream(trainer.n_training_steps)
@@ -421,11 +493,10 @@ def main(argv: list[str] | None = None) -> None:
         sae.to(args.device)
     train(trainer, args)
 
-    unseen = Sequences(held_out, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
-    calibration = residuals(model, unseen.batch(0, 128).to(args.device), args.layers)
+    calibration = held_out()
     for layer in args.layers:
         single = trainer.trainers[f"layer_{layer}"]
-        done = finished_sae(single, layer, args, calibration[hook_point(layer)].flatten(0, 1))
+        done = finished_sae(single, layer, args, calibration[hook_point(layer)])
         done.save_model(args.out / f"layer_{layer}")
         log.info("saved %s", args.out / f"layer_{layer}")
     record_recipe("training", args)

@@ -1,0 +1,270 @@
+"""Dictionaries that fool a model of code: families of them, what the model says to them, and what its latents knew.
+
+An honest prompt asks for a key that is missing and looks missing, or that is there and looks it. An *attack* keeps Python's answer
+and changes the looks:
+
+    >>> age = {'Bob': 1, 'Mary Ann': 2}         Python: KeyError. To a reader in a hurry: 2
+    >>> age['Ann']
+
+Families that *lure* make a missing key look present; families that *hide* make a present key look absent. A family makes an attack
+from an honest session, so that the two differ in one place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key, quoted, with_key
+from course_utils.splice import SplicedModel, encode
+
+QUERIED, LAST = -2, -1
+"""Places counted from a prompt's end: the queried key (if it is one token), and the ``']`` with its line break, where the answer is due."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Families
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """A way to write a session that fools.
+
+    Attributes:
+        name: for tables.
+        make: from an honest session whose key is missing, a session of this family.
+        lures: True: the key is missing and should look present; False: it is there and should look absent.
+    """
+
+    name: str
+    make: Callable[[Session, random.Random], Session]
+    lures: bool = True
+
+
+def _name(session: Session) -> str:
+    return session.query[1:-1]
+
+
+def _anywhere(session: Session, key: str, rng: random.Random) -> Session:
+    """The session with ``key`` in place of one of its keys."""
+    return session.with_entry(rng.randrange(len(session.entries)), quoted(key))
+
+
+def _lower_case(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, _name(session).lower(), rng)
+
+
+def _upper_case(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, _name(session).upper(), rng)
+
+
+def _longer_word(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, _name(session) + rng.choice(("ie", "son", "a", "y", "ton", "ette")), rng)
+
+
+def _second_word(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, f"{rng.choice(KEYS['train'])} {_name(session)}", rng)
+
+
+def _first_word(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, f"{_name(session)} {rng.choice(KEYS['train'])}", rng)
+
+
+def _space(session: Session, rng: random.Random) -> Session:
+    return _anywhere(session, rng.choice((f"{_name(session)} ", f" {_name(session)}")), rng)
+
+
+def _value(session: Session, rng: random.Random) -> Session:
+    index = rng.randrange(len(session.entries))
+    return session.with_entry(index, session.entries[index][0], session.query)
+
+
+def _comment(session: Session, rng: random.Random) -> Session:
+    return replace(session, comment=rng.choice(("{} is missing", "without {}", "{} left", "ask {}")).format(_name(session)))
+
+
+def _other_dictionary(session: Session, rng: random.Random) -> Session:
+    other = rng.choice([name for name in DICTIONARIES["train"] if name != session.variable])
+    return replace(session, before=(f"{other} = {{{session.query}: {rng.randrange(10)}}}",))
+
+
+def _deleted(session: Session, rng: random.Random) -> Session:
+    there, _ = with_key(session, rng)
+    return replace(there, between=(f"del {there.variable}[{there.query}]",))
+
+
+def _bytes(session: Session, rng: random.Random) -> Session:
+    there, _ = with_key(session, rng)
+    return replace(there, query=f"b{there.query}")
+
+
+def _two_literals(session: Session, rng: random.Random) -> Session:
+    name, index = _name(session), rng.randrange(len(session.entries))
+    cut = rng.randrange(1, len(name))
+    return session.with_entry(index, f"{quoted(name[:cut])} {quoted(name[cut:])}")
+
+
+def _escaped(session: Session, rng: random.Random) -> Session:
+    name, index = _name(session), rng.randrange(len(session.entries))
+    return session.with_entry(index, f"'\\x{ord(name[0]):02x}{name[1:]}'")
+
+
+def _sum(session: Session, rng: random.Random) -> Session:
+    name, index = _name(session), rng.randrange(len(session.entries))
+    cut = rng.randrange(1, len(name))
+    return session.with_entry(index, f"{quoted(name[:cut])} + {quoted(name[cut:])}")
+
+
+def _added_later(session: Session, rng: random.Random) -> Session:
+    return replace(session, between=(f"{session.variable}.update({_name(session)}={rng.randrange(10)})",))
+
+
+def _present(session: Session, rng: random.Random) -> Session:
+    return with_key(session, rng)[0]
+
+
+FAMILIES = (
+    Family("lower case: 'ann'", _lower_case),
+    Family("upper case: 'ANN'", _upper_case),
+    Family("longer word: 'Annie'", _longer_word),
+    Family("second word: 'Mary Ann'", _second_word),
+    Family("first word: 'Ann Mary'", _first_word),
+    Family("a space: 'Ann '", _space),
+    Family("as a value: 'Ann'", _value),
+    Family("in a comment", _comment),
+    Family("in another dictionary", _other_dictionary),
+    Family("deleted again", _deleted),
+    Family("bytes: b'Ann'", _bytes),
+    Family("two literals: 'A' 'nn'", _two_literals, lures=False),
+    Family("escaped: '\\x41nn'", _escaped, lures=False),
+    Family("a sum: 'A' + 'nn'", _sum, lures=False),
+    Family("added later", _added_later, lures=False),
+)
+HONEST = (Family("honest: missing", lambda session, rng: session), Family("honest: present", _present, lures=False))
+"""The controls: what the families are measured against."""
+
+
+def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> list[Session]:
+    """``n`` different sessions of a family, with the keys of one split; the same for the same seed."""
+    rng = random.Random(f"{family.name}/{split}/{seed}")
+    found: dict[Session, None] = {}
+    while len(found) < n:
+        session = family.make(missing_key(KEYS[split], DICTIONARIES[split], rng), rng)
+        if (session.outcome() == MISSING) == family.lures:
+            found[session] = None
+    return list(found)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the model says
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to sessions.
+
+    Attributes:
+        top: the token that it would write first, for each session.
+        p_missing: ``[n]``, how likely it is to start an error message (the tokens `SAYS_MISSING` together).
+    """
+
+    top: tuple[str, ...]
+    p_missing: Float[Tensor, " n"]
+
+    @property
+    def says_missing(self) -> Bool[Tensor, " n"]:
+        """Whether it says that the key is not there."""
+        return torch.tensor([token in SAYS_MISSING for token in self.top])
+
+    def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
+        """Whether it says the opposite of what Python does. ``lures``: Python says that the key is missing."""
+        return ~self.says_missing if lures else self.says_missing
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Latents held at given values at one place, counted from the end of each prompt (`QUERIED` or `LAST`).
+
+    Attributes:
+        values: by (hook point, latent).
+    """
+
+    values: Mapping[tuple[str, int], float]
+    place: int = QUERIED
+
+
+def tokenize(sessions: Sequence[Session], tokenizer) -> tuple[Int[Tensor, "n seq"], Int[Tensor, " n"]]:
+    """Prompts as tokens, BOS first and padded on the right, and the length of each."""
+    rows = [[tokenizer.bos_token_id, *ids] for ids in tokenizer([s.prompt for s in sessions], add_special_tokens=False)["input_ids"]]
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows]), lengths
+
+
+@torch.no_grad()
+def answers(spliced: SplicedModel, sessions: Sequence[Session], *, clamp: Clamp | None = None, batch_size: int | None = None) -> Answers:
+    """Ask the model itself; with ``clamp``, the spliced model with some latents held (splice with ``error="keep"`` to change nothing else)."""
+    tokenizer = spliced.lab.tokenizer
+    ids = [_one_token(tokenizer, text) for text in SAYS_MISSING]
+    tokens, lengths = tokenize(sessions, tokenizer)
+    size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
+    top, p_missing = [], []
+    for batch, length in zip(tokens.split(size), lengths.split(size)):
+        if clamp is None:
+            logits = spliced.model_logits(batch, length)
+        else:
+            logits = spliced.run(batch, lengths=length, latents=_held(spliced, clamp, length)).logits
+        top += [tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
+        p_missing.append(logits.float().softmax(-1)[:, ids].sum(-1).cpu())
+    return Answers(tuple(top), torch.cat(p_missing))
+
+
+def _one_token(tokenizer, text: str) -> int:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(f"{text!r} is {len(ids)} tokens of this tokenizer; these attacks are written for one that has it as one.")
+    return ids[0]
+
+
+def _held(spliced: SplicedModel, clamp: Clamp, lengths: Int[Tensor, " batch"]) -> dict[str, Callable[[Tensor], Tensor]]:
+    unknown = {name for name, _ in clamp.values} - set(spliced.hook_points)
+    if unknown:
+        raise ValueError(f"nothing is spliced at {', '.join(sorted(unknown))}; there is {', '.join(spliced.hook_points)}.")
+    rows, places = torch.arange(len(lengths)), lengths + clamp.place - spliced.first
+
+    def at(name: str) -> Callable[[Tensor], Tensor]:
+        def hold(f: Float[Tensor, "batch seq_without_bos d_sae"]) -> Tensor:
+            f = f.clone()
+            for (hook_point, latent), value in clamp.values.items():
+                if hook_point == name:
+                    f[rows, places, latent] = value
+            return f
+
+        return hold
+
+    return {name: at(name) for name in {name for name, _ in clamp.values}}
+
+
+# ---------------------------------------------------------------------------------------------
+# What its latents know
+# ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def read_latents(
+    spliced: SplicedModel, sessions: Sequence[Session], layer: int, *, place: int = QUERIED, batch_size: int | None = None
+) -> Float[Tensor, "n d_sae"]:
+    """The latents of one layer's SAE at one place, in the model itself (nothing spliced). Layers after that one are not run."""
+    tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
+    size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
+    found = []
+    for batch, length in zip(tokens.split(size), lengths.split(size)):
+        x = spliced.stack.run(spliced.stack.embed(batch), range(layer + 1))
+        found.append(encode(spliced.lab.saes[layer], x[torch.arange(len(x)), length + place - spliced.first]).float().cpu())
+    return torch.cat(found)
