@@ -13,12 +13,14 @@ from an honest session, so that the two differ in one place.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key, quoted, with_key
 from course_utils.splice import SplicedModel, encode
@@ -38,7 +40,8 @@ class Family:
 
     Attributes:
         name: for tables.
-        make: from an honest session whose key is missing, a session of this family.
+        make: from an honest session whose key is missing, a session of this family. Not every name will do for every family: see
+            `tamper`.
         lures: True: the key is missing and should look present; False: it is there and should look absent.
     """
 
@@ -101,6 +104,8 @@ def _deleted(session: Session, rng: random.Random) -> Session:
 
 def _bytes(session: Session, rng: random.Random) -> Session:
     there, _ = with_key(session, rng)
+    if re.match("s|t|m|d|re|ve|ll", _name(session), re.IGNORECASE):
+        return there  # no attack: after b' the tokenizer would split such a name, as in "it's"
     return replace(there, query=f"b{there.query}")
 
 
@@ -150,6 +155,15 @@ HONEST = (Family("honest: missing", lambda session, rng: session), Family("hones
 """The controls: what the families are measured against."""
 
 
+def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> Session:
+    """An attack on one honest session (whose key is missing), of a family drawn at random."""
+    while True:
+        family = rng.choice(families)
+        session = family.make(honest, rng)
+        if (session.outcome() == MISSING) == family.lures:
+            return session
+
+
 def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> list[Session]:
     """``n`` different sessions of a family, with the keys of one split; the same for the same seed."""
     rng = random.Random(f"{family.name}/{split}/{seed}")
@@ -162,7 +176,7 @@ def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> li
 
 
 # ---------------------------------------------------------------------------------------------
-# What the model says
+# What the model says, and what its latents know
 # ---------------------------------------------------------------------------------------------
 
 
@@ -173,10 +187,12 @@ class Answers:
     Attributes:
         top: the token that it would write first, for each session.
         p_missing: ``[n]``, how likely it is to start an error message (the tokens `SAYS_MISSING` together).
+        latents: by (layer, place), ``[n, d_sae]``: what was read on the way, if anything was to be.
     """
 
     top: tuple[str, ...]
     p_missing: Float[Tensor, " n"]
+    latents: Mapping[tuple[int, int], Float[Tensor, "n d_sae"]] = field(default_factory=dict)
 
     @property
     def says_missing(self) -> Bool[Tensor, " n"]:
@@ -208,21 +224,78 @@ def tokenize(sessions: Sequence[Session], tokenizer) -> tuple[Int[Tensor, "n seq
 
 
 @torch.no_grad()
-def answers(spliced: SplicedModel, sessions: Sequence[Session], *, clamp: Clamp | None = None, batch_size: int | None = None) -> Answers:
-    """Ask the model itself; with ``clamp``, the spliced model with some latents held (splice with ``error="keep"`` to change nothing else)."""
-    tokenizer = spliced.lab.tokenizer
-    ids = [_one_token(tokenizer, text) for text in SAYS_MISSING]
-    tokens, lengths = tokenize(sessions, tokenizer)
+def answers(
+    spliced: SplicedModel, sessions: Sequence[Session], *, read: Iterable[tuple[int, int]] = (), batch_size: int | None = None, progress: str = ""
+) -> Answers:
+    """Ask the model itself (nothing is spliced), and read its latents on the way.
+
+    Args:
+        read: (layer, place) pairs: the latents of that layer's SAE at that place (`QUERIED` or `LAST`).
+        progress: what the progress bar says; none if empty.
+    """
+    read = sorted(set(read))
+    known = _Missing(spliced.lab.tokenizer)
+    stack, latents = spliced.stack, {key: [] for key in read}
+    for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
+        rows = torch.arange(len(tokens))
+        x, done = stack.embed(tokens), -1
+        for layer, place in read:
+            x, done = stack.run(x, range(done + 1, layer + 1)), layer
+            latents[layer, place].append(encode(spliced.lab.saes[layer], x[rows, lengths + place - spliced.first]).float().cpu())
+        x = stack.run(x, range(done + 1, stack.n_layers))
+        known.add(stack.logits(stack.norm(x[rows, lengths - 1 - spliced.first], x.shape[1])))
+    return known.answers({key: torch.cat(found) for key, found in latents.items()})
+
+
+@torch.no_grad()
+def answers_with(
+    spliced: SplicedModel, sessions: Sequence[Session], clamp: Clamp, *, batch_size: int | None = None, progress: str = ""
+) -> Answers:
+    """Ask the spliced model with some latents held. Splice with ``error="keep"`` to change nothing else."""
+    known = _Missing(spliced.lab.tokenizer)
+    for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
+        known.add(spliced.run(tokens, lengths=lengths, latents=_held(spliced, clamp, lengths)).logits)
+    return known.answers({})
+
+
+@torch.no_grad()
+def read_latents(
+    spliced: SplicedModel, sessions: Sequence[Session], layer: int, *, place: int = QUERIED, batch_size: int | None = None, progress: str = ""
+) -> Float[Tensor, "n d_sae"]:
+    """The latents of one layer's SAE at one place, in the model itself. The layers after that one, which write the answer, are not run."""
+    found = []
+    for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
+        x = spliced.stack.run(spliced.stack.embed(tokens), range(layer + 1))
+        found.append(encode(spliced.lab.saes[layer], x[torch.arange(len(x)), lengths + place - spliced.first]).float().cpu())
+    return torch.cat(found)
+
+
+def _batches(
+    spliced: SplicedModel, sessions: Sequence[Session], batch_size: int | None, progress: str
+) -> Iterator[tuple[Int[Tensor, "batch seq"], Int[Tensor, " batch"]]]:
+    tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
     size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
-    top, p_missing = [], []
-    for batch, length in zip(tokens.split(size), lengths.split(size)):
-        if clamp is None:
-            logits = spliced.model_logits(batch, length)
-        else:
-            logits = spliced.run(batch, lengths=length, latents=_held(spliced, clamp, length)).logits
-        top += [tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
-        p_missing.append(logits.float().softmax(-1)[:, ids].sum(-1).cpu())
-    return Answers(tuple(top), torch.cat(p_missing))
+    with tqdm(total=len(tokens), desc=progress, unit="prompt", disable=not progress) as bar:
+        for batch, length in zip(tokens.split(size), lengths.split(size)):
+            yield batch.to(spliced.lab.device), length.to(spliced.lab.device)
+            bar.update(len(batch))
+
+
+class _Missing:
+    """What a model says to sessions, batch by batch."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.ids = [_one_token(tokenizer, text) for text in SAYS_MISSING]
+        self.top: list[str] = []
+        self.p_missing: list[Tensor] = []
+
+    def add(self, logits: Float[Tensor, "batch vocab"]) -> None:
+        self.top += [self.tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
+        self.p_missing.append(logits.float().softmax(-1)[:, self.ids].sum(-1).cpu())
+
+    def answers(self, latents: Mapping[tuple[int, int], Tensor]) -> Answers:
+        return Answers(tuple(self.top), torch.cat(self.p_missing), latents)
 
 
 def _one_token(tokenizer, text: str) -> int:
@@ -236,7 +309,7 @@ def _held(spliced: SplicedModel, clamp: Clamp, lengths: Int[Tensor, " batch"]) -
     unknown = {name for name, _ in clamp.values} - set(spliced.hook_points)
     if unknown:
         raise ValueError(f"nothing is spliced at {', '.join(sorted(unknown))}; there is {', '.join(spliced.hook_points)}.")
-    rows, places = torch.arange(len(lengths)), lengths + clamp.place - spliced.first
+    rows, places = torch.arange(len(lengths), device=lengths.device), lengths + clamp.place - spliced.first
 
     def at(name: str) -> Callable[[Tensor], Tensor]:
         def hold(f: Float[Tensor, "batch seq_without_bos d_sae"]) -> Tensor:
@@ -249,22 +322,3 @@ def _held(spliced: SplicedModel, clamp: Clamp, lengths: Int[Tensor, " batch"]) -
         return hold
 
     return {name: at(name) for name in {name for name, _ in clamp.values}}
-
-
-# ---------------------------------------------------------------------------------------------
-# What its latents know
-# ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def read_latents(
-    spliced: SplicedModel, sessions: Sequence[Session], layer: int, *, place: int = QUERIED, batch_size: int | None = None
-) -> Float[Tensor, "n d_sae"]:
-    """The latents of one layer's SAE at one place, in the model itself (nothing spliced). Layers after that one are not run."""
-    tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
-    size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
-    found = []
-    for batch, length in zip(tokens.split(size), lengths.split(size)):
-        x = spliced.stack.run(spliced.stack.embed(batch), range(layer + 1))
-        found.append(encode(spliced.lab.saes[layer], x[torch.arange(len(x)), length + place - spliced.first]).float().cpu())
-    return torch.cat(found)

@@ -27,6 +27,11 @@ def _needs_tensor(found: Any, what: str) -> None:
         raise Wrong(f"{what} is to be a tensor, not {type(found).__name__}.")
 
 
+def _flags(text: str) -> Bool[Tensor, " n"]:
+    """Yes and no as text: ``"x."`` is [True, False]."""
+    return torch.tensor([letter == "x" for letter in text])
+
+
 # ---------------------------------------------------------------------------------------------
 # 6.1 What the model says
 # ---------------------------------------------------------------------------------------------
@@ -58,29 +63,27 @@ def _(attempt):
         ]
     )
     ids = [4, 1, 2]
-    p, right = logits.softmax(-1), p_missing(logits, ids)
+    of_ids, right = logits.softmax(-1)[:, ids], p_missing(logits, ids)
+    over_prompts, over_all = logits.softmax(0), logits.flatten().softmax(0).reshape(logits.shape)
     found = attempt(logits.clone(), list(ids))
     _needs_tensor(found, "the probability")
     compare(
         found,
         right,
         {
-            "you took the softmax over these tokens alone: then they always add up to 1. The model could have written any other token, "
-            "so the whole vocabulary belongs below the fraction line.": torch.ones(4),
+            "you took the softmax over these tokens alone: then they always add up to 1. The model could have written any other "
+            "token, so the whole vocabulary belongs below the fraction line.": torch.ones(4),
             "you added up logits. Those are no probabilities: a softmax is missing.": logits[:, ids].sum(-1),
-            "you gave the likeliest of the tokens alone. To open with any of them is an error message: they count together.": p[:, ids].amax(-1),
-            "you averaged over the tokens. Only one of them can come next, so their probabilities add up.": p[:, ids].mean(-1),
-            "your softmax runs over the prompts. It is to run over the vocabulary, within each prompt.": logits.softmax(0)[:, ids].sum(-1),
-            "your softmax runs over all prompts at once. Each prompt has a distribution of its own.": logits.flatten()
-            .softmax(0)
-            .reshape(logits.shape)[:, ids]
-            .sum(-1),
-            "these are log-probabilities, added up: that is what it would take to write all of the tokens.": p.log()[:, ids].sum(-1),
-            "you multiplied the probabilities: that is what it would take to write all of the tokens, and one is enough.": p[:, ids].prod(-1),
+            "you gave the likeliest of the tokens alone. Any of them opens an error message.": of_ids.amax(-1),
+            "you averaged over the tokens. Only one of them can come next, so their probabilities add up.": of_ids.mean(-1),
+            "your softmax runs over the prompts. It is to run over the vocabulary.": over_prompts[:, ids].sum(-1),
+            "your softmax runs over all prompts at once. Each prompt has a distribution of its own.": over_all[:, ids].sum(-1),
+            "these are log-probabilities, added up: that is what it would take to write all of the tokens.": of_ids.log().sum(-1),
+            "you multiplied the probabilities: that would be to write all of the tokens, and one is enough.": of_ids.prod(-1),
             "this is the logarithm of the probability.": right.log(),
             "this is how likely everything else is.": 1 - right,
-            "you took the first token only.": p[:, ids[0]],
-            "you gave one value for each of the tokens; wanted is one a prompt.": p[:, ids],
+            "you took the first token only.": of_ids[:, 0],
+            "you gave one value for each of the tokens; wanted is one a prompt.": of_ids,
             "you averaged over prompts; each has a value of its own.": right.mean(),
             "you counted whether the likeliest token is among these: yes or no. Wanted is how likely they are.": sum(
                 (logits.argmax(-1) == i).float() for i in ids
@@ -90,10 +93,10 @@ def _(attempt):
     )
     found = attempt(logits + 1000, tuple(ids))
     _needs_tensor(found, "the probability")
-    if not torch.allclose(found.double(), right.double(), atol=1e-3):
+    if found.shape != right.shape or not torch.allclose(found.double(), right.double(), atol=1e-3):
         raise Wrong(
-            "with 1,000 added to all logits it comes out different, and no probability changes by that. Whoever takes exp of a large "
-            "number gets inf; torch's own softmax does not."
+            "with 1,000 added to all logits it comes out different, and no probability changes by that. Whoever takes exp of a "
+            "large number gets inf; torch's own softmax does not."
         )
     found = attempt(logits[:1].clone(), [3])
     _needs_tensor(found, "the probability")
@@ -109,9 +112,9 @@ def _(attempt):
 def separations(present: Float[Tensor, "n d_sae"], missing: Float[Tensor, "m d_sae"]) -> Float[Tensor, " d_sae"]:
     """How well each latent alone tells prompts whose key is present from those whose key is missing.
 
-    That is the chance that its value on a random prompt of the first kind is above its value on a random prompt of the second, ties
-    counting half (the area under the ROC curve). 1 = always above, 0.5 = it tells nothing (so also a latent that never fires),
-    0 = always below.
+    That is the chance that its value on a random prompt of the first kind is above its value on a random prompt of the second,
+    ties counting half (the area under the ROC curve). 1 = always above, 0.5 = it tells nothing (so also a latent that never
+    fires), 0 = always below.
 
     Args:
         present: a row for each of n prompts whose key is there: the latents at one place.
@@ -131,40 +134,38 @@ def _(attempt):
     present = torch.tensor([[0, 0, 0, 0], [5, 6, 7, 8], [0, 0, 2, 3], [1, 0.5, 3, 2], [1, 7, 3, 4.5], [2, 0, 2, 5]]).T
     missing = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 0], [0, 0, 0, 1], [4, 6, 2.5, 5], [2, 4, 6, 0.5], [2, 3, 0, 2]]).T
     right = separations(present, missing)
-    above, below = ((present[:, None] > missing).float().mean((0, 1)), (present[:, None] < missing).float().mean((0, 1)))
+    above, below = (compared.float().mean((0, 1)) for compared in (present[:, None] > missing, present[:, None] < missing))
     found = attempt(present.clone(), missing.clone())
     _needs_tensor(found, "the table of separations")
     if found.numel() == 1:
         raise Wrong("you gave one number for all latents; each latent has its own.")
     if found.shape == right.shape and found[0].isnan():
         raise Wrong("a latent that never fires comes out as NaN. It ties with itself everywhere, and so tells nothing: 0.5.")
-    row_by_row = (present > missing).float().mean(0)
+    row_by_row, row_ties = (present > missing).float().mean(0), (present == missing).float().mean(0)
+    fires = (present > 0).float().mean(0) - (missing > 0).float().mean(0)
     tied = torch.tensor([True, False, True, False, False, True])
     wrong = {
         "ties count nothing with you, so that a latent that never fires seems to be the best at telling that a key is missing. "
         "They count half.": above,
         "ties count fully with you, so that a latent that never fires seems perfect. They count half.": 1 - below,
-        "you left ties out of the count. Most latents are 0 on most prompts: ties are what they mostly have. They count half.": torch.where(
-            above + below > 0, above / (above + below), 0.5
-        ),
+        "you left ties out of the count. Most latents are 0 on most prompts: ties are what they mostly have. They count "
+        "half.": torch.where(above + below > 0, above / (above + below), 0.5),
         "present and missing have changed places: a latent that is higher where the key is there is to be above 0.5.": 1 - right,
-        "you compared the first prompt with the first, the second with the second and so on. They are no pairs: every prompt of one "
-        "kind meets every prompt of the other.": row_by_row + 0.5 * (present == missing).float().mean(0),
-        "you compared row by row, and without ties. The prompts are no pairs: every one of one kind meets every one of the other; "
-        "ties count half.": row_by_row,
-        "this is the difference of the means, which a single large value can make. Wanted is how often the one is above the other.": (
-            present.mean(0) - missing.mean(0)
-        ),
-        "you compared how often the latent fires. How strongly counts, too.": 0.5
-        + 0.5 * ((present > 0).float().mean(0) - (missing > 0).float().mean(0)),
-        "you folded it: below 0.5 has become above. A latent that is higher where the key is missing is to be below 0.5.": right.maximum(1 - right),
+        "you compared the first prompt with the first, the second with the second and so on. They are no pairs: every prompt of "
+        "one kind meets every prompt of the other.": row_by_row + 0.5 * row_ties,
+        "you compared row by row, and without ties. The prompts are no pairs: every one of one kind meets every one of the "
+        "other; ties count half.": row_by_row,
+        "this is the difference of the means, which a single large value can make. Wanted is how often the one is above the "
+        "other.": present.mean(0) - missing.mean(0),
+        "you compared how often the latent fires. How strongly counts, too.": 0.5 + 0.5 * fires,
+        "you folded it: below 0.5 has become above. A latent that is higher where the key is missing is to be below "
+        "0.5.": right.maximum(1 - right),
         "yours runs from −1 to 1, with 0 for a latent that tells nothing. That is to be 0.5.": above - below,
         "you counted pairs; wanted is their share.": right * len(present) * len(missing),
     }
     if found.shape == right.shape:
-        wrong["latents without ties are right, those with ties are not. Ties count half, whatever order they are sorted in."] = torch.where(
-            tied, found.float(), right
-        )
+        says = "latents without ties are right, those with ties are not. Ties count half, whatever order they are sorted in."
+        wrong[says] = torch.where(tied, found.float(), right)
     compare(found, right, wrong, what="the table of separations")
 
     rng = torch.Generator().manual_seed(0)
@@ -176,14 +177,18 @@ def _(attempt):
         if isinstance(error, NotImplementedError):
             raise
         says = str(error).strip().split("\n")[0]
-        raise Wrong(f"4 prompts of each kind are right, but 5 with the key and 3 without end in an error ({says}). n and m can differ.") from None
+        raise Wrong(
+            f"4 prompts of each kind are right, but 5 with the key and 3 without end in an error ({says}). n and m can differ."
+        ) from None
     _needs_tensor(found, "the table of separations")
     compare(
         found,
         right,
         {
-            "right as long as there are as many prompts of one kind as of the other: you divide by n · n, and there are n · m pairs.": right * 3 / 5,
-            "right as long as there are as many prompts of one kind as of the other: you divide by m · m, and there are n · m pairs.": right * 5 / 3,
+            "right as long as there are as many prompts of one kind as of the other: you divide by n · n, and there are n · m "
+            "pairs.": right * 3 / 5,
+            "right as long as there are as many prompts of one kind as of the other: you divide by m · m, and there are n · m "
+            "pairs.": right * 5 / 3,
             "where n and m differ, the longer table's last rows are left out.": separations(present[:3], missing),
         },
         what="the table of separations of 5 prompts with the key and 3 without",
@@ -202,8 +207,8 @@ def hold(
     """A copy of ``f`` in which some latents have given values at one place of each prompt; all else is as it was, ``f`` too.
 
     Args:
-        f: all latents, with a row for every token but BOS, which is left out: position 0 is the prompt's first token. Short prompts
-            are padded on the right.
+        f: all latents, with a row for every token but BOS, which is left out: position 0 is the prompt's first token. Short
+            prompts are padded on the right.
         lengths: how many tokens each prompt has, without BOS and without padding.
         latents: the value of each latent that is to be held, in the unit of ``f``; the keys are numbers of latents.
         place: counted from each prompt's own end: −1 is its last token, −2 the one before.
@@ -219,7 +224,7 @@ def hold(
 def _(attempt):
     # Every prompt is padded, by 3 at least: so one or two places too far is still a place, and the bug can be named.
     f = torch.rand(3, 8, 5, generator=torch.Generator().manual_seed(0)) + 0.5
-    lengths, latents, rows = torch.tensor([5, 3, 4]), {1: 2.5, 3: 0.0}, torch.arange(3)
+    lengths, latents, rows = torch.tensor([4, 5, 3]), {1: 2.5, 3: 0.0, 4: 1.5}, torch.arange(3)
     others = [i for i in range(f.shape[2]) if i not in latents]
 
     def at(where, positions, chosen=latents):
@@ -249,23 +254,25 @@ def _(attempt):
             right,
             {
                 "the last token is right, but you hold it whatever the place is.": at(rows, lengths - 1),
-                "you counted from the end of the padded rows. Each prompt ends where its own length says; after that comes padding.": at(
-                    rows, f.shape[1] + place
-                ),
+                "you counted from the end of the padded rows. Each prompt ends where its own length says; after that comes "
+                "padding.": at(rows, f.shape[1] + place),
                 "you held the latents at every position. One place of each prompt is meant.": at(slice(None), slice(None)),
                 "you added the value to what was there. The latent is to have that value, whatever it was.": added,
-                "you are one token too late: for place −1 you write into the padding. Positions start at 0.": at(rows, lengths + place + 1),
-                "you are one token too early. BOS is counted neither in the lengths nor in the rows of f: nothing is to be taken off for it.": at(
-                    rows, lengths + place - 1
+                "you are one token too late: for place −1 you write into the padding. Positions start at 0.": at(
+                    rows, lengths + place + 1
                 ),
+                "you are one token too early. BOS is counted neither in the lengths nor in the rows of f: nothing is to be taken "
+                "off for it.": at(rows, lengths + place - 1),
                 "you went beyond the prompt's end: places are below 0 already.": at(rows, lengths - place),
                 "you used the first prompt's length for all.": at(rows, lengths[0] + place),
                 "you used the longest prompt's length for all.": at(rows, lengths.max() + place),
                 "only the first prompt has changed.": at(0, lengths[0] + place),
-                "in every prompt you held the places of all the prompts. Each place goes with its own row.": at(slice(None), lengths + place),
+                "in every prompt you held the places of all the prompts. Each place goes with its own row.": at(
+                    slice(None), lengths + place
+                ),
                 "only the first of the latents is held. Does the loop return too early?": at(rows, lengths + place, {1: 2.5}),
-                "only the last of the latents is held. Does each start from a new copy?": at(rows, lengths + place, {3: 0.0}),
-                "a latent that is to be held at 0 is not. 0 is a value, too.": at(rows, lengths + place, {1: 2.5}),
+                "only the last of the latents is held. Does each start from a new copy?": at(rows, lengths + place, {4: 1.5}),
+                "a latent that is to be held at 0 is not. 0 is a value, too.": at(rows, lengths + place, {1: 2.5, 4: 1.5}),
                 "nothing is held.": f,
             },
             what="the copy of f",
@@ -273,7 +280,9 @@ def _(attempt):
     found = attempt(f.bfloat16(), lengths.clone(), dict(latents), -1)
     _needs_tensor(found, "the copy of f")
     if found.dtype != torch.bfloat16:
-        raise Wrong("f came in bfloat16 and its copy does not leave so: the model would refuse it. Keep the kind of number that f has.")
+        raise Wrong(
+            "f came in bfloat16 and its copy does not leave so: the model would refuse it. Keep the kind of number that f has."
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -285,8 +294,9 @@ def _(attempt):
 def predicted_share(missing: Float[Tensor, " n"], present: Float[Tensor, " m"], attack: Float[Tensor, " k"]) -> float:
     """The share of attack prompts that we predict will fool the model, before it is asked: 0 = none, 1 = all.
 
-    An attack is predicted to fool if the activation lies above a threshold: halfway between the mean over honest prompts whose key is
-    missing and the mean over honest prompts whose key is present. The attacks have no say in the threshold: it stands before they come.
+    An attack is predicted to fool if the activation lies above a threshold: halfway between the mean over honest prompts whose
+    key is missing and the mean over honest prompts whose key is present. The attacks have no say in the threshold: it stands
+    before they come.
 
     Args:
         missing: activation of the duplicate latents on each of n honest prompts whose key is missing.
@@ -304,6 +314,7 @@ def _(attempt):
     attack = [1.2, 0.0, 24, 2.1, 0.3, 1.77, 0.0, 4.2, 1.85, 0.0, 2.3, 0.9, 0.1, 5, 0.0, 1.5, 0.0, 3.5, 0.2, 1.72, 0.0]
     attack = torch.tensor(attack)
     low, high, pooled = missing.mean(), present.mean(), torch.cat([missing, present]).mean()
+    halfway, of_medians, gap = (low + high) / 2, (missing.median() + present.median()) / 2, (missing.max() + present.min()) / 2
     right = predicted_share(missing, present, attack)
 
     def above(threshold):
@@ -314,35 +325,43 @@ def _(attempt):
     if found is None:
         raise Wrong(f"{what} is None. Is the return missing?")
     if isinstance(found, Tensor) and found.ndim:
-        raise Wrong(f"{what} is to be one number, not a tensor of the shape {list(found.shape)}: the share of all attacks, not a verdict on each.")
+        raise Wrong(
+            f"{what} is to be one number, not a tensor of the shape {list(found.shape)}: the share of all attacks, not a verdict "
+            "on each."
+        )
     try:
-        found = torch.tensor(float(found), dtype=torch.double)
+        number = None if isinstance(found, str) else float(found)
     except (TypeError, ValueError):
-        raise Wrong(f"{what} is to be a number, not {type(found).__name__}.") from None
+        number = None
+    if number is None:
+        raise Wrong(f"{what} is to be a number, not {type(found).__name__}.")
     compare(
-        found,
+        torch.tensor(number, dtype=torch.double),
         torch.tensor(right, dtype=torch.double),
         {
-            "this is the share below the threshold. Those above look as if the key were present: they are the ones to fool.": 1 - above((low + high) / 2),
-            "you counted the attacks above the threshold; wanted is their share.": above((low + high) / 2) * len(attack),
-            "you set the threshold at the attacks' own mean. It is set before they come, on honest prompts: otherwise about as many "
-            "lie above it however well they look.": above(attack.mean()),
-            "you set the threshold at the attacks' own median: half of them lie above that, however well they look.": above(attack.median()),
-            "your threshold is the mean where the key is missing. Half of the honest prompts can lie above that, too: go halfway to the others.": above(
-                low
+            "this is the share below the threshold. Those above look as if the key were present: they are the ones to fool.": 1
+            - above(halfway),
+            "you counted the attacks above the threshold; wanted is their share.": above(halfway) * len(attack),
+            "you set the threshold at the attacks' own mean. It is set before they come, on honest prompts: otherwise about as "
+            "many lie above it however well they look.": above(attack.mean()),
+            "you set the threshold at the attacks' own median: half of them lie above that, however well they look.": above(
+                attack.median()
             ),
-            "your threshold is the mean where the key is present: half of the prompts that really have the key would fail. Come halfway down.": above(
-                high
-            ),
-            "you pooled the honest prompts and took one mean: the kind with more prompts draws the threshold towards itself. Take the two "
-            "means first.": above(pooled),
+            "your threshold is the mean where the key is missing. Half of the honest prompts can lie above that, too: go halfway "
+            "to the others.": above(low),
+            "your threshold is the mean where the key is present: half of the prompts that really have the key would fail. Come "
+            "halfway down.": above(high),
+            "you pooled the honest prompts and took one mean: the kind with more prompts draws the threshold towards itself. "
+            "Take the two means first.": above(pooled),
             "halfway between two means is not their sum: the half is missing.": above(low + high),
-            "half of the distance between the means is not yet the point halfway: it starts from 0 and not from the lower mean.": above((high - low) / 2),
-            "you went halfway between medians; means are wanted.": above((missing.median() + present.median()) / 2),
-            "you went halfway between the highest of one kind and the lowest of the other: two odd prompts would set it. Means are wanted.": above(
-                (missing.max() + present.min()) / 2
+            "half of the distance between the means is not yet the point halfway: it starts from 0 and not from the lower "
+            "mean.": above((high - low) / 2),
+            "you went halfway between medians; means are wanted.": above(of_medians),
+            "you went halfway between the highest of one kind and the lowest of the other: two odd prompts would set it. Means "
+            "are wanted.": above(gap),
+            "your threshold is the highest honest prompt whose key is missing. Halfway between the means is wanted.": above(
+                missing.max()
             ),
-            "your threshold is the highest honest prompt whose key is missing. Halfway between the means is wanted.": above(missing.max()),
             "your threshold is 0: every attack on which the latents fire at all is counted.": above(0),
         },
         what=what,
@@ -356,11 +375,11 @@ def _(attempt):
 
 @book.solution
 def lift(signal: Float[Tensor, "groups candidates"], fooled: Bool[Tensor, "groups candidates"]) -> Float[Tensor, "2"]:
-    """What a search gains that may look at latents, but not at what the model says. In every group it takes the candidate with the
-    strongest signal.
+    """What a search gains that may look at latents, but not at what the model says.
 
-    Returns a tensor of two: the share of groups in which the candidate so chosen fools the model, then the share of all candidates
-    that fool (what a random choice gets). Both from 0 = none to 1 = all.
+    In every group it takes the candidate with the strongest signal. A tensor of two shares, each from 0 = none to 1 = all: the
+    share of groups in which the candidate so chosen fools the model, then the share of all candidates that fool (what a random
+    choice gets).
 
     Args:
         signal: how strongly the duplicate latents fire, for each candidate of each group.
@@ -390,17 +409,15 @@ def _(attempt):
         found,
         right,
         {
-            "you peeked: in every group you count whether *any* candidate fools. The search does not see that; it sees the signal.": first(
-                every.amax(1).mean()
-            ),
+            "you peeked: in every group you count whether *any* candidate fools. The search does not see that; it sees the "
+            "signal.": first(every.amax(1).mean()),
             "you took the weakest signal of every group; the strongest is wanted.": first(every[groups, signal.argmin(1)].mean()),
             "you took the same candidate's number in all groups. Every group has a strongest one of its own.": first(
                 every[:, signal.mean(0).argmax()].mean()
             ),
             "you made one choice over all groups. Every group has its own.": first(every.flatten()[signal.argmax()]),
-            "for every number of a candidate you took the best group. It is the other way round: for every group the best candidate.": first(
-                every[signal.argmax(0), torch.arange(signal.shape[1])].mean()
-            ),
+            "for every number of a candidate you took the best group. It is the other way round: for every group the best "
+            "candidate.": first(every[signal.argmax(0), torch.arange(signal.shape[1])].mean()),
             "the second is taken over the chosen ones only. A random choice could get any candidate.": right[[0, 0]],
             "the second leaves the chosen ones out. A random choice could get any candidate.": first(chosen.mean(), rest),
             "the two have changed places: the search comes first, then chance.": right.flip(0),
@@ -409,8 +426,12 @@ def _(attempt):
             "you gave the difference alone; wanted are the two shares themselves.": chosen.mean() - share,
             "you gave the ratio alone; wanted are the two shares themselves.": chosen.mean() / share,
             "you gave the first share alone; without chance beside it nobody knows whether it is a gain.": chosen.mean(),
-            "the first is divided by how many candidates fool. Wanted is a share of the groups.": first(chosen.sum() / every.sum()),
-            "the first is divided by the number of candidates. One is chosen a group: wanted is a share of the groups.": first(chosen.sum() / every.numel()),
+            "the first is divided by how many candidates fool. Wanted is a share of the groups.": first(
+                chosen.sum() / every.sum()
+            ),
+            "the first is divided by the number of candidates. One is chosen a group: wanted is a share of the groups.": first(
+                chosen.sum() / every.numel()
+            ),
             "you counted; wanted are shares.": first(chosen.sum(), every.sum()),
         },
         what=what,
@@ -418,9 +439,19 @@ def _(attempt):
 
 
 def _groups() -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups candidates"]]:
-    """Eight groups of five candidates: a signal that helps, and no two ways of choosing that fool equally often."""
-    signal = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
-    return signal, signal > 0.5
+    """Eight groups of five candidates: a signal that helps, and ways to choose that fool each a different share."""
+    signal = [
+        [60, 85, 95, 30, 51],
+        [64, 90, 1, 58, 12],
+        [92, 68, 20, 11, 0],
+        [89, 80, 25, 47, 17],
+        [17, 51, 11, 59, 79],
+        [9, 37, 48, 64, 45],
+        [8, 32, 0, 42, 31],
+        [96, 45, 78, 1, 41],
+    ]
+    fooled = ["xxx.x", "xx...", "xx.x.", "xx...", "....x", "..x..", ".....", "x.x.x"]
+    return torch.tensor(signal) / 100, torch.stack([_flags(row) for row in fooled])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -430,7 +461,10 @@ def _groups() -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups 
 
 @book.solution
 def mended(
-    fooled_before: Bool[Tensor, " n"], fooled_after: Bool[Tensor, " n"], right_before: Bool[Tensor, " m"], right_after: Bool[Tensor, " m"]
+    fooled_before: Bool[Tensor, " n"],
+    fooled_after: Bool[Tensor, " n"],
+    right_before: Bool[Tensor, " m"],
+    right_after: Bool[Tensor, " m"],
 ) -> Float[Tensor, "2"]:
     """What a change to the model mends, and what it breaks. A tensor of two shares, each from 0 = none to 1 = all:
 
@@ -450,11 +484,8 @@ def mended(
 
 @book.checker(mended)
 def _(attempt):
-    def flags(text):
-        return torch.tensor([letter == "x" for letter in text])
-
-    # Attacks: 7 of 11 fool before; 4 no longer do, and 1 does newly. Honest: 8 of 13 right before; 3 break, 2 become right.
-    given = flags("xxxxxxx...."), flags("xxx....x..."), flags("xxxxxxxx....."), flags("xxxxx...xx...")
+    # Attacks: 7 of 11 fool before; 4 no longer do, and 2 do newly. Honest: 8 of 13 right before; 3 break, 2 become right.
+    given = [_flags(row) for row in ("xxxxxxx....", "xxx....xx..", "xxxxxxxx.....", "xxxxx...xx...")]
     fooled_before, fooled_after, right_before, right_after = given
     right = mended(*given)
     f_1, f_2, r_1, r_2 = (row.double().sum() for row in given)
@@ -471,26 +502,34 @@ def _(attempt):
         found,
         right,
         {
-            "you divided by all prompts. Only what fooled before can be mended, only what was right before can break: those go below the "
-            "fraction line.": pair(gone / n, broken / m),
+            "you divided by all prompts. Only what fooled before can be mended, only what was right before can break: those go "
+            "below the fraction line.": pair(gone / n, broken / m),
             "the first is a share of all attacks. Those that never fooled cannot be mended.": pair(gone / n, broken / r_1),
-            "the second is a share of all honest prompts. Those that were wrong before cannot break.": pair(gone / f_1, broken / m),
-            "this is the net change: attacks that fool newly are taken off those that no longer do, and so with the honest ones. Follow each "
-            "prompt, not the totals.": pair((f_1 - f_2) / f_1, (r_1 - r_2) / r_1),
-            "the first is the net change: attacks that fool newly are taken off those that no longer do.": pair((f_1 - f_2) / f_1, broken / r_1),
-            "the second is the net change: honest prompts that become right make up for those that break.": pair(gone / f_1, (r_1 - r_2) / r_1),
-            "this is how the totals change, over all prompts. Follow each prompt, from before to after.": pair((f_1 - f_2) / n, (r_1 - r_2) / m),
+            "the second is a share of all honest prompts. Those that were wrong before cannot break.": pair(
+                gone / f_1, broken / m
+            ),
+            "this is the net change: attacks that fool newly are taken off those that no longer do, and so with the honest ones. "
+            "Follow each prompt, not the totals.": pair((f_1 - f_2) / f_1, (r_1 - r_2) / r_1),
+            "the first is the net change: attacks that fool newly are taken off those that no longer do.": pair(
+                (f_1 - f_2) / f_1, broken / r_1
+            ),
+            "the second is the net change: honest prompts that become right make up for those that break.": pair(
+                gone / f_1, (r_1 - r_2) / r_1
+            ),
+            "this is how the totals change, over all prompts. Follow each prompt, from before to after.": pair(
+                (f_1 - f_2) / n, (r_1 - r_2) / m
+            ),
             "the second is the share that is still right. Wanted is what the change breaks.": pair(gone / f_1, 1 - broken / r_1),
             "the first is the share that still fools. Wanted is what no longer does.": pair(1 - gone / f_1, broken / r_1),
-            "both are the shares that stay as they were. Wanted is what the change mends, and what it breaks.": pair(1 - gone / f_1, 1 - broken / r_1),
+            "both are the shares that stay as they were. Wanted is what the change mends, and what it breaks.": pair(
+                1 - gone / f_1, 1 - broken / r_1
+            ),
             "the two have changed places: what is mended comes first, then what breaks.": right.flip(0),
             "the first does not look at before: an attack that never fooled is not mended.": pair((n - f_2) / n, broken / r_1),
-            "you do not look at before: an attack that never fooled is not mended, a prompt that was always wrong is not broken.": pair(
-                (n - f_2) / n, (m - r_2) / m
-            ),
-            "you divided by what does not fool (is not right) after. Of those that fooled before (were right before), the share is wanted.": pair(
-                gone / (n - f_2), broken / (m - r_2)
-            ),
+            "you do not look at before: an attack that never fooled is not mended, a prompt that was always wrong is not "
+            "broken.": pair((n - f_2) / n, (m - r_2) / m),
+            "you divided by what does not fool (is not right) after. Of those that fooled before (were right before), the share "
+            "is wanted.": pair(gone / (n - f_2), broken / (m - r_2)),
             "you counted; wanted are shares.": pair(gone, broken),
             "you gave one number; mending and breaking are two.": gone / f_1 - broken / r_1,
         },

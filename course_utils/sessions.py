@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from dataclasses import dataclass, replace
 
 MISSING = "Trace"
@@ -108,11 +109,11 @@ def quoted(key: str) -> str:
 def missing_key(keys: tuple[str, ...], variables: tuple[str, ...], rng: random.Random) -> Session:
     """A dictionary of `N_ENTRIES` keys with different one-digit values, and a query for a key that is not among them.
 
-    No key is the beginning of another (Jim, Jimmy): look-alikes are for `attacks.py`.
+    No key is a part of another (Jim, Jimmy): look-alikes are for `attacks.py`.
     """
     while True:
         *names, query = rng.sample(keys, N_ENTRIES + 1)
-        if not any(a != b and a.startswith(b) for a in (*names, query) for b in (*names, query)):
+        if not any(a != b and b.lower() in a.lower() for a in (*names, query) for b in (*names, query)):
             break
     values = rng.sample(range(10), N_ENTRIES)
     return Session(tuple((quoted(name), str(value)) for name, value in zip(names, values)), quoted(query), rng.choice(variables))
@@ -140,48 +141,74 @@ def list_session(variables: tuple[str, ...], rng: random.Random) -> tuple[str, s
 
 MAX_PROMPT_TOKENS = 128
 MAX_ENTRIES = 20
+MAX_CHARACTERS = 2000
+QUOTES = "'\"“”‘’"
 
 
 def read_session(dictionary: str, query: str, tokenizer, *, variable: str = "age", one_token: bool = False) -> Session:
-    """A session from text: a dictionary as one would type it, and a key without quotes. Nothing is executed.
+    """A session from text: a dictionary as one would type it, and a key, with quotes or without. Nothing is executed.
 
     Args:
-        dictionary: Python source, such as ``{'Bob': 1, 'Mary Ann': 2}``; keys are strings, values numbers or strings.
+        dictionary: Python source, such as ``{'Bob': 1, 'Mary Ann': 2}``; keys are strings (or sums of strings), values numbers or
+            strings. ``age = `` before it does no harm.
         query: the key that is asked for.
-        one_token: insist that the queried key is one token, as in the course's tasks.
+        one_token: insist that the queried key is one token of the prompt, as in the course's tasks.
 
     Raises:
         SessionError: not a dictionary, an empty one, too many entries, other keys or values, an empty query, a query of several tokens
             where one is wanted, a prompt of more than `MAX_PROMPT_TOKENS` tokens.
     """
     example = "{'Bob': 1, 'Mary Ann': 2}"
+    source = re.sub(r"^\s*(>>>)?\s*([A-Za-z_]\w*\s*=(?!=))?\s*", "", dictionary).rstrip()
+    if len(source) > MAX_CHARACTERS:
+        raise SessionError(f"the dictionary has {len(source):,} characters; {MAX_CHARACTERS:,} at most. Take a shorter one, such as {example}.")
     try:
-        tree = ast.parse(dictionary.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise SessionError(f"that is not Python: {str(error).split(' (')[0]}. Type a dictionary, such as {example}.") from error
+        tree = ast.parse(source, mode="eval").body
+        query.encode("utf-8")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deep for the parser
+        raise SessionError(f"that is not Python: {(str(error) or 'nested too deep').split(' (')[0].rstrip('.?')}. Type a dictionary, such as {example}.") from error
     if not isinstance(tree, ast.Dict):
         raise SessionError(f"that is not a dictionary, but a {type(tree).__name__.lower()}. Type one, such as {example}.")
     if not tree.keys:
         raise SessionError(f"the dictionary is empty. Give it an entry or more, such as {example}.")
     if len(tree.keys) > MAX_ENTRIES:
         raise SessionError(f"{len(tree.keys)} entries are too many: {MAX_ENTRIES} at most.")
-    source = dictionary.strip()
     entries = []
     for key, value in zip(tree.keys, tree.values):
-        if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
+        if key is None or not isinstance(_constant(key), str):
             shown = "**" if key is None else ast.get_source_segment(source, key)
-            raise SessionError(f"the key {shown} is no string. Keys are strings in quotes, such as {example}.")
-        if not (isinstance(value, ast.Constant) and isinstance(value.value, str | int | float)):
-            raise SessionError(f"the value {ast.get_source_segment(source, value)} is neither a number nor a string, such as in {example}.")
-        entries.append((" ".join(ast.get_source_segment(source, key).split("\n")), ast.get_source_segment(source, value)))
+            raise SessionError(f"the key {shown} is no string. Keys are strings in quotes, such as in {example}.")
+        if not isinstance(_constant(value), str | int | float):
+            raise SessionError(f"the value {ast.get_source_segment(source, value)} is neither a number nor a string, as those in {example} are.")
+        entries.append((_on_one_line(source, key), _on_one_line(source, value)))
+    if len(query) > 1 and query[0] in QUOTES and query[-1] in QUOTES:
+        query = query[1:-1]
     if not query.strip():
         raise SessionError("no key is asked for: type one, such as Ann.")
-    n_tokens = len(tokenizer(query, add_special_tokens=False)["input_ids"])
-    if one_token and n_tokens != 1:
-        pieces = " + ".join(tokenizer.decode([token]) for token in tokenizer(query, add_special_tokens=False)["input_ids"])
-        raise SessionError(f"the key {query!r} is {n_tokens} tokens ({pieces}), and one is wanted here, such as {', '.join(KEYS['test'][:4])}.")
     session = Session(tuple(entries), quoted(query), variable)
-    length = len(tokenizer(session.prompt, add_special_tokens=False)["input_ids"])
-    if length > MAX_PROMPT_TOKENS:
-        raise SessionError(f"the prompt has {length} tokens; {MAX_PROMPT_TOKENS} at most. Take fewer or shorter entries.")
+    ids = tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise SessionError(f"the prompt has {len(ids)} tokens; {MAX_PROMPT_TOKENS} at most. Take fewer or shorter entries.")
+    if one_token and tokenizer.decode(ids[-2:-1]) != query:
+        pieces = " + ".join(tokenizer.decode([token]) for token in tokenizer(query, add_special_tokens=False)["input_ids"])
+        raise SessionError(f"the key {query!r} is not one token in the prompt ({pieces}), as is wanted here, such as {', '.join(KEYS['test'][:4])}.")
     return session
+
+
+def _constant(node: ast.expr) -> str | int | float | None:
+    """The value of a number, a string, a negative number or a sum of strings; None for anything else."""
+    match node:
+        case ast.Constant(value=str() | int() | float() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.BinOp(op=ast.Add(), left=left, right=right):
+            parts = (_constant(left), _constant(right))
+            return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+    return None
+
+
+def _on_one_line(source: str, node: ast.expr) -> str:
+    """A node as it was typed; where that is more than a line, as Python would show its value."""
+    typed = ast.get_source_segment(source, node)
+    return repr(_constant(node)) if typed.splitlines() != [typed] else typed

@@ -298,7 +298,7 @@ def _position_labels(tokenizer, clean: Int[Tensor, "n seq"], lengths: Int[Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of one split. Train and test share prepositions and verbs, but no noun, no name, no key and no variable."""
+    """The words of one split. Within a task, train and test share prepositions and verbs, but no noun, no name, no key and no variable."""
 
     split: str
     people: tuple[str, ...]

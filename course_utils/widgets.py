@@ -154,3 +154,77 @@ def explore_splices(
 
     for control in (*boxes.values(), menu):
         control.observe(redraw, names="value")
+
+
+def play(
+    respond: Callable[[str, str], str], dictionary: str, query: str, examples: Mapping[str, tuple[str, str]], *, refused: type[Exception] = ValueError
+) -> None:
+    """Two lines to type in, a dictionary and the key that is asked for, a menu of examples, and what ``respond`` makes of them.
+
+    The response is an output of its own: where widgets do not run, the first one stays, with one for each example below it.
+
+    Args:
+        respond: HTML from (dictionary, query).
+        dictionary, query: what stands there at first.
+        examples: by name, other dictionaries and queries to try.
+        refused: what ``respond`` raises where it does not like what was typed; the message is shown in its place.
+    """
+
+    def answer(dictionary: str, query: str) -> HTML:
+        try:
+            return HTML(respond(dictionary, query))
+        except refused as error:
+            return HTML(f"<p>⚠️ {html.escape(str(error))}</p>")
+
+    if os.environ.get("COURSE_BUILD"):
+        for name, typed in {"": (dictionary, query), **examples}.items():
+            display(HTML(f"<h4>{html.escape(name)}</h4>" if name else ""), answer(*typed))
+        return
+    wide = {"width": "52em"}
+    typed = ipywidgets.Text(dictionary, description="dictionary", layout=wide, continuous_update=False)
+    asked = ipywidgets.Text(query, description="key", layout={"width": "20em"}, continuous_update=False)
+    menu = ipywidgets.Dropdown(options=[("", None), *examples.items()], description="try", layout={"width": "30em"})
+    button = ipywidgets.Button(description="Ask the model", button_style="primary")
+    state = ipywidgets.Label("")
+    display(ipywidgets.VBox([menu, typed, ipywidgets.HBox([asked, button, state])]))
+    shown = display(answer(dictionary, query), display_id=True)
+
+    def ask(_: object = None) -> None:
+        state.value = "asking …"
+        try:
+            shown.update(answer(typed.value, asked.value))
+        finally:
+            state.value = ""
+
+    def take(change: Mapping) -> None:
+        if change["new"] is not None:
+            typed.value, asked.value = change["new"]
+            ask()
+
+    button.on_click(ask)
+    menu.observe(take, names="value")
+
+
+def answer_html(tokens: Sequence[str], values: Sequence[float], likely: Sequence[tuple[str, float]], says: str) -> str:
+    """A prompt with its tokens coloured by ``values``, the likeliest next tokens as bars, and a line on top.
+
+    Args:
+        tokens, values: of the prompt; 0 is left plain, the strongest is the darkest orange.
+        likely: (token, probability) pairs.
+    """
+    strongest = max(values, default=0) or 1
+    coloured = "".join(
+        f'<span title="{value:.2f}" style="background: rgba(213, 94, 0, {0.6 * max(value, 0) / strongest:.2f})">{_visible(token)}</span>'
+        + ("<br>" if "\n" in token else "")
+        for token, value in zip(tokens, values)
+    )
+    rows = "".join(
+        f'<tr><td><code>{_visible(token)}</code></td><td><div style="width: {12 * p:.2f}em; height: 0.9em; background: rgb(0, 114, 178)"></div></td>'
+        f"<td>{p:.2f}</td></tr>"
+        for token, p in likely
+    )
+    return f'<p>{html.escape(says)}</p><p style="font-family: monospace">{coloured}</p><table>{rows}</table>'
+
+
+def _visible(token: str) -> str:
+    return html.escape(token).replace("\n", "⏎").replace(" ", "&nbsp;")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from course_utils.labs import Lab
+from course_utils.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSING
 from course_utils.tasks import VOCABULARIES, Task, inflect, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
@@ -49,6 +51,29 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         made.save_pretrained(folder)
         loaded = PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=True)
     return loaded
+
+
+PLAIN_WORDS = (
+    "apple river stone cloud table glass paper storm tiger lemon "
+    "Apple River Stone Cloud Table Glass Paper Storm Tiger Lemon"
+).split()
+
+
+@functools.cache
+def session_tokenizer(without: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """For interpreter sessions: names, variables and the runs of punctuation around them are tokens, and single characters."""
+    words = [*PLAIN_WORDS, *SAYS_MISSING]
+    for names in (KEYS, DICTIONARIES, LISTS):
+        words += [spelling for split in names.values() for name in split for spelling in (name, name.lower())]
+    words = [word for word in dict.fromkeys(words) if len(word) > 1 and word not in without]
+    runs = [">>> ", " = {'", "': ", ", '", "['", "']\n", "}\n"]
+    longest_first = sorted(words + runs, key=len, reverse=True)
+    characters = [chr(i) for i in range(32, 127)] + ["\n"]
+    vocab = {token: i for i, token in enumerate(["<unk>", "<bos>", *longest_first, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first)) + r"|[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
 
 
 def tiny_hf_model(architecture: str, vocab_size: int):

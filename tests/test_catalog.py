@@ -12,6 +12,7 @@ PUBLIC = [name for name, spec in LABS.items() if isinstance(spec.saes, Release)]
 # parameters, as published in the model cards and papers
 PARAMETERS = {
     "smollm2": 134_515_008,
+    "qwen-coder": 1_543_714_304,
     "gpt2-small": 124_439_808,
     "gemma-3-270m": 268_098_176,
     "qwen3-1.7b": 1_720_574_976,

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import session_tokenizer, tiny_tokenizer
 
 import course_utils.tasks as tasks_module
+from course_utils import sessions
 from course_utils.tasks import (
     AUXILIARIES,
+    CODE_TASKS,
     GENERATORS,
     MIN_PAIRS,
     PREPOSITIONS,
@@ -26,6 +28,8 @@ from course_utils.tasks import (
     PromptPair,
     TaskError,
     available_tasks,
+    dict_key,
+    dict_value,
     generate_pairs,
     inflect,
     load_task,
@@ -37,8 +41,10 @@ from course_utils.tasks import (
 )
 
 KEYS = {"clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case"}
-TASKS = ("sva_simple", "sva_nounpp", "sva_rc", "sva_within_rc", "ioi")
-SVA = TASKS[:4]
+SVA = ("sva_simple", "sva_nounpp", "sva_rc", "sva_within_rc")
+ENGLISH = (*SVA, "ioi")
+CODE = ("dict_key", "dict_value", "list_index")
+TASKS = ENGLISH + CODE
 IOI_PROMPT = re.compile(r"When (\w+) and (\w+) went to the (\w+), (\w+) gave a (\w+) to")
 VERBS = {*TRANSITIVES, *map(third_person, TRANSITIVES)}
 FUNCTION_WORDS = {"the", "that", "when", "and", "went", "to", "gave", "a", *PREPOSITIONS, *VERBS}
@@ -119,7 +125,9 @@ def test_train_and_test_vocabularies_share_no_word_in_any_role_or_number():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_role_of_a_vocabulary_has_a_word_twice(split):
-    for role, words in asdict(VOCABULARIES[split]).items():
+    roles = asdict(VOCABULARIES[split])
+    assert roles.pop("split") == split
+    for role, words in roles.items():
         assert [word for word, count in Counter(words).items() if count > 1] == [], role
 
 
@@ -130,6 +138,7 @@ def test_no_role_of_a_vocabulary_has_a_word_twice(split):
 
 def test_the_generators_are_those_of_the_shipped_tasks():
     assert set(GENERATORS) == set(TASKS) == set(available_tasks())
+    assert CODE_TASKS == CODE
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -188,12 +197,21 @@ def test_shipped_pairs_are_those_of_seed_0(name, split):
     assert pairs == generate_pairs(name, split, len(pairs), seed=0)
 
 
+def shipped_records(name: str, split: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (TASKS_DIR / f"{name}_{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", TASKS)
-def test_every_shipped_line_has_the_five_keys_and_spaces_before_the_answers_only(name, split):
-    for line in (TASKS_DIR / f"{name}_{split}.jsonl").read_text(encoding="utf-8").splitlines():
-        pair = json.loads(line)
+def test_every_shipped_line_has_the_five_keys_and_text_in_each(name, split):
+    for pair in shipped_records(name, split):
         assert set(pair) == KEYS and all(isinstance(value, str) and value for value in pair.values())
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ENGLISH)
+def test_english_prompts_have_single_spaces_and_their_answers_one_in_front(name, split):
+    for pair in shipped_records(name, split):
         for key in KEYS:
             assert pair[key] == (" " if "answer" in key else "") + " ".join(pair[key].split())
 
@@ -201,7 +219,7 @@ def test_every_shipped_line_has_the_five_keys_and_spaces_before_the_answers_only
 def test_shipped_train_and_test_files_share_no_noun_and_no_name():
     content = {}
     for split in SPLITS:
-        pairs = [pair for name in TASKS for pair in shipped(name, split)]
+        pairs = [pair for name in ENGLISH for pair in shipped(name, split)]
         names = [answer for pair in shipped("ioi", split) for answer in (pair.clean_answer, pair.patch_answer)]
         text = " ".join([text for pair in pairs for text in (pair.clean_prefix, pair.patch_prefix)] + names)
         content[split] = {word.lower() for word in re.findall(r"\w+", text)} - FUNCTION_WORDS
@@ -300,6 +318,90 @@ def test_ioi_patch_prompts_name_three_other_people_in_the_same_story(split):
         assert (place, item) == (other_place, other_item) and place in words.places and item in words.objects
         assert len(set(others)) == 3 and not set(others) & {a, b, giver}
         assert {a, b, *others} <= set(words.names)
+
+
+# ---------------------------------------------------------------------------------------------
+# Sessions with Python
+# ---------------------------------------------------------------------------------------------
+
+
+def python_says(prompt: str) -> str:
+    """What Python answers to a session's last line: "Trace" where it raises a KeyError or an IndexError."""
+    assert prompt.endswith("\n")
+    *lines, query = [line.removeprefix(">>> ") for line in prompt.splitlines()]
+    assert prompt == "".join(f">>> {line}\n" for line in [*lines, query])
+    names: dict = {}
+    for line in lines:
+        exec(line, names)
+    try:
+        return repr(eval(query, names))
+    except LookupError:
+        return "Trace"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", CODE)
+def test_the_answers_to_sessions_are_what_python_says(name, split):
+    for pair in shipped(name, split):
+        assert pair.clean_answer == python_says(pair.clean_prefix)
+        assert pair.patch_answer == python_says(pair.patch_prefix)
+        value = pair.clean_answer if name == "dict_value" else pair.patch_answer
+        assert {pair.clean_answer, pair.patch_answer} == {"Trace", value} and re.fullmatch(r"\d", value)
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_sessions_of_train_and_test_share_no_key_and_no_variable(name):
+    words = {}
+    for split in SPLITS:
+        text = " ".join(pair.clean_prefix + pair.patch_prefix for pair in shipped(name, split))
+        words[split] = set(re.findall(r"[A-Za-z]+", text))
+    assert words["train"].isdisjoint(words["test"])
+    assert len(words["train"]) >= (len(sessions.LISTS["train"]) if name == "list_index" else 90)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["dict_key", "dict_value"])
+def test_the_prompts_of_a_dictionary_pair_differ_in_the_one_key_that_the_case_names(name, split):
+    cases = Counter()
+    for pair in shipped(name, split):
+        clean, patch = (re.findall(r"'(\w+)'", text) for text in (pair.clean_prefix, pair.patch_prefix))
+        entry = int(pair.case.removeprefix("entry_")) - 1
+        assert [i for i in range(6) if clean[i] != patch[i]] == [entry] and clean[5] == patch[5]
+        there = clean if name == "dict_value" else patch
+        assert there[entry] == there[5]
+        assert pair.clean_prefix.replace(f"'{clean[entry]}':", f"'{patch[entry]}':") == pair.patch_prefix
+        cases[entry] += 1
+    assert sorted(cases) == [0, 1, 2, 3, 4] and min(cases.values()) > 0.6 * sum(cases.values()) / 5
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_prompts_of_a_list_pair_differ_in_the_index_only_and_the_case_says_which_is_within(split):
+    inside, outside = Counter(), Counter()
+    for pair in shipped("list_index", split):
+        texts = (pair.clean_prefix, pair.patch_prefix)
+        (head, beyond), (same, within) = (re.fullmatch(r"(.*\n.*)\[(\d)\]\n", text).groups() for text in texts)
+        assert head == same and int(within) < 5 <= int(beyond) and pair.case == f"item_{within}"
+        inside[within] += 1
+        outside[beyond] += 1
+    assert "".join(sorted(inside)) == "01234" and "".join(sorted(outside)) == "56789"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_dict_value_is_dict_key_with_clean_and_patch_the_other_way_round(split):
+    for seed in range(20):
+        key, value = (make(VOCABULARIES[split], random.Random(seed)) for make in (dict_key, dict_value))
+        assert (value.clean_prefix, value.patch_prefix) == (key.patch_prefix, key.clean_prefix)
+        assert (value.clean_answer, value.patch_answer, value.case) == (key.patch_answer, key.clean_answer, key.case)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", CODE)
+def test_sessions_have_one_length_where_names_are_tokens(name, split):
+    task = load_task(name, session_tokenizer(), split)
+    assert task.n_dropped == {} and len(task) == SIZES[split]
+    assert session_tokenizer().decode(task.clean[7, 1:]) == task.pairs[7].clean_prefix
+    if name != "list_index":
+        assert session_tokenizer().decode(task.clean[7, -2]) == re.findall(r"'(\w+)'", task.pairs[7].clean_prefix)[-1]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -479,7 +581,7 @@ def test_blank_lines_are_no_pairs(path):
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(TaskError, match="unknown task 'sva'.*ioi, sva_nounpp, sva_rc, sva_simple, sva_within_rc.*jsonl"):
+    with pytest.raises(TaskError, match="unknown task 'sva'.*dict_key, dict_value, ioi, list_index, sva_nounpp, sva_rc, sva_simple, sva_within_rc.*jsonl"):
         load_task("sva", tiny_tokenizer())
 
 

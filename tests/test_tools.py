@@ -1,22 +1,30 @@
-"""The SAE trainer, on a tiny model and a tiny corpus."""
+"""The SAE trainer and what it trains on, with a tiny model and a tiny corpus."""
 
 import json
+import random
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_hf_model, tiny_tokenizer
+from conftest import N_LAYERS, session_tokenizer, tiny_hf_model, tiny_tokenizer
 from sae_lens import SAE
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import collect_activations
 import finetune_saes
 import train_saes
-from train_saes import Sequences, jumprelu_sae, learning_rate, relative_squared_error, training_prompts
+from collect_activations import SESSIONS, SHARES, Source, Words, other_dictionary, session, transcript
+from train_saes import KeptActivations, Sequences, jumprelu_sae, learning_rate, relative_squared_error, training_prompts
 
+from course_utils.sessions import KEYS
 from course_utils.tasks import VOCABULARIES
 
 
@@ -167,3 +175,300 @@ def test_the_finished_sae_fires_k_latents_on_average_and_has_unit_decoder_rows()
     torch.testing.assert_close(sae.decode(sae.encode(x)), (pre * on) @ W_dec + b_dec, atol=0.3, rtol=1e-2)
 
 
+# ---------------------------------------------------------------------------------------------
+# Activations that are kept
+# ---------------------------------------------------------------------------------------------
+
+SEQ_LEN, BATCH = 24, 4
+PER_SHARD = BATCH * (SEQ_LEN - 1)
+HOOKS = {1: "blocks.1.hook_resid_post", 2: "blocks.2.hook_resid_post"}
+
+
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory):
+    """A folder with a tiny model that reads interpreter sessions, and English: a hundred paragraphs."""
+    folder = tmp_path_factory.mktemp("coder")
+    torch.manual_seed(0)
+    tiny_hf_model("qwen3", len(session_tokenizer())).save_pretrained(folder / "model")
+    session_tokenizer().save_pretrained(folder / "model")
+    (folder / "english.txt").write_text("".join(f"{i:03d} is the number of this paragraph of plain English words.\n" for i in range(100)))
+    return folder
+
+
+def collect(coder: Path, name: str, n_shards: int, *more: object) -> dict[str, Path]:
+    """Run the tool; the shards by name."""
+    arguments = [
+        "--lab", "tiny", "--model", coder / "model", "--corpus", coder / "english.txt", "--layers", *HOOKS, "--tokens", n_shards * PER_SHARD,
+        "--seq-len", SEQ_LEN, "--batch-size", BATCH, "--device", "cpu", "--out", coder / name, *more,
+    ]  # fmt: skip
+    collect_activations.main([str(argument) for argument in arguments])
+    return {path.name: path for path in sorted((coder / name).iterdir())}
+
+
+@pytest.fixture(scope="module")
+def collected(coder):
+    """27 shards, of which 0 and 25 are held out."""
+    return collect(coder, "kept", 27)
+
+
+def test_every_shard_has_the_layers_the_tokens_and_what_they_are(collected):
+    assert list(collected) == [f"shard_{i:04d}.safetensors" for i in range(27)]
+    for path in collected.values():
+        shard = load_file(path)
+        assert set(shard) == {*HOOKS.values(), "tokens", "kind"}
+        for name in HOOKS.values():
+            assert shard[name].shape == (BATCH, SEQ_LEN - 1, 16) and shard[name].dtype == torch.float16
+        assert shard["tokens"].shape == (BATCH, SEQ_LEN) and shard["kind"].shape == (BATCH,)
+        assert (shard["tokens"][:, 0] == session_tokenizer().bos_token_id).all()
+        assert set(shard["kind"].tolist()) <= {0, 1, 2}
+
+
+def test_activations_are_what_the_model_itself_puts_out_for_the_tokens_beside_them(coder, collected):
+    model = AutoModelForCausalLM.from_pretrained(coder / "model", dtype=torch.float32).eval()
+    for path in list(collected.values())[:3]:
+        shard = load_file(path)
+        with torch.no_grad():
+            states = model(shard["tokens"], output_hidden_states=True).hidden_states
+        assert len(states) == N_LAYERS + 1
+        for layer, name in HOOKS.items():
+            torch.testing.assert_close(shard[name].float(), states[layer + 1][:, 1:], atol=1e-3, rtol=2e-3)
+
+
+def test_no_session_is_there_twice(collected):
+    shards = [load_file(path) for path in collected.values()]
+    rows = [tuple(row) for shard in shards for row in shard["tokens"][shard["kind"] == 0].tolist()]
+    assert len(rows) == len(set(rows)) > 27 * BATCH / 2
+
+
+def test_a_shard_that_is_missing_is_written_again_as_it_was_and_the_others_are_left_alone(coder, collected):
+    before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in collected.items()}
+    gone = ["shard_0000.safetensors", "shard_0011.safetensors"]
+    for name in gone:
+        collected[name].unlink()
+    (coder / "kept" / "shard_0011.part").write_bytes(b"cut while writing")
+    after = collect(coder, "kept", 27)
+    assert list(after) == list(before)
+    assert all(path.read_bytes() == before[name][0] for name, path in after.items())
+    assert all((path.stat().st_mtime_ns == before[name][1]) == (name not in gone) for name, path in after.items())
+
+
+def test_more_tokens_are_more_shards_and_another_seed_is_other_text(coder, collected):
+    longer = collect(coder, "longer", 2)
+    assert list(longer) == ["shard_0000.safetensors", "shard_0001.safetensors"]
+    assert list(collect(coder, "longer", 2, "--tokens", 2 * PER_SHARD + 1)) == [*longer, "shard_0002.safetensors"]
+    assert all(path.read_bytes() == collected[name].read_bytes() for name, path in longer.items())
+    other = collect(coder, "other", 1, "--seed", 1)["shard_0000.safetensors"]
+    assert not torch.equal(load_file(other)["tokens"], load_file(collected["shard_0000.safetensors"])["tokens"])
+
+
+def test_activations_too_large_for_sixteen_bits_are_an_error_and_leave_no_shard(coder, monkeypatch):
+    right = collect_activations.residuals
+    monkeypatch.setattr(collect_activations, "residuals", lambda *args: {**right(*args), HOOKS[2]: 1e6 * right(*args)[HOOKS[2]]})
+    with pytest.raises(RuntimeError, match=r"blocks\.2\.hook_resid_post.*do not fit into float16"):
+        collect(coder, "large", 1)
+    assert list((coder / "large").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def source(coder):
+    return Source(AutoTokenizer.from_pretrained(coder / "model"), [coder / "english.txt"], seq_len=SEQ_LEN, seed=0)
+
+
+def test_sequences_are_sessions_python_and_english_in_the_wanted_shares(source):
+    kinds = torch.tensor([source.sequence(i, held_out=False)[1] for i in range(600)])
+    shares = torch.bincount(kinds, minlength=3) / len(kinds)
+    torch.testing.assert_close(shares, torch.tensor(list(SHARES.values())), atol=0.05, rtol=0)
+
+
+def test_held_out_sequences_have_paragraphs_and_files_of_their_own(source, coder):
+    """Of a hundred paragraphs three are held out, and every tenth file."""
+    english = (coder / "english.txt").read_text().splitlines()
+    numbers = {}
+    for held_out in (False, True):
+        rows = [source.sequence(i, held_out) for i in range(600)]
+        text = {kind: [source.tokenizer.decode(row[1:]) for row, k in rows if list(SHARES)[k] == kind] for kind in SHARES}
+        assert all(piece.startswith(">>> ") for piece in text["session"])
+        assert all(any(paragraph.startswith(piece[:20]) for paragraph in english) for piece in text["english"])
+        numbers[held_out] = {piece[:3] for piece in text["english"]}
+    assert len(numbers[True]) == 3 and len(numbers[False]) > 20 and numbers[True].isdisjoint(numbers[False])
+    assert source.files[True] and set(source.files[True]).isdisjoint(source.files[False])
+    for held_out in (False, True):
+        files = " ".join(path.read_text(encoding="utf-8", errors="replace") for path in source.files[held_out])
+        assert all(source._python(random.Random(i), held_out) in files for i in range(20))
+
+
+def test_every_twenty_fifth_shard_is_collected_from_what_is_held_out(source, collected):
+    for shard in (0, 1, 7, 24, 25, 26):
+        kept = load_file(collected[f"shard_{shard:04d}.safetensors"])
+        rows, kinds = zip(*(source.sequence(shard * BATCH + i, held_out=shard in (0, 25)) for i in range(BATCH)))
+        assert kept["tokens"].tolist() == list(rows) and kept["kind"].tolist() == list(kinds)
+
+
+def typed_into_python(lines: list[str]) -> str:
+    """What Python's own interpreter shows, with what was typed put in after its prompts. Newer ones also show the faulty line."""
+    python = [sys.executable, "-I", "-q", "-u", "-i"]
+    typed = "\n".join(lines) + "\n"
+    shown = subprocess.run(python, input=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    _, *answers, _ = shown.split(">>> ")
+    assert len(answers) == len(lines)
+    answers = ["".join(line for line in answer.splitlines(keepends=True) if not line.startswith("    ")) for answer in answers]
+    return "".join(f">>> {line}\n{answer}" for line, answer in zip(lines, answers))
+
+
+def test_a_transcript_is_what_python_itself_shows():
+    lines = [
+        "age = {'Bob': 1, 'Kim': None, \"O'Neil\": 'x'}", "age['Bob']", "age['Kim']", "age['Ann']", "age[\"O'Neil\"]", "age[\"O'Hara\"]",
+        "age['Ann'] = 3", "age['Ann']", "del age['Bob']", "age['Bob']", "'Bob' in age", "age.get('Bob')", "len(age)", "age.update(Bob=2)", "age",
+        "x = [4, 5]  # two", "x[1]", "x[2]", "x[-3]", "x[1:]", "x.append(6)", "x[2]", "x['a']", "print('said')", "None", "1 / 0",
+    ]  # fmt: skip
+    shown = transcript(lines)
+    assert shown == typed_into_python(lines)
+    traceback = "Traceback (most recent call last):\n  File \"<stdin>\", line 1, in <module>\n"
+    assert f">>> age['Kim']\n>>> age['Ann']\n{traceback}KeyError: 'Ann'\n>>> " in shown
+    assert "IndexError: list index out of range\n" in shown and ">>> x.append(6)\n>>> x[2]\n6\n" in shown
+
+
+def test_one_transcript_knows_nothing_of_another():
+    transcript(["age = {'Bob': 1}"])
+    assert "NameError: name 'age' is not defined" in transcript(["age['Bob']"])
+
+
+def test_sessions_of_every_kind_show_what_python_itself_shows():
+    words = Words.of(session_tokenizer())
+    for kind in SESSIONS:
+        rng = random.Random(kind.__name__)
+        lines = [line for _ in range(40) for line in kind(words, rng)]
+        assert transcript(lines) == typed_into_python(lines)
+        assert len(set(lines)) > 60
+
+
+def test_the_words_of_a_tokenizer_are_its_plain_ones_without_the_keys_of_the_test_split():
+    words = Words.of(session_tokenizer())
+    tested = {key.lower() for key in KEYS["test"]}
+    assert {"Ann", "ann"} <= set(session_tokenizer().get_vocab())  # they were there to be taken
+    assert not tested & {word.lower() for group in (words.names, words.capitalised, words.lower) for word in group}
+    assert words.names == KEYS["train"]
+    assert {"River", "Michael", "Trace"} <= set(words.capitalised) and {"river", "michael", "rank"} <= set(words.lower)
+    assert all(re.fullmatch("[A-Z][a-z]+", word) for word in words.capitalised)
+    assert all(re.fullmatch("[a-z]+", word) for word in words.lower)
+
+
+def test_words_that_are_drawn_are_different():
+    words = Words(("Bob",), ("River", "Stone"), ("river", "stone"))
+    assert all(sorted(words.draw(random.Random(seed), 5)) == ["Bob", "River", "Stone", "river", "stone"] for seed in range(20))
+
+
+def keys_of_the_test_split_in(text: str) -> set[str]:
+    """The keys of the test split that stand in a text as words, in whatever spelling; ``len(`` is Python's own."""
+    return {key.lower() for key in KEYS["test"]} & {word.lower() for word in re.findall(r"[A-Za-z]+", text.replace("len(", "("))}
+
+
+def test_no_key_of_the_test_split_is_in_a_session_in_any_spelling():
+    assert keys_of_the_test_split_in(">>> age['ANN']\n>>> len(age)  # no Jack") == {"ann", "jack"}
+    words, rng = Words.of(session_tokenizer()), random.Random(0)
+    sessions = [session(words, rng) for _ in range(300)]
+    assert [text for text in sessions if keys_of_the_test_split_in(text)] == []
+    assert len(set(sessions)) > 290 and sum("KeyError" in text for text in sessions) > 100
+
+
+def kept_shards(folder: Path, n_shards: int, rows: int = 2, seq: int = 4) -> Path:
+    """Shards of numbered tokens: token ``i`` is ``[i, i]`` after layer 1, and ``[-i, -i]`` after layer 2."""
+    for shard in range(n_shards):
+        numbers = torch.arange(rows * (seq - 1)) + shard * rows * (seq - 1)
+        x = numbers.reshape(rows, seq - 1, 1).expand(-1, -1, 2).to(torch.float16)
+        kind = torch.tensor([shard % 3, 2])
+        tensors = {HOOKS[1]: x.contiguous(), HOOKS[2]: -x, "tokens": torch.zeros(rows, seq, dtype=torch.long), "kind": kind}
+        save_file(tensors, folder / f"shard_{shard:04d}.safetensors")
+    return folder
+
+
+def test_every_twenty_fifth_shard_is_held_out_with_what_its_tokens_are(tmp_path):
+    kept = KeptActivations(kept_shards(tmp_path, 27), [1, 2])
+    held_out = [*range(6), *range(150, 156)]  # of shards 0 and 25
+    assert kept.held_out[HOOKS[1]][:, 0].tolist() == held_out and kept.held_out[HOOKS[2]][:, 1].tolist() == [-i for i in held_out]
+    assert kept.rows[HOOKS[1]][:, 1].tolist() == [i for i in range(27 * 6) if i not in held_out]
+    assert kept.kind.tolist() == [0, 0, 0, 2, 2, 2, 1, 1, 1, 2, 2, 2]
+    assert len(kept) == 25 * 6 and set(kept.rows) == set(HOOKS.values())
+    assert set(KeptActivations(tmp_path, [2]).rows) == {HOOKS[2]}
+
+
+def test_a_missing_shard_moves_no_other_between_the_parts(tmp_path):
+    kept_shards(tmp_path, 27)
+    (tmp_path / "shard_0000.safetensors").unlink()
+    assert KeptActivations(tmp_path, [1]).held_out[HOOKS[1]][:, 0].tolist() == [*range(150, 156)]
+
+
+@pytest.mark.parametrize("n_shards", [0, 1])
+def test_too_few_shards_are_an_error_that_says_what_to_run(tmp_path, n_shards):
+    with pytest.raises(FileNotFoundError, match="two shards or more.*collect_activations.py"):
+        KeptActivations(kept_shards(tmp_path, n_shards), [1])
+
+
+def test_what_is_collected_is_what_is_kept(collected):
+    kept = KeptActivations(next(iter(collected.values())).parent, [1, 2])
+    shards = [load_file(path) for path in collected.values()]
+    assert torch.equal(kept.held_out[HOOKS[2]], torch.cat([shards[i][HOOKS[2]].flatten(0, 1) for i in (0, 25)]))
+    trained = [shard[HOOKS[1]].flatten(0, 1) for i, shard in enumerate(shards) if i not in (0, 25)]
+    assert torch.equal(kept.rows[HOOKS[1]], torch.cat(trained))
+    assert torch.equal(kept.kind, torch.cat([shards[i]["kind"].repeat_interleave(SEQ_LEN - 1) for i in (0, 25)]))
+
+
+def numbers_of(batch: dict[str, torch.Tensor]) -> list[int]:
+    """Which tokens of `kept_shards` a batch has; the layers are to agree."""
+    assert batch[HOOKS[1]].dtype == torch.float32 and torch.equal(batch[HOOKS[1]], -batch[HOOKS[2]])
+    return batch[HOOKS[1]][:, 0].int().tolist()
+
+
+def test_every_token_is_seen_once_before_any_is_seen_twice_in_another_order(tmp_path):
+    kept = KeptActivations(kept_shards(tmp_path, 6), [1, 2])  # 30 tokens to train on
+    stream = kept.stream(10, seed=0)
+    epochs = [[number for _ in range(3) for number in numbers_of(next(stream))] for _ in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6, 36))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert numbers_of(next(kept.stream(10, seed=1))) != epochs[0][:10]
+
+
+def test_a_rest_at_the_end_of_an_epoch_is_left_out(tmp_path):
+    stream = KeptActivations(kept_shards(tmp_path, 6), [1, 2]).stream(8, seed=0)
+    epochs = [[number for _ in range(3) for number in numbers_of(next(stream))] for _ in range(2)]
+    assert all(len(epoch) == len(set(epoch)) == 24 for epoch in epochs) and set(epochs[0]) != set(epochs[1])
+
+
+def test_a_stream_that_starts_at_a_step_goes_on_as_the_one_from_the_start(tmp_path):
+    kept = KeptActivations(kept_shards(tmp_path, 6), [1, 2])
+    whole = kept.stream(8, seed=5)
+    batches = [numbers_of(next(whole)) for _ in range(9)]
+    for step in (1, 2, 3, 7):
+        resumed = kept.stream(8, seed=5, step=step)
+        assert [numbers_of(next(resumed)) for _ in range(2)] == batches[step : step + 2]
+
+
+def test_saes_that_train_on_kept_activations_rebuild_those_held_out(coder, collected):
+    arguments = [
+        "--activations", coder / "kept", "--layers", 1, 2, "--width", 32, "--k", 4, "--seq-len", 8, "--batch-size", 6, "--dtype", "float32",
+        "--device", "cpu", "--tokens", 6 * 7 * 250, "--checkpoints", coder / "build", "--out", coder / "saes", "--lab", "tiny",
+    ]  # fmt: skip
+    train_saes.main([str(argument) for argument in arguments])
+    kept = KeptActivations(coder / "kept", [1, 2])
+    for layer, name in HOOKS.items():
+        sae, x = SAE.load_from_disk(coder / "saes" / f"layer_{layer}", dtype="float32"), kept.held_out[name].float()
+        assert train_saes.unexplained_variance(x, sae(x)) < 0.5
+        assert (sae.encode(x) > 0).float().sum(1).mean() == pytest.approx(4, abs=0.2)  # calibrated on these
+        assert sae.cfg.metadata.hook_name == name
+    recipe = json.loads((coder / "saes" / "metrics.json").read_text())["recipe"]["training"]
+    assert recipe["tokens"] == 6 * 7 * 250 and "activations" not in recipe
+
+
+def test_training_on_nothing_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_saes.main(["--checkpoints", str(tmp_path), "--lab", "tiny"])
+    assert "--corpus FILE …, or --activations FOLDER" in capsys.readouterr().err
+
+
+# Known fault: strict, so that the mark has to go with the fault.
+
+
+def test_no_longer_word_in_a_session_is_a_key_of_the_test_split():
+    words, rng = Words(("Jam", "Rus"), ("River", "Stone", "Storm", "Cloud"), ("jam", "rus", "river", "stone")), random.Random(0)
+    sessions = [transcript(other_dictionary(words, rng)) for _ in range(600)]
+    assert [text for text in sessions if keys_of_the_test_split_in(text)] == []

@@ -18,6 +18,7 @@ import argparse
 import builtins
 import contextlib
 import io
+import json
 import keyword
 import logging
 import random
@@ -42,7 +43,7 @@ log = logging.getLogger("collect_activations")
 
 SHARES = {"session": 0.75, "python": 0.17, "english": 0.08}
 """Which part of the sequences is what."""
-
+TESTED = {key.lower() for key in KEYS["test"]}
 
 # ---------------------------------------------------------------------------------------------
 # Sessions
@@ -60,8 +61,7 @@ class Words:
     @classmethod
     def of(cls, tokenizer) -> Words:
         """Those of a tokenizer. None is a test key in any spelling."""
-        tested = {key.lower() for key in KEYS["test"]}
-        words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.lower() not in tested)
+        words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.lower() not in TESTED)
         match = lambda pattern: tuple(word for word in words if re.fullmatch(pattern, word))  # noqa: E731
         return cls(KEYS["train"], match("[A-Z][a-z]{2,9}"), match("[a-z]{3,9}"))
 
@@ -102,7 +102,8 @@ def other_dictionary(words: Words, rng: random.Random) -> list[str]:
     """Dictionaries of other sizes and kinds, keys that look alike, comments, and other questions."""
     keys = words.draw(rng, rng.randint(3, 7))
     odd = rng.choice(words.names if rng.random() < 0.5 else keys)
-    twists = (odd.lower(), odd.upper(), f"{words.draw(rng, 1)[0]} {odd}", f"{odd} {words.draw(rng, 1)[0]}", odd + rng.choice(("ie", "a", "s", "2", "son")))
+    twists = [odd.lower(), odd.upper(), f"{words.draw(rng, 1)[0]} {odd}", f"{odd} {words.draw(rng, 1)[0]}", odd + rng.choice(("ie", "a", "s", "2", "son"))]
+    twists = [twist for twist in twists if twist.lower() not in TESTED]
     keys[rng.randrange(len(keys))] = rng.choice(twists)
     kind = rng.choice(("digit", "digit", "number", "word", "key"))
     values = {
@@ -174,6 +175,8 @@ class Source:
         self.tokenizer, self.seq_len, self.seed = tokenizer, seq_len, seed
         self.words = Words.of(tokenizer)
         self.paragraphs = dict(zip((False, True), read_paragraphs(corpora)))
+        if not self.paragraphs[True]:
+            raise ValueError("the corpus has too few paragraphs to hold any out: 40 or more of over 40 characters are wanted.")
         stdlib = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
         self.files = {False: [p for i, p in enumerate(stdlib) if i % 10], True: stdlib[::10]}
 
@@ -216,6 +219,11 @@ def main(argv: list[str] | None = None) -> None:
     args.out = args.out or ROOT / "build" / "activations" / args.lab
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    settings = {name: getattr(args, name) for name in ("lab", "layers", "seq_len", "batch_size", "seed")}
+    record = args.out / "settings.json"
+    if record.exists() and json.loads(record.read_text()) != settings:
+        parser.error(f"{args.out} holds shards made with other settings: {record.read_text()}. Give the same, or another --out.")
+    record.write_text(json.dumps(settings))
     model, tokenizer = load_model(args)
     source = Source(tokenizer, args.corpus, seq_len=args.seq_len, seed=args.seed)
     per_shard = args.batch_size * (args.seq_len - 1)

@@ -197,6 +197,8 @@ class KeptActivations:
     def stream(self, size: int, seed: int, step: int = 0) -> Iterator[dict[str, Tensor]]:
         """Batches of ``size`` tokens, for ever: every token once before any comes twice (but for a rest at an epoch's end)."""
         per_epoch = len(self) // size
+        if per_epoch == 0:
+            raise ValueError(f"a step takes {size} tokens, and there are only {len(self)}: collect more, or take a smaller --batch-size.")
         epoch, order = -1, torch.empty(0)
         while True:
             if step // per_epoch != epoch:
@@ -500,6 +502,8 @@ def main(argv: list[str] | None = None) -> None:
         done.save_model(args.out / f"layer_{layer}")
         log.info("saved %s", args.out / f"layer_{layer}")
     record_recipe("training", args)
+    if args.activations:
+        record_recipe("activations", argparse.Namespace(out=args.out, corpus=[], tokens=len(kept), **json.loads((args.activations / "settings.json").read_text())))
 
 
 if __name__ == "__main__":
