@@ -2,6 +2,7 @@
 
     hub.py          the model hub: is it here, may I have it, fetch it
     weights.py      bytes: find, fetch, verify, convert, cache
+    sessions.py     Python's interpreter as prompts: dictionaries and lists, and what is asked of them
     tasks.py        prompt pairs and their tokens
     catalog.py      what labs there are, and which public SAEs
     needs.py        what a lab needs, and whether this machine has it
@@ -19,6 +20,7 @@
     sweep.py        many circuits, on one machine or many
     published.py    the post's circuits, and ours beside them
     explain.py      what a latent means: where it fires, what it writes, what happens when it is forced
+    attacks.py      dictionaries that fool a model of code, what it says to them, what its latents know
     plots.py        the figures
     widgets.py      things to click on
     exercises.py    @exercise and check; exercises_NN.py holds the exercises of notebook NN

@@ -193,7 +193,7 @@ LABS = {
             ),
         ),
         saes=SAES_DIR / "qwen-coder",
-        placement=(6, 13, 20, 26),
+        placement=(5, 11, 18, 25),
         bos_token="<|endoftext|>",  # the tokenizer has no BOS; this one separated documents in pretraining
     ),
     "gpt2-small": LabSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -161,7 +162,7 @@ def table() -> str:
     rows = ["| lab | model | SAEs after layers | to fetch | memory | a mask step | runs on |", "|---|---|---|---|---|---|---|"]
     for name, spec in LABS.items():
         needs = estimate(name, dtype=torch.bfloat16 if spec.gpu else torch.float32)
-        model = spec.model.repo.split("/")[1] if isinstance(spec.model, HubModel) else spec.model.name.split(".")[0]
+        model = spec.model.repo.split("/")[1] if isinstance(spec.model, HubModel) else re.split(r"[.-]q\d", spec.model.name, flags=re.IGNORECASE)[0]
         saes = spec.saes.name if isinstance(spec.saes, Release) else "ours"
         gated = ", licence to accept" if isinstance(spec.model, HubModel) and spec.model.gated else ""
         rows.append(

@@ -405,6 +405,7 @@ def record_recipe(stage: str, args: argparse.Namespace) -> None:
     metrics = json.loads(path.read_text()) if path.exists() else {}
     settings = {name: value for name, value in vars(args).items() if name not in ("checkpoints", "out", "saes", "model", "activations")}
     settings["corpus"] = [corpus.name for corpus in args.corpus]
+    settings = {name: value for name, value in settings.items() if value not in (None, [])}
     metrics.setdefault("recipe", {})[stage] = {name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in settings.items()}
     path.write_text(json.dumps(metrics, indent=1) + "\n")
 
