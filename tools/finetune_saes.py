@@ -140,11 +140,15 @@ class KeptSequences:
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream after the first and after the last kept layer ``[size, seq, d_model]``, and where an answer is due."""
         rng = random.Random(f"{self.seed}/{step}")
-        with safe_open(rng.choice(self.kept.paths[False]), framework="pt") as file:
-            sessions = (file.get_tensor("kind") == 0).nonzero()[:, 0].tolist()
-            rows = rng.sample(sessions, min(size, len(sessions)))
-            first, last = (file.get_tensor(hook_point(layer))[rows].float() for layer in (self.first, self.last))
-            return first, last, torch.isin(file.get_tensor("tokens")[rows, 1:], self.due)
+        for _ in range(1000):
+            with safe_open(rng.choice(self.kept.paths[False]), framework="pt") as file:
+                sessions = (file.get_tensor("kind") == 0).nonzero()[:, 0].tolist()
+                if not sessions:
+                    continue
+                rows = rng.sample(sessions, min(size, len(sessions)))
+                first, last = (file.get_tensor(hook_point(layer))[rows].float() for layer in (self.first, self.last))
+                return first, last, torch.isin(file.get_tensor("tokens")[rows, 1:], self.due)
+        raise ValueError("there is no session among the kept activations: collect more.")
 
 
 def finetune_kept(model, saes: dict[int, SAE], sequences: KeptSequences, bos: int, args: argparse.Namespace) -> None:
