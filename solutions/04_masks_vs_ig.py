@@ -83,7 +83,8 @@ LEARNING = {"steps": 20, "lr": 0.6} if QUICK else {"steps": 60}  # how long a ma
 #
 # A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs: a **clean** prompt, and a **patch**
 # prompt that differs in the one thing under study, here the number of the subject. Every lab of the course does for this
-# notebook: change `LAB` above, to `"gpt2-small"` for instance. What yours needs:
+# notebook, but for `qwen-coder`, whose SAEs know little besides Python sessions: change `LAB` above, to `"gpt2-small"` for
+# instance. What yours needs:
 
 # %%
 print(estimate(LAB, layers=LAYERS))

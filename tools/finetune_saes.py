@@ -130,8 +130,8 @@ class KeptSequences:
     """Sessions from the shards that `collect_activations.py` wrote and that are not held out, a batch a step."""
 
     def __init__(self, folder: Path, first: int, tokenizer, seed: int):
-        self.kept, self.seed = KeptActivations(folder, [first]), seed
-        with safe_open(self.kept.paths[False][0], framework="pt") as file:
+        self.paths, self.seed = KeptActivations.shards(folder)[False], seed
+        with safe_open(self.paths[0], framework="pt") as file:
             names = [name for name in file.keys() if name.startswith("blocks.")]
         self.last = max(int(name.split(".")[1]) for name in names)
         self.first = first
@@ -141,7 +141,7 @@ class KeptSequences:
         """The residual stream after the first and after the last kept layer ``[size, seq, d_model]``, and where an answer is due."""
         rng = random.Random(f"{self.seed}/{step}")
         for _ in range(1000):
-            with safe_open(rng.choice(self.kept.paths[False]), framework="pt") as file:
+            with safe_open(rng.choice(self.paths), framework="pt") as file:
                 sessions = (file.get_tensor("kind") == 0).nonzero()[:, 0].tolist()
                 if not sessions:
                     continue
@@ -197,6 +197,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--activations", type=Path, help="a folder that collect_activations.py filled, in place of --corpus")
     parser.set_defaults(lr=1e-4, batch_size=32, seed=1)
     args = with_default_folders(parser.parse_args(argv))
+    if not (args.corpus or args.activations):
+        parser.error("text to train on is wanted: --corpus FILE …, or --activations FOLDER")
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s",

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from collect_activations import SHARES  # noqa: E402
 from train_saes import KeptActivations, Sequences, read_paragraphs, residuals  # noqa: E402
 
 from course_utils.bootstrap import Interval  # noqa: E402
@@ -26,9 +27,6 @@ from course_utils.splice import SplicedModel  # noqa: E402
 from course_utils.tasks import CODE_TASKS, available_tasks, load_task  # noqa: E402
 
 GAPS = (3, 6, 9, 15)
-KINDS = ("session", "python", "english")
-"""The parts of what `collect_activations.py` keeps, in its order."""
-
 
 @torch.no_grad()
 def on_kept(lab: Lab, kept: KeptActivations) -> dict[str, dict[str, dict[str, float]]]:
@@ -36,7 +34,7 @@ def on_kept(lab: Lab, kept: KeptActivations) -> dict[str, dict[str, dict[str, fl
     found: dict[str, dict[str, dict[str, float]]] = {}
     for layer, sae in lab.saes.items():
         name = hook_point(layer)
-        for kind, part in enumerate(KINDS):
+        for kind, part in enumerate(SHARES):
             x = kept.held_out[name][kept.kind == kind].float()
             f = sae.encode(x)
             error, usual = (x - sae.decode(f)).pow(2).sum(1), x.norm(dim=1) < 6 * x.norm(dim=1).median()
@@ -145,6 +143,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=1500, help="held-out sequences of 32 tokens")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts a task")
     args = parser.parse_args()
+    if not (args.corpus or args.activations):
+        parser.error("what the SAEs were trained on is wanted: --corpus FILE …, or --activations FOLDER")
     lab = load_lab(args.lab)
     path = SAES_DIR / args.lab / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}

@@ -169,14 +169,24 @@ class KeptActivations:
     HELD_OUT_EVERY = 25
 
     def __init__(self, folder: Path, layers: list[int]):
-        paths = sorted(folder.glob("shard_*.safetensors"))
-        number = lambda path: int(path.stem.removeprefix("shard_"))  # noqa: E731
-        self.paths = {part: [p for p in paths if (number(p) % self.HELD_OUT_EVERY == 0) == part] for part in (False, True)}
-        if not all(self.paths.values()):
-            raise FileNotFoundError(f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first.")
+        self.paths = self.shards(folder)
         self.layers = layers
         self.rows, self.held_out = (self._read(self.paths[part]) for part in (False, True))
         self.kind = torch.cat([self._kinds(path) for path in self.paths[True]])
+
+    @classmethod
+    def shards(cls, folder: Path) -> dict[bool, list[Path]]:
+        """The files to train on (False) and those held out (True).
+
+        Raises:
+            FileNotFoundError: one of the two is empty.
+        """
+        paths = sorted(folder.glob("shard_*.safetensors"))
+        number = lambda path: int(path.stem.removeprefix("shard_"))  # noqa: E731
+        parts = {part: [p for p in paths if (number(p) % cls.HELD_OUT_EVERY == 0) == part] for part in (False, True)}
+        if not all(parts.values()):
+            raise FileNotFoundError(f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first.")
+        return parts
 
     def _read(self, paths: list[Path]) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {hook_point(layer): [] for layer in self.layers}
