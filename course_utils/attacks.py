@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +27,7 @@ from tqdm.auto import tqdm
 from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key, quoted, with_key
 from course_utils.splice import SplicedModel, encode
 
+K = TypeVar("K", bound=Hashable)
 QUERIED, LAST = -2, -1
 """Places counted from a prompt's end: the queried key (if it is one token), and the ``']`` with its line break, where the answer is due."""
 
@@ -203,6 +206,10 @@ class Answers:
         """Whether it says the opposite of what Python does. ``lures``: Python says that the key is missing."""
         return ~self.says_missing if lures else self.says_missing
 
+    def __getitem__(self, rows: slice) -> Answers:
+        """The answers to some of the sessions."""
+        return Answers(self.top[rows], self.p_missing[rows], {key: f[rows] for key, f in self.latents.items()})
+
 
 @dataclass(frozen=True)
 class Clamp:
@@ -258,6 +265,29 @@ def answers_with(
     return known.answers({})
 
 
+def answers_each(
+    spliced: SplicedModel,
+    asked: Mapping[K, Sequence[Session]],
+    *,
+    read: Iterable[tuple[int, int]] = (),
+    clamp: Clamp | None = None,
+    batch_size: int | None = None,
+    progress: str = "",
+) -> dict[K, Answers]:
+    """Ask several lists of sessions in one go, which is faster than one after the other where they are short.
+
+    Args:
+        clamp: latents to hold (`answers_with`); by default none (`answers`). Where they are held, nothing can be read.
+    """
+    every = [session for sessions in asked.values() for session in sessions]
+    if clamp is None:
+        found = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)
+    else:
+        found = answers_with(spliced, every, clamp, batch_size=batch_size, progress=progress)
+    ends = accumulate(len(sessions) for sessions in asked.values())
+    return {key: found[end - len(asked[key]) : end] for key, end in zip(asked, ends)}
+
+
 @torch.no_grad()
 def read_latents(
     spliced: SplicedModel, sessions: Sequence[Session], layer: int, *, place: int = QUERIED, batch_size: int | None = None, progress: str = ""
@@ -277,7 +307,7 @@ def _batches(
     size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
     with tqdm(total=len(tokens), desc=progress, unit="prompt", disable=not progress) as bar:
         for batch, length in zip(tokens.split(size), lengths.split(size)):
-            yield batch.to(spliced.lab.device), length.to(spliced.lab.device)
+            yield batch[:, : int(length.max())].to(spliced.lab.device), length.to(spliced.lab.device)
             bar.update(len(batch))
 
 

@@ -1,0 +1,698 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Adversarial dictionaries
+#
+# ```
+# >>> age = {'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}
+# >>> age['Ann']
+# ```
+#
+# Python answers with a `KeyError`. What does a model of code answer? To be right it must look for the key in the dictionary, and
+# **find nothing**. In this notebook you will see how it looks, with which latents, and what they take for the key although it is
+# not. From that you will *predict* dictionaries that fool the model, before you try them, and count how often they do.
+#
+# *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall, rrenaud, 2025; "the post") found in Gemma 2 9B that
+# the model detects a missing key by the absence of a *duplicate*. We put the same questions to a smaller model that can do the task,
+# Qwen2.5-Coder-1.5B, with SAEs that were trained for it on little else than such sessions.
+#
+# **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual stream, learned masks, faithfulness.
+# **You write** six functions; until you do, the course's versions run in their place.
+# **It runs** {times}. The first run fetches 1.1 GB of weights and converts them once, which takes a few minutes more.
+
+# %% tags=["setup"]
+# setup
+
+# %%
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_utils import plots
+from course_utils.attacks import (
+    FAMILIES,
+    HONEST,
+    LAST,
+    QUERIED,
+    Clamp,
+    answers,
+    answers_each,
+    answers_with,
+    attacks,
+    read_latents,
+    tamper,
+)
+from course_utils.attribution import integrated_gradients, random_scores
+from course_utils.bootstrap import mean_interval, ratio_interval, share
+from course_utils.catalog import spec_of
+from course_utils.evaluate import Frontier, faithfulness, references, score_frontier
+from course_utils.exercises_06 import check, exercise
+from course_utils.explain import separation
+from course_utils.labs import load_lab
+from course_utils.needs import estimate
+from course_utils.optimize import learn_masks
+from course_utils.plots import show
+from course_utils.published import published_circuits
+from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, SessionError, missing_key, read_session
+from course_utils.splice import SplicedModel
+from course_utils.tasks import load_task
+from course_utils.text import load_text
+from course_utils.widgets import answer_html, play
+
+started = time.perf_counter()
+
+# %% tags=["parameters"]
+LAB = "qwen-coder"
+PROFILE = os.environ.get("COURSE_PROFILE", "full")  # "quick" runs the same steps with fewer prompts and circuits
+SEED = 0
+
+# %%
+QUICK = PROFILE == "quick"
+LAYERS = list(spec_of(LAB).placement)
+N_TRAIN, N_TEST = (8, 4) if QUICK else (32, 24)  # prompts to learn on, and held-out prompts to judge on
+SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [60, 183], "list_index": [174]}  # nodes of a circuit; the larger are the post's
+LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batch_size=4, lr=0.4)
+IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
+N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)  # honest prompts of each kind with training keys: to choose latents, and to try them
+N_HONEST, N_ATTACKS = (8, 4) if QUICK else (200, 200)  # honest prompts of each kind, and prompts of each family of attacks
+N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
+GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search, and attacks of a family to mend
+
+# %% [markdown]
+# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some multiply bfloat16 ten times as fast as float32; on
+# the others this notebook takes ten times as long, and the quick profile is the better choice (`PROFILE = "quick"` above).
+
+# %%
+needs = estimate(LAB)
+print(needs)
+print(f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of learning a mask")
+
+# %%
+lab = load_lab(LAB)
+spliced = SplicedModel(lab, LAYERS, error="drop")
+lab
+
+# %% [markdown]
+# ## 1. The behaviour
+#
+# Three tasks, as sessions with Python's interactive interpreter. In `dict_key` the key is missing; its patch prompt differs in one
+# token, the key that makes it present. `dict_value` is its mirror. In `list_index` the index lies beyond the list's end.
+
+# %%
+tasks = {name: load_task(name, lab.tokenizer, "test", n=N_TEST) for name in ("dict_key", "dict_value", "list_index")}
+for task in tasks.values():
+    pair = task.pairs[0]
+    print(f"{task.name}\n{pair.clean_prefix}→ {pair.clean_answer!r}, and with the patch prompt {pair.patch_answer!r}\n")
+
+# %% [markdown]
+# ### Exercise 6.1 · How likely is an error message?
+# ⏱ 5 min · difficulty ●○○ · several tokens mean the same thing
+#
+# "Traceback" is two tokens to this model, "Trace" and "back", and now and then it starts with "KeyError" or "IndexError" at once.
+# All of them say: not there. Add up what the model gives them.
+#
+# <details><summary>Hint 1</summary> Probabilities first, over the whole vocabulary. Then pick.</details>
+# <details><summary>Hint 2</summary> A softmax over a few logits always adds up to 1.</details>
+
+# %% tags=["exercise"]
+# exercise: p_missing
+
+# %%
+check(p_missing)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *1 for every prompt:* the softmax was taken over the three tokens only.
+# - *Above 1, or below 0:* those are logits, not probabilities.
+# </details>
+
+# %%
+missing_ids = [lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in SAYS_MISSING]
+rows, first_tokens = [], Counter()
+for name, task in tasks.items():
+    both = spliced.model_logits(torch.cat([task.clean, task.patch])).float().cpu().chunk(2)
+    for kind, logits, right in zip(("clean", "patch"), both, (task.clean_answers, task.patch_answers)):
+        top = [lab.tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
+        first_tokens.update(top)
+        is_missing = lab.tokenizer.decode([right[0]]) in SAYS_MISSING
+        hits = [token in SAYS_MISSING for token in top] if is_missing else (logits.argmax(-1) == right).tolist()
+        rows.append({"task": name, "prompt": kind, "right answer": "missing" if is_missing else "the value", "accuracy": share(hits),
+                     "p(missing)": mean_interval(p_missing(logits, missing_ids)), "n": len(task)})  # fmt: skip
+pd.DataFrame(rows)
+
+# %%
+said = {repr(token): n for token, n in first_tokens.most_common() if not token.isdigit()}
+digits = sum(n for token, n in first_tokens.items() if token.isdigit())
+print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others: {said}")
+
+# %% [markdown]
+# Where accuracy is not 1, the model knows dictionaries better than lists, or the other way round: look at the table before you go on.
+# A circuit can only explain what the model does.
+#
+# ## 2. SAEs that know one thing
+#
+# The SAEs of this lab are narrow, 2048 latents each, a thousandth of what one would want for all of language. They can be small because
+# they were trained on interpreter sessions for three quarters (other names than the ones you see here, and all sorts of other
+# words in their place), on Python source for a sixth, and on English for the rest. What do they make of each?
+
+# %%
+code = [path.read_text()[2000:2400] for path in sorted((root / "course_utils").glob("*.py"))][: 4 if QUICK else 16]
+code = [[lab.tokenizer.bos_token_id, *ids[:31]] for ids in lab.tokenizer(code, add_special_tokens=False)["input_ids"] if len(ids) > 31]
+texts = {
+    "dictionaries": torch.cat([tasks["dict_key"].clean, tasks["dict_key"].patch]),
+    "Python source": torch.tensor(code),
+    "English": load_text(lab.tokenizer, "held_out", n=len(code)),
+}
+keep = SplicedModel(lab, LAYERS, error="keep")  # the model itself, with its latents read on the way
+
+
+# %%
+def unexplained(x, x_hat):
+    """The share of the variance over tokens that a reconstruction misses."""
+    return ((x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
+
+
+rows = {}
+for kind, tokens in texts.items():
+    with torch.no_grad():
+        run = keep.run(tokens)
+    for layer, name in zip(LAYERS, keep.hook_points):
+        x = run.starts[name].resid.flatten(0, 1).float()
+        f = run.latents[name][:, 1:].flatten(0, 1)
+        rows.setdefault(f"{kind} ({len(x):,} tokens)", {})[f"after layer {layer}"] = unexplained(x, lab.saes[layer].decode(f).float())
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# The share of the variance that is lost, on prompts with keys that no SAE has seen in training. Narrow training pays on its own ground
+# and only there: compare the rows.
+#
+# And what is left of the behaviour, with all of them spliced at once?
+
+# %%
+trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
+means = {name: spliced.patch_means(train.patch) for name, train in trains.items()}
+reference = {name: references(spliced, tasks[name], means[name]) for name in trains}
+with_mean = SplicedModel(lab, LAYERS, error="mean")
+rows = []
+for name, train in trains.items():
+    put_back = with_mean.logit_diff(tasks[name], means=with_mean.patch_means(train.patch)).cpu()
+    f_model, f_spliced = reference[name].model.cpu(), reference[name].spliced.cpu()
+    for error, left in {"keep (the model itself)": f_model, "mean": put_back, "drop": f_spliced}.items():
+        kept = ratio_interval(left, f_model)
+        rows.append({"task": name, "error": error, "logit difference": mean_interval(left), "kept": kept, "n": len(left)})
+pd.DataFrame(rows).round(2)
+
+# %% [markdown]
+# ## 3. The circuits
+#
+# As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those that fire, all judged on prompts
+# with other keys. Sizes are given (`n_nodes`), and λ finds itself.
+
+# %%
+frontiers = {name: Frontier.of(spliced, tasks[name]) for name in trains}
+circuits = {}
+for name, sizes in SIZES.items():
+    for size in sizes:
+        learned = learn_masks(spliced, trains[name], means=means[name], n_nodes=size, seed=SEED, **LEARNING)
+        found = faithfulness(spliced, tasks[name], learned.masks, means[name], against=reference[name])
+        frontiers[name].add("learned mask", learned.masks, found, seed=SEED)
+        circuits[name, size] = learned.masks
+
+# %%
+for name, train in trains.items():
+    scores = {
+        "IG": integrated_gradients(spliced, train[:IG_PROMPTS], steps=IG_STEPS, progress=True),
+        "random": random_scores(spliced, train, seed=SEED),
+    }
+    sizes = sorted({point.n_nodes for point in frontiers[name].of_method("learned mask")})
+    sizes += [] if QUICK else [2 * sizes[-1]]
+    for method, score in scores.items():
+        score_frontier(frontiers[name], method, score, sizes, spliced, tasks[name], means[name], against=reference[name], seed=SEED)
+
+# %%
+for name, frontier in frontiers.items():
+    best = max(frontier.of_method("learned mask"), key=lambda point: point.n_nodes)
+    rival = next(point for point in frontier.of_method("IG") if point.n_nodes == best.n_nodes)
+    title = f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, IG {rival.faithfulness.vs_spliced.value:.2f}"
+    show(plots.frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.")
+pd.concat([pd.DataFrame(frontier.rows()).assign(task=name) for name, frontier in frontiers.items()])
+
+# %%
+rows = [
+    {"task": name, "nodes": point.n_nodes, "found by": point.method, "F(C)/F(S)": str(point.faithfulness.raw)}
+    for name, frontier in frontiers.items() for point in frontier.points if point.method != "random"
+]  # fmt: skip
+for circuit in published_circuits("gemma-2-9b"):
+    if circuit.task in trains:
+        rows.append({"task": circuit.task, "nodes": circuit.nodes, "found by": "the post, Gemma 2 9B", "F(C)/F(S)": circuit.faithfulness})
+pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
+
+# %% [markdown]
+# ## 4. The causal story
+#
+# Where are the nodes? The prompt has 39 tokens, and only a few of them are worth a name:
+
+# %%
+circuit = circuits["dict_key", SIZES["dict_key"][-1]]
+entry = ["a key", "':", "␣", "a value", ",", "'"]
+places = ["BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}", ">>>", "variable", "['", "the queried key", "']"]
+assert len(places) == tasks["dict_key"].seq_len
+table = pd.DataFrame([{"after layer": int(h.split(".")[1]), "at": places[p], "latent": i} for h, p, i in circuit.nodes()])
+pd.crosstab(table["after layer"], table["at"], margins=True)
+
+# %% [markdown]
+# Two places at the prompt's end are worth a closer look. At **the queried key** the model can look back for the same name: is this a
+# repeat? At **`']`**, the last token, it has to know what to answer. So we ask, at each SAE and at both places: which latents fire when the
+# key is in the dictionary and not when it is missing, and which do the opposite?
+#
+# ### Exercise 6.2 · How well does a latent tell two kinds of prompts apart?
+# ⏱ 10 min · difficulty ●●○ · a number that needs no threshold
+#
+# Draw a prompt with the key present and one where it is missing. How often is the latent stronger on the first? That is the area under the
+# ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never. Write it for all latents at once; ties count half.
+#
+# <details><summary>Hint 1</summary> Compare every prompt of one kind with every prompt of the other: a third dimension.</details>
+# <details><summary>Hint 2</summary> A latent that never fires ties with itself everywhere. It should get 0.5.</details>
+
+# %% tags=["exercise"]
+# exercise: separations
+
+# %%
+check(separations)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *0 for latents that never fire:* ties are to count half.
+# - *One number:* average over pairs of prompts only, not over latents.
+# </details>
+#
+# Honest prompts with the *training* keys choose the latents: at each site the five that differ most for a repeat, and the five that differ
+# most for none, among those that tell the two kinds apart at least four times in five. All that we claim of them later is measured with
+# other keys.
+
+# %%
+sites = [(layer, place) for layer in (LAYERS[1:3] if QUICK else LAYERS) for place in (QUERIED, LAST)]
+where = {QUERIED: "the queried key", LAST: "']"}
+hook_point = dict(zip(LAYERS, spliced.hook_points))
+honest = {family: attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST}
+known_missing, known_present = (found.latents for found in answers_each(spliced, honest, read=sites, progress="training keys").values())
+
+
+def name_of(site):
+    """A site in words."""
+    return f"after layer {site[0]}, at {where[site[1]]}"
+
+
+def telling(site, n=5):
+    """Up to ``n`` latents of a site that fire for a repeat, and up to ``n`` that fire for none."""
+    auc = separations(known_present[site], known_missing[site])
+    rise = known_present[site].mean(0) - known_missing[site].mean(0)
+    order = rise.argsort(descending=True).tolist()
+    return [i for i in order if auc[i] > 0.8][:n], [i for i in reversed(order) if auc[i] < 0.2][:n]
+
+
+# %% [markdown]
+# They tell. Does the model *listen* to them? We hold them at the value that they have in the other kind of prompt, at this one
+# place, and keep everything else as it is (`error="keep"`: nothing but these few latents changes).
+#
+# ### Exercise 6.3 · Hold latents at one place
+# ⏱ 10 min · difficulty ●●○ · prompts of different lengths end at different places
+#
+# <details><summary>Hint 1</summary> The place is counted from each prompt's own end: row by row another index.</details>
+# <details><summary>Hint 2</summary> `f[rows, positions, latent]` with two index tensors of the same length picks one entry a row.</details>
+
+# %% tags=["exercise"]
+# exercise: hold
+
+# %%
+check(hold)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *Nothing changes for short prompts:* you counted from the padded end.
+# - *Off by one:* place −1 is the last token, whose index is length − 1.
+# </details>
+#
+# The library's `Clamp` does the same at a hook point. We try all sites, still with training keys: which of them turn an error message into
+# a value, or a value into an error message?
+
+# %%
+def held(site, honest):
+    """The telling latents of a site, held at their means over honest prompts of one kind."""
+    layer, place = site
+    return Clamp({(hook_point[layer], i): honest[site][:, i].mean().item() for i in sum(telling(site), [])}, place)
+
+
+tried_missing, tried_present = (attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST)
+to_value = {site: 1 - answers_with(keep, tried_missing, held(site, known_present), progress=name_of(site)).p_missing for site in sites}
+to_error = {site: answers_with(keep, tried_present, held(site, known_missing), progress=name_of(site)).p_missing for site in sites}
+plain = [answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
+rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
+rows += [(name_of(site), sum(map(len, telling(site))), to_value[site].mean().item(), to_error[site].mean().item()) for site in sites]
+pd.DataFrame(rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]).round(2)
+
+# %% [markdown]
+# Take at each of the two places the SAE where holding moves the answers most. We call these latents **seen** (at the queried key: was this
+# name there before?) and **verdict** (at the last token: is the key there?). The labels are ours; what the latents do comes next.
+
+# %%
+power = {site: (to_value[site].mean() + to_error[site].mean()).item() for site in sites}
+SEEN, VERDICT = (max((site for site in sites if site[1] == place), key=power.get) for place in (QUERIED, LAST))
+in_circuit = {(h, i) for h, p, i in circuit.nodes() if places[p] in ("the queried key", "']")}
+LABELLED = {"seen": SEEN, "verdict": VERDICT}
+rows = [
+    {"site": label, "latent": i, "fires for": "a repeat" if i in telling(site)[0] else "none",
+     "key present": known_present[site][:, i].mean().item(), "key missing": known_missing[site][:, i].mean().item(),
+     "in the circuit": (hook_point[site[0]], i) in in_circuit}
+    for label, site in LABELLED.items() for i in sum(telling(site), [])
+]  # fmt: skip
+print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
+pd.DataFrame(rows).round(1)
+
+# %% [markdown]
+# One number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. On keys
+# that were never used so far:
+
+
+# %%
+def signal(site, latents):
+    """What a site's latents say of each prompt: 1 = as if the key were there, 0 = as if it were missing, on average over honest prompts."""
+    there, absent = telling(site)
+    sums = [some[site][:, there].sum(1) - some[site][:, absent].sum(1) for some in (latents, known_missing, known_present)]
+    return (sums[0] - sums[1].mean()) / (sums[2].mean() - sums[1].mean())
+
+
+unseen_missing, unseen_present = (attacks(family, N_HONEST, seed=SEED) for family in HONEST)
+unseen = {"missing": unseen_missing, "present": unseen_present}
+missing, present = answers_each(spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys").values()
+says = {
+    f"{label}, key {kind}": signal(site, some.latents)
+    for label, site in LABELLED.items() for kind, some in (("missing", missing), ("present", present))
+}  # fmt: skip
+is_present = torch.arange(2 * N_HONEST) >= N_HONEST
+both_kinds = {label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]]) for label in LABELLED}
+aucs = {label: separation(values, is_present) for label, values in both_kinds.items()}
+title = f"Never-seen keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
+show(plots.histograms_figure(says, "signal", "prompts", title), alt=f"Four histograms of what the latents say of honest prompts. {title}.")
+
+# %% [markdown]
+# And their hold on the answer, on unseen keys. The control: *strangers*, as many other latents that fire at the same site, each raised by as
+# much as a telling latent differs by; a new draw of them for every few prompts.
+
+
+# %%
+def strangers(site, seed):
+    """As many other latents that fire at a site, each raised by what a telling latent differs by."""
+    telling_ones, mean = sum(telling(site), []), (known_present[site].mean(0) + known_missing[site].mean(0)) / 2
+    difference = (known_present[site].mean(0) - known_missing[site].mean(0)).abs()
+    others = [i for i in (mean > 0.1 * difference.max()).nonzero()[:, 0].tolist() if i not in telling_ones]
+    drawn = random.Random(seed).sample(others, min(len(others), len(telling_ones)))
+    values = {(hook_point[site[0]], i): (mean[i] + difference[j]).item() for i, j in zip(drawn, telling_ones)}
+    return Clamp(values, site[1])
+
+
+# %%
+asked_missing, asked_present = unseen_missing[:N_TEST], unseen_present[:N_TEST]
+forced = {}
+for label, site in LABELLED.items():
+    up = answers_with(keep, asked_missing, held(site, known_present), progress=label)
+    down = answers_with(keep, asked_present, held(site, known_missing), progress=label)
+    forced[f"{label} held as for a repeat: values"] = share(~up.says_missing)
+    forced[f"{label} held as for none: errors"] = share(down.says_missing)
+    for kind, asked in (("missing", asked_missing), ("present", asked_present)):
+        draws = [answers_with(keep, asked[draw::N_DRAWS], strangers(site, draw)).says_missing for draw in range(N_DRAWS)]
+        turned = torch.cat(draws) if kind == "present" else ~torch.cat(draws)
+        forced[f"strangers of {label}, key {kind}"] = share(turned)
+forced["nothing held, key missing"] = share(~missing.says_missing)
+forced["nothing held, key present"] = share(present.says_missing)
+
+# %%
+orange = [name for name in forced if "held as" in name]
+title = "Wrong answers when held: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(*(forced[name].value for name in orange))
+x_label = f"share of wrong answers (n = {N_TEST}; nothing held: {N_HONEST})"
+show(plots.flips_figure(forced, x_label, title, highlight=orange), alt=f"Bars with intervals. {title}.")
+
+# %% [markdown]
+# ## 5. From the story to an attack
+#
+# The model says "there" if its *seen* latents fire. So whatever makes them fire without the key should fool it. Here are families
+# of dictionaries. In each, Python's answer is sure, and the looks speak against it. Eleven *lure*: the key is missing and looks present.
+# Four *hide*: it is there and looks absent.
+
+# %%
+examples = {family: attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
+rows = [{"family": f.name, "an example": session.prompt, "Python says": session.outcome()} for f, session in examples.items()]
+pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
+
+# %% [markdown]
+# **Stop and predict.** Which of them will fool the model, by the story? You may look at what the latents do. You may not look at what the
+# model says.
+#
+# ### Exercise 6.4 · A prediction from latents alone
+# ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
+#
+# <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway between them.</details>
+# <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present" side.</details>
+
+# %% tags=["exercise"]
+# exercise: predicted_share
+
+# %%
+check(predicted_share)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *About a half for every family:* the threshold moves with the family. It is set once, on honest prompts.
+# - *All turned round:* below the threshold means "missing".
+# </details>
+#
+# First the latents, read on the way (one pass does both, but we keep the answers closed for now):
+
+# %%
+asked = {family: attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
+got = answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
+
+
+# %%
+def predicted(site, family):
+    """The share of a family's prompts on which a site's latents say "there"."""
+    return predicted_share(*(signal(site, latents) for latents in (known_missing, known_present, got[family].latents)))
+
+
+rows = [
+    {"family": family.name, "looks": "present" if family.lures else "absent", "seen says there": predicted(SEEN, family),
+     "verdict says there": predicted(VERDICT, family), "seen, mean": signal(SEEN, got[family].latents).mean().item(),
+     "verdict, mean": signal(VERDICT, got[family].latents).mean().item()}
+    for family in FAMILIES
+]  # fmt: skip
+pd.DataFrame(rows).round(2)
+
+# %% [markdown]
+# Now the answers. "Fooled": the model says the opposite of what Python does. "Control": the same error on honest prompts, where nothing
+# tries to fool it.
+
+# %%
+fooled = {family: share(got[family].fooled(family.lures)) for family in FAMILIES}
+control = {True: share(~missing.says_missing), False: share(present.says_missing)}
+rows = [
+    {"family": family.name, "fooled": str(fooled[family]), "control": str(control[family.lures]), "n": len(asked[family]),
+     "most said": ", ".join(f"{token!r} {n / N_ATTACKS:.0%}" for token, n in Counter(got[family].top).most_common(3))}
+    for family in FAMILIES
+]  # fmt: skip
+pd.DataFrame(rows)
+
+# %%
+n_over = sum(fooled[family].low > control[family.lures].high for family in FAMILIES)
+title = f"{n_over} of {len(FAMILIES)} families fool the model more often than honest prompts do (n = {N_ATTACKS} each)"
+bars = {f"{family.name}{'' if family.lures else ' (hides)'}": fooled[family] for family in FAMILIES}
+bars = dict(sorted(bars.items(), key=lambda item: -item[1].value)) | {"control: missing": control[True], "control: present": control[False]}
+grey = [name for name in bars if name.startswith("control")]
+show(plots.flips_figure(bars, "prompts on which the model is fooled", title, highlight=grey), alt=f"Bars with intervals. {title}.")
+
+# %% [markdown]
+# ### Where the story holds, and where it fails
+#
+# Two questions. Across families: does the share that the latents predict go with the share on which the model says "there"? And *within* a
+# family, prompt by prompt: are those on which it says so the ones whose latents say so? (AUC again; only for families with some of both.)
+
+# %%
+says_there = torch.tensor([1 - got[family].says_missing.float().mean().item() for family in FAMILIES])
+guesses = {label: torch.tensor([predicted(site, family) for family in FAMILIES]) for label, site in LABELLED.items()}
+ranks = {label: pd.Series(guess).corr(pd.Series(says_there), method="spearman") for label, guess in guesses.items()}
+title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(f"{label} {rank:.2f}" for label, rank in ranks.items())
+show(plots.scatter_figure(says_there, guesses, "the model says there", "the latents say there", title), alt=f"Two scatter plots. {title}.")
+
+# %%
+within, off = {}, {}
+for family in FAMILIES:
+    there = ~got[family].says_missing
+    if 0.05 < there.float().mean() < 0.95:
+        signals = {label: signal(site, got[family].latents) for label, site in LABELLED.items()}
+        within[family.name] = {label: separation(values, there) for label, values in signals.items()}
+    for label, site in LABELLED.items():
+        if abs(predicted(site, family) - there.float().mean()) > 0.3:
+            off.setdefault(label, []).append(family.name)
+for label, names in off.items():
+    print(f"{label} is off by more than 0.3 for {len(names)} of {len(FAMILIES)} families: {', '.join(names)}")
+pd.DataFrame(within).T.round(2).rename_axis("AUC within a family") if within else "no family has enough of both kinds here"
+
+# %% [markdown]
+# ### A search that never looks at the answer
+#
+# If the latents know what will fool the model, we can write attacks without asking it: draw candidates, and take the one whose latents
+# say "there" most. The *seen* latents need less than half of the forward pass.
+#
+# ### Exercise 6.5 · What is the search worth?
+# ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
+#
+# <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether that one fools.</details>
+# <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on average.</details>
+
+# %% tags=["exercise"]
+# exercise: lift
+
+# %%
+check(lift)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *Nearly 1 whatever the signal:* the choice looked at what fools.
+# - *The same number twice:* the second is over all candidates.
+# </details>
+
+# %%
+rng = random.Random(SEED)
+luring = [family for family in FAMILIES if family.lures]
+groups = []
+for _ in range(GROUPS):
+    session = missing_key(KEYS["test"], DICTIONARIES["test"], rng)  # one query, and several ways to tamper with its dictionary
+    groups.append([tamper(session, luring, rng) for _ in range(CANDIDATES)])
+candidates = sum(groups, [])
+seen_says = signal(SEEN, {SEEN: read_latents(spliced, candidates, SEEN[0], progress="seen latents only")})
+choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
+print("chosen, before the model is asked:", *(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
+
+# %%
+result = answers(spliced, candidates, read=[VERDICT], progress="candidates")
+fools = result.fooled(True).view(GROUPS, CANDIDATES)
+rows = {"by chance": {"fooled": str(share(fools.flatten())), "lift": 1.0}}
+for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.latents))):
+    strength = strength.view(GROUPS, CANDIDATES)
+    by_latents, by_chance = lift(strength, fools).tolist()
+    picks = fools[torch.arange(GROUPS), strength.argmax(1)]
+    rows[f"by the {label} latents"] = {"fooled": str(share(picks)), "lift": round(by_latents / max(by_chance, 1e-9), 2)}
+print(f"{GROUPS} groups of {CANDIDATES} candidates")
+pd.DataFrame(rows).T
+
+# %% [markdown]
+# ## 6. Mending
+#
+# Hold the latents down, and the lures should lose their bait. But honest keys make them fire, too. How much does it undo, and what does it
+# cost?
+#
+# ### Exercise 6.6 · Undone, and broken
+# ⏱ 5 min · difficulty ●○○ · a cure has two numbers
+#
+# <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer can be broken.</details>
+
+# %% tags=["exercise"]
+# exercise: mended
+
+# %%
+check(mended)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *Too small:* the shares are of the attacks that fooled before, and of the prompts that were right before.
+# </details>
+#
+# Two cures, each at one site, and a control that holds strangers. All on unseen keys.
+
+# %%
+working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
+n = 2 * N_MEND
+to_mend = {family: asked[family][:N_MEND] for family in working} | {"missing": unseen_missing[:n], "present": unseen_present[:n]}
+cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()} | {"strangers of seen": strangers(SEEN, SEED)}
+cured = {name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()}
+
+# %%
+before = {family: got[family][:N_MEND].fooled(True) for family in working}
+right_before = torch.cat([missing[:n].says_missing, ~present[:n].says_missing])
+rows, by_family = {}, {}
+for name, after in cured.items():
+    right_after = torch.cat([after["missing"].says_missing, ~after["present"].says_missing])
+    fooled_before, fooled_after = torch.cat([*before.values()]), torch.cat([after[family].fooled(True) for family in working])
+    undone, broken = mended(fooled_before, fooled_after, right_before, right_after).tolist()
+    rows[name] = {"attacks undone": undone, "of attacks that worked": int(fooled_before.sum())}
+    rows[name] |= {"honest answers broken": broken, "of right answers": int(right_before.sum())}
+    by_family[name] = {f.name: mended(before[f], after[f].fooled(True), right_before, right_after)[0].item() for f in working}
+pd.DataFrame(rows).T.round(2)
+
+# %%
+pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
+
+# %% [markdown]
+# ## 7. Playground
+#
+# Type a dictionary and a key, and ask. The prompt is coloured by the *seen* latents that fire for a repeat; below it stand the model's
+# likeliest first tokens. Nothing that you type is executed.
+
+
+# %%
+@torch.no_grad()
+def respond(dictionary, query):
+    """What the playground shows for what was typed."""
+    session = read_session(dictionary, query, lab.tokenizer)
+    ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
+    run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
+    fires = run.latents[hook_point[SEEN[0]]][0, 1:, telling(SEEN)[0]].sum(1)
+    probabilities = run.logits[0].float().softmax(-1)
+    likely = [(lab.tokenizer.decode([i]), probabilities[i].item()) for i in probabilities.topk(5).indices.tolist()]
+    at = {site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()} for site in (SEEN, VERDICT)}
+    signals = ", ".join(f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items())
+    says_python = session.outcome().replace(MISSING, "KeyError")
+    text = f"Python: {says_python}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
+    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text)
+
+
+def as_typed(family):
+    """An example of a family, if it can be typed into two lines."""
+    session = attacks(family, 1, seed=SEED + 1)[0]
+    plain = not (session.before or session.between or session.comment) and session.query.startswith("'")
+    return (session.dictionary, session.query[1:-1]) if plain else None
+
+
+to_try = {family.name: as_typed(family) for family in (*HONEST, *FAMILIES[: 1 if QUICK else None]) if as_typed(family)}
+play(respond, "{'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}", "Ann", to_try, refused=SessionError)
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+print(f"AUC on unseen keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)")
+for family in sorted(luring, key=lambda family: -fooled[family].value)[:5]:
+    print(f"fooled by {family.name}: {fooled[family]} of {N_ATTACKS}; control {control[True]}")
+print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
