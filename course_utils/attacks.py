@@ -277,8 +277,14 @@ def answers_each(
     """Ask several lists of sessions in one go, which is faster than one after the other where they are short.
 
     Args:
-        clamp: latents to hold (`answers_with`); by default none (`answers`). Where they are held, nothing can be read.
+        read: latents to read on the way, as for `answers`.
+        clamp: latents to hold, as for `answers_with`; by default none.
+
+    Raises:
+        ValueError: latents are to be held and others to be read; one or the other.
     """
+    if clamp is not None and list(read):
+        raise ValueError("latents can be read where none are held: give read or clamp, not both.")
     every = [session for sessions in asked.values() for session in sessions]
     if clamp is None:
         found = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)

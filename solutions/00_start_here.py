@@ -149,6 +149,7 @@ explore_frontier(frontier, list(circuits.values()), test)
 # | [03 the SAEMasks hook](03_saemasks_hook.ipynb) | how is one latent switched off, at one position? | the hook, mean latents, the mask |
 # | [04 masks versus IG](04_masks_vs_ig.ipynb) | which latents matter? | AtP, IG, the loop that learns a mask |
 # | [05 evaluating circuits](05_evaluating_circuits.ipynb) | is it a circuit? | completeness, minimality, stability, an intervention |
+# | [06 adversarial dictionaries](06_adversarial_dictionaries.ipynb) | how does a model of code know that a key is missing, and what fools it? | AUC, a clamp, predictions from latents, what they are worth |
 #
 # **Exercises.** In the readers' notebooks (`notebooks/`) some functions are yours to write. Until you do, the course's own version runs in
 # their place and says so, so that every notebook runs from top to bottom at any time. `check(my_function)` answers ✅ (right), ⏳ (not

@@ -45,6 +45,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+started = time.perf_counter()
+
+# %%
 from course_utils import plots
 from course_utils.attacks import (
     FAMILIES,
@@ -76,8 +79,6 @@ from course_utils.tasks import load_task
 from course_utils.text import load_text
 from course_utils.widgets import answer_html, play
 
-started = time.perf_counter()
-
 # %% tags=["parameters"]
 LAB = "qwen-coder"
 PROFILE = os.environ.get("COURSE_PROFILE", "full")  # "quick" runs the same steps with fewer prompts and circuits
@@ -87,7 +88,7 @@ SEED = 0
 QUICK = PROFILE == "quick"
 LAYERS = list(spec_of(LAB).placement)
 N_TRAIN, N_TEST = (8, 4) if QUICK else (32, 24)  # prompts to learn on, and held-out prompts to judge on
-SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [60, 183], "list_index": [174]}  # nodes of a circuit; the larger are the post's
+SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}  # nodes of a circuit; the larger are the post's
 LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batch_size=4, lr=0.4)
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
 N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)  # honest prompts of each kind with training keys: to choose latents, and to try them
@@ -372,12 +373,14 @@ rows += [(name_of(site), sum(map(len, telling(site))), to_value[site].mean().ite
 pd.DataFrame(rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]).round(2)
 
 # %% [markdown]
-# Take at each of the two places the SAE where holding moves the answers most. We call these latents **seen** (at the queried key: was this
-# name there before?) and **verdict** (at the last token: is the key there?). The labels are ours; what the latents do comes next.
+# At first the queried key decides, later the last token does: in between, attention has carried the result over. We keep the *last* SAE at
+# which the queried key still decides, and call its telling latents **seen** (was this name there before?), and the *first* at which the
+# last token does: **verdict** (is the key there?). The labels are ours; what the latents do comes next.
 
 # %%
-power = {site: (to_value[site].mean() + to_error[site].mean()).item() for site in sites}
-SEEN, VERDICT = (max((site for site in sites if site[1] == place), key=power.get) for place in (QUERIED, LAST))
+deciding = [site for site in sites if to_value[site].mean() > 0.5]
+SEEN = max(site for site in deciding if site[1] == QUERIED)
+VERDICT = min(site for site in deciding if site[1] == LAST)
 in_circuit = {(h, i) for h, p, i in circuit.nodes() if places[p] in ("the queried key", "']")}
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
 rows = [

@@ -19,6 +19,7 @@ from course_utils.attacks import (
     Clamp,
     Family,
     answers,
+    answers_each,
     answers_with,
     attacks,
     read_latents,
@@ -401,6 +402,28 @@ def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, ca
     answers_with(spliced, sessions, Clamp({}), batch_size=4, progress="held")
     shown = capsys.readouterr().err
     assert "held" in shown and f"{len(sessions)}/{len(sessions)}" in shown
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_gets_alone(lab, sessions, batch_size):
+    spliced, clamp = SplicedModel(lab, error="keep"), Clamp({(hook_point(1), 2): 60.0})
+    asked = {"some": sessions[:3], "none": [], "one": sessions[3:4], "others": sessions[1:]}
+    free = answers_each(spliced, asked, read=[(1, LAST)], batch_size=batch_size)
+    held = answers_each(spliced, asked, clamp=clamp, batch_size=batch_size)
+    assert list(free) == list(held) == list(asked)
+    for name, some in asked.items():
+        assert len(free[name].top) == len(free[name].p_missing) == len(free[name].latents[1, LAST]) == len(held[name].top) == len(some)
+        if some:
+            alone, held_alone = answers(spliced, some, read=[(1, LAST)]), answers_with(spliced, some, clamp)
+            assert (free[name].top, held[name].top) == (alone.top, held_alone.top)
+            assert_close(free[name].p_missing, alone.p_missing, atol=1e-6, rtol=1e-4)
+            assert_close(held[name].p_missing, held_alone.p_missing, atol=1e-6, rtol=1e-4)
+            assert_close(free[name].latents[1, LAST], alone.latents[1, LAST], atol=1e-5, rtol=1e-4)
+
+
+def test_latents_are_read_or_held_but_not_both(lab, sessions):
+    with pytest.raises(ValueError, match="read or clamp, not both"):
+        answers_each(SplicedModel(lab, error="keep"), {"all": sessions}, read=[(1, LAST)], clamp=Clamp({}))
 
 
 def test_a_model_is_fooled_if_it_says_the_opposite_of_python():
