@@ -107,9 +107,14 @@ def _deleted(session: Session, rng: random.Random) -> Session:
 
 def _bytes(session: Session, rng: random.Random) -> Session:
     there, _ = with_key(session, rng)
-    if re.match("s|t|m|d|re|ve|ll", _name(session), re.IGNORECASE):
-        return there  # no attack: after b' the tokenizer would split such a name, as in "it's"
+    if _split_after_b(_name(session)):
+        return there  # no attack
     return replace(there, query=f"b{there.query}")
+
+
+def _split_after_b(name: str) -> bool:
+    """Whether the tokenizer would split a name after ``b'``, as it does in "it's"."""
+    return re.match("s|t|m|d|re|ve|ll", name, re.IGNORECASE) is not None
 
 
 def _two_literals(session: Session, rng: random.Random) -> Session:
@@ -155,7 +160,28 @@ FAMILIES = (
     Family("added later", _added_later, lures=False),
 )
 HONEST = (Family("honest: missing", lambda session, rng: session), Family("honest: present", _present, lures=False))
-"""The controls: what the families are measured against."""
+"""What nothing was done to: the families are measured against these."""
+
+
+def twin(family: Family) -> Family:
+    """The family's own control: the same change to a session, made with a name that nobody asks for.
+
+    A lure's twin has nothing to lure with, and the key is missing as before; the twin of a family that hides, hides another entry, and
+    the key that is asked for stands there for all to see. If the twin fools as often, the change itself confuses the model.
+    """
+
+    def make(session: Session, rng: random.Random) -> Session:
+        [pool] = [names for names in KEYS.values() if _name(session) in names]
+        taken = {key for key, _ in session.entries} | {session.query}
+        decoy = rng.choice([quoted(name) for name in pool if quoted(name) not in taken])
+        base = session if family.lures else with_key(session, rng)[0]
+        changed = family.make(replace(base, query=decoy), rng)
+        is_one = (changed.outcome() == MISSING) == family.lures
+        if not is_one or (changed.query.startswith("b") and _split_after_b(_name(session))):
+            return with_key(session, rng)[0] if family.lures else session  # no twin
+        return replace(changed, query=changed.query.replace(decoy, session.query))
+
+    return Family(f"twin of {family.name}", make, family.lures)
 
 
 def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> Session:
@@ -202,8 +228,13 @@ class Answers:
         """Whether it says that the key is not there."""
         return torch.tensor([token in SAYS_MISSING for token in self.top])
 
+    @property
+    def says_value(self) -> Bool[Tensor, " n"]:
+        """Whether it begins with a digit, as do all values of the families' sessions but those of ``as a value``."""
+        return torch.tensor([token.isdigit() for token in self.top])
+
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
-        """Whether it says the opposite of what Python does. ``lures``: Python says that the key is missing."""
+        """Whether it opens an error message where Python gives a value, or none where Python does. ``lures``: Python says "missing"."""
         return ~self.says_missing if lures else self.says_missing
 
     def __getitem__(self, rows: slice) -> Answers:

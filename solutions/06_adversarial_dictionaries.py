@@ -61,10 +61,10 @@ from course_utils.attacks import (
     attacks,
     read_latents,
     tamper,
+    twin,
 )
 from course_utils.attribution import integrated_gradients, random_scores
 from course_utils.bootstrap import mean_interval, ratio_interval, share
-from course_utils.catalog import spec_of
 from course_utils.evaluate import Frontier, faithfulness, references, score_frontier
 from course_utils.exercises_06 import check, exercise
 from course_utils.explain import separation
@@ -86,13 +86,13 @@ SEED = 0
 
 # %%
 QUICK = PROFILE == "quick"
-LAYERS = list(spec_of(LAB).placement)
 N_TRAIN, N_TEST = (8, 4) if QUICK else (32, 24)  # prompts to learn on, and held-out prompts to judge on
 SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}  # nodes of a circuit; the larger are the post's
 LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batch_size=4, lr=0.4)
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
 N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)  # honest prompts of each kind with training keys: to choose latents, and to try them
-N_HONEST, N_ATTACKS = (8, 4) if QUICK else (200, 200)  # honest prompts of each kind, and prompts of each family of attacks
+N_HONEST, N_ATTACKS = (8, 3) if QUICK else (200, 200)  # honest prompts of each kind, and prompts of each family of attacks
+N_TWINS = 1 if QUICK else 40  # prompts of each family's own control
 N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
 GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search, and attacks of a family to mend
 
@@ -107,6 +107,7 @@ print(f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for 
 
 # %%
 lab = load_lab(LAB)
+LAYERS = sorted(lab.saes)
 spliced = SplicedModel(lab, LAYERS, error="drop")
 lab
 
@@ -165,14 +166,14 @@ digits = sum(n for token, n in first_tokens.items() if token.isdigit())
 print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others: {said}")
 
 # %% [markdown]
-# Where accuracy is not 1, the model knows dictionaries better than lists, or the other way round: look at the table before you go on.
-# A circuit can only explain what the model does.
+# With dictionaries the model is right nearly always. With lists it is not: now and then it makes up a value beyond the end. A circuit
+# can only explain what the model does, so keep that in mind where lists come up again.
 #
 # ## 2. SAEs that know one thing
 #
-# The SAEs of this lab are narrow, 2048 latents each, a thousandth of what one would want for all of language. They can be small because
-# they were trained on interpreter sessions for three quarters (other names than the ones you see here, and all sorts of other
-# words in their place), on Python source for a sixth, and on English for the rest. What do they make of each?
+# The SAEs of this lab are narrow: 2048 latents each, for a residual stream of width 1536. They can be small because they were trained
+# mostly on interpreter sessions (with other names than the ones you see here, and all sorts of other words in their place), with some
+# Python source and English mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
 
 # %%
 code = [path.read_text()[2000:2400] for path in sorted((root / "course_utils").glob("*.py"))][: 4 if QUICK else 16]
@@ -202,10 +203,11 @@ for kind, tokens in texts.items():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# The share of the variance that is lost, on prompts with keys that no SAE has seen in training. Narrow training pays on its own ground
-# and only there: compare the rows.
+# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has seen in training. Narrow training pays
+# on its own ground and only there.
 #
-# And what is left of the behaviour, with all of them spliced at once?
+# And what is left of the behaviour, with all of them spliced at once? `drop` is what you know: the reconstruction alone goes on. `mean` puts
+# back the average error of each position, `keep` each prompt's own, which makes it the model again.
 
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
@@ -222,6 +224,9 @@ for name, train in trains.items():
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
+# In the column "kept", 1 is all of the logit difference. (These prompts had a hand in choosing the layers and the last step of the SAEs'
+# training, so the figure may flatter them a little; the SAEs' README says how. The prompts of sections 4 to 6 had none.)
+#
 # ## 3. The circuits
 #
 # As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those that fire, all judged on prompts
@@ -277,7 +282,8 @@ entry = ["a key", "':", "␣", "a value", ",", "'"]
 places = ["BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}", ">>>", "variable", "['", "the queried key", "']"]
 assert len(places) == tasks["dict_key"].seq_len
 table = pd.DataFrame([{"after layer": int(h.split(".")[1]), "at": places[p], "latent": i} for h, p, i in circuit.nodes()])
-pd.crosstab(table["after layer"], table["at"], margins=True)
+in_order = [place for place in dict.fromkeys(places) if place in set(table["at"])]
+pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
 
 # %% [markdown]
 # Two places at the prompt's end are worth a closer look. At **the queried key** the model can look back for the same name: is this a
@@ -290,7 +296,8 @@ pd.crosstab(table["after layer"], table["at"], margins=True)
 # Draw a prompt with the key present and one where it is missing. How often is the latent stronger on the first? That is the area under the
 # ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never. Write it for all latents at once; ties count half.
 #
-# <details><summary>Hint 1</summary> Compare every prompt of one kind with every prompt of the other: a third dimension.</details>
+# <details><summary>Hint 1</summary> One row of `present` against all of `missing` is a table of `[m, d_sae]` comparisons. Average it over m,
+# then over the rows of `present`.</details>
 # <details><summary>Hint 2</summary> A latent that never fires ties with itself everywhere. It should get 0.5.</details>
 
 # %% tags=["exercise"]
@@ -306,9 +313,9 @@ check(separations)
 # - *One number:* average over pairs of prompts only, not over latents.
 # </details>
 #
-# Honest prompts with the *training* keys choose the latents: at each site the five that differ most for a repeat, and the five that differ
-# most for none, among those that tell the two kinds apart at least four times in five. All that we claim of them later is measured with
-# other keys.
+# Honest prompts with the *training* keys choose the latents. At each site (an SAE and a place) we take those that tell the two kinds apart
+# at least four times in five: up to five that rise most when the key is there ("a repeat"), and up to five that rise most when it is not
+# ("none"). All that we claim of them later is measured with other keys.
 
 # %%
 sites = [(layer, place) for layer in (LAYERS[1:3] if QUICK else LAYERS) for place in (QUERIED, LAST)]
@@ -325,18 +332,25 @@ def name_of(site):
 
 def telling(site, n=5):
     """Up to ``n`` latents of a site that fire for a repeat, and up to ``n`` that fire for none."""
-    auc = separations(known_present[site], known_missing[site])
     rise = known_present[site].mean(0) - known_missing[site].mean(0)
     order = rise.argsort(descending=True).tolist()
-    return [i for i in order if auc[i] > 0.8][:n], [i for i in reversed(order) if auc[i] < 0.2][:n]
+    return [i for i in order if auc[site][i] > 0.8][:n], [i for i in reversed(order) if auc[site][i] < 0.2][:n]
 
+
+# %%
+auc = {site: separations(known_present[site], known_missing[site]) for site in sites}
+TELLING = {site: telling(site) for site in sites}
+rows = [(name_of(site), (a > 0.8).sum().item(), a.max().item(), (a < 0.2).sum().item(), 1 - a.min().item()) for site, a in auc.items()]
+pd.DataFrame(rows, columns=["site", "fire for a repeat", "best AUC", "fire for none", "best AUC, turned round"]).round(3)
 
 # %% [markdown]
-# They tell. Does the model *listen* to them? We hold them at the value that they have in the other kind of prompt, at this one
-# place, and keep everything else as it is (`error="keep"`: nothing but these few latents changes).
+# At every site some latents tell, even single ones. Does the model *listen* to them? We hold them at their mean over the other kind of
+# prompt, at this one place, and keep everything else as it is (`error="keep"`: nothing but these few latents changes).
 #
 # ### Exercise 6.3 · Hold latents at one place
 # ⏱ 10 min · difficulty ●●○ · prompts of different lengths end at different places
+#
+# Put given values into some latents, at one place of each prompt, and leave all else alone.
 #
 # <details><summary>Hint 1</summary> The place is counted from each prompt's own end: row by row another index.</details>
 # <details><summary>Hint 2</summary> `f[rows, positions, latent]` with two index tensors of the same length picks one entry a row.</details>
@@ -354,56 +368,81 @@ check(hold)
 # - *Off by one:* place −1 is the last token, whose index is length − 1.
 # </details>
 #
-# The library's `Clamp` does the same at a hook point. We try all sites, still with training keys: which of them turn an error message into
-# a value, or a value into an error message?
+# The library's `Clamp` does the same at a hook point. It had better agree with you:
+
 
 # %%
-def held(site, honest):
+def held(site, like):
     """The telling latents of a site, held at their means over honest prompts of one kind."""
     layer, place = site
-    return Clamp({(hook_point[layer], i): honest[site][:, i].mean().item() for i in sum(telling(site), [])}, place)
+    return Clamp({(hook_point[layer], i): like[site][:, i].mean().item() for i in sum(TELLING[site], [])}, place)
 
 
+site = LAYERS[1], QUERIED
+clamp = held(site, known_present)
+values = {i: value for (_, i), value in clamp.values.items()}
+[session] = attacks(HONEST[0], 1, split="train", seed=SEED + 1)
+tokens = torch.tensor([[lab.tokenizer.bos_token_id, *lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]]])
+lengths = torch.tensor([tokens.shape[1] - 1])  # without BOS
+by_hand = keep.run(tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])})
+p_by_hand = p_missing(by_hand.logits.detach().float().cpu(), missing_ids)
+torch.testing.assert_close(p_by_hand, answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02)
+print(f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as the library has it")
+
+# %% [markdown]
+# Now all sites, still with training keys: which of them turn an error message into a value, or a value into an error message?
+
+# %%
 tried_missing, tried_present = (attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST)
 to_value = {site: 1 - answers_with(keep, tried_missing, held(site, known_present), progress=name_of(site)).p_missing for site in sites}
 to_error = {site: answers_with(keep, tried_present, held(site, known_missing), progress=name_of(site)).p_missing for site in sites}
 plain = [answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
 rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
-rows += [(name_of(site), sum(map(len, telling(site))), to_value[site].mean().item(), to_error[site].mean().item()) for site in sites]
+rows += [(name_of(site), sum(map(len, TELLING[site])), to_value[site].mean().item(), to_error[site].mean().item()) for site in sites]
 pd.DataFrame(rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]).round(2)
 
 # %% [markdown]
-# At first the queried key decides, later the last token does: in between, attention has carried the result over. We keep the *last* SAE at
-# which the queried key still decides, and call its telling latents **seen** (was this name there before?), and the *first* at which the
-# last token does: **verdict** (is the key there?). The labels are ours; what the latents do comes next.
+# In the early layers the queried key turns the answer, in the late ones the last token does. Only attention moves anything between
+# positions, so a head in between must have read the queried key's token. We keep the *last* SAE at which holding the queried key still turns
+# at least half of the errors, and call its telling latents **seen** (was this name there before?); and the *first* at which the last
+# token does: **verdict** (is the key there?). The labels are ours; what the latents do comes next.
+#
+# They were chosen by what they tell. The mask of section 3 chose nodes by what the answer needs. Do the two agree?
 
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
-SEEN = max(site for site in deciding if site[1] == QUERIED)
-VERDICT = min(site for site in deciding if site[1] == LAST)
-in_circuit = {(h, i) for h, p, i in circuit.nodes() if places[p] in ("the queried key", "']")}
+SEEN = max((site for site in deciding if site[1] == QUERIED), default=(LAYERS[1], QUERIED))
+VERDICT = min((site for site in deciding if site[1] == LAST), default=(LAYERS[2], LAST))
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
+nodes = {(h, places[p], i) for h, p, i in circuit.nodes()}
 rows = [
-    {"site": label, "latent": i, "fires for": "a repeat" if i in telling(site)[0] else "none",
+    {"site": label, "latent": i, "fires for": "a repeat" if i in TELLING[site][0] else "none",
      "key present": known_present[site][:, i].mean().item(), "key missing": known_missing[site][:, i].mean().item(),
-     "in the circuit": (hook_point[site[0]], i) in in_circuit}
-    for label, site in LABELLED.items() for i in sum(telling(site), [])
+     "in the circuit": (hook_point[site[0]], where[site[1]], i) in nodes}
+    for label, site in LABELLED.items() for i in sum(TELLING[site], [])
 ]  # fmt: skip
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# One number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. On keys
-# that were never used so far:
+# One number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. In new
+# prompts, with keys that had no part in choosing these latents:
 
 
 # %%
-def signal(site, latents):
-    """What a site's latents say of each prompt: 1 = as if the key were there, 0 = as if it were missing, on average over honest prompts."""
-    there, absent = telling(site)
-    sums = [some[site][:, there].sum(1) - some[site][:, absent].sum(1) for some in (latents, known_missing, known_present)]
-    return (sums[0] - sums[1].mean()) / (sums[2].mean() - sums[1].mean())
+def balance(site, latents):
+    """The sum of a site's latents that fire for a repeat, less the sum of those that fire for none: ``[n]``."""
+    there, absent = TELLING[site]
+    return latents[site][:, there].sum(1) - latents[site][:, absent].sum(1)
 
+
+def signal(site, latents):
+    """The balance, so scaled that honest training prompts have a mean of 0 if the key is missing and 1 if it is there."""
+    low, high = (balance(site, known).mean() for known in (known_missing, known_present))
+    return (balance(site, latents) - low) / (high - low)
+
+
+# %%
 
 unseen_missing, unseen_present = (attacks(family, N_HONEST, seed=SEED) for family in HONEST)
 unseen = {"missing": unseen_missing, "present": unseen_present}
@@ -415,23 +454,22 @@ says = {
 is_present = torch.arange(2 * N_HONEST) >= N_HONEST
 both_kinds = {label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]]) for label in LABELLED}
 aucs = {label: separation(values, is_present) for label, values in both_kinds.items()}
-title = f"Never-seen keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
+title = f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
 show(plots.histograms_figure(says, "signal", "prompts", title), alt=f"Four histograms of what the latents say of honest prompts. {title}.")
 
 # %% [markdown]
-# And their hold on the answer, on unseen keys. The control: *strangers*, as many other latents that fire at the same site, each raised by as
-# much as a telling latent differs by; a new draw of them for every few prompts.
+# And their hold on the answer, with these keys. The control: *strangers*, as many other latents that fire at the same site, moved by as much
+# and in the same directions (though not below 0); a new draw of them for every few prompts.
 
 
 # %%
-def strangers(site, seed):
-    """As many other latents that fire at a site, each raised by what a telling latent differs by."""
-    telling_ones, mean = sum(telling(site), []), (known_present[site].mean(0) + known_missing[site].mean(0)) / 2
-    difference = (known_present[site].mean(0) - known_missing[site].mean(0)).abs()
-    others = [i for i in (mean > 0.1 * difference.max()).nonzero()[:, 0].tolist() if i not in telling_ones]
-    drawn = random.Random(seed).sample(others, min(len(others), len(telling_ones)))
-    values = {(hook_point[site[0]], i): (mean[i] + difference[j]).item() for i, j in zip(drawn, telling_ones)}
-    return Clamp(values, site[1])
+def strangers(site, like, seed):
+    """As many other latents that fire at a site, each moved as a telling latent is when it is held as in ``like``."""
+    before = (known_missing if like is known_present else known_present)[site].mean(0)
+    moves = (like[site].mean(0) - before)[sum(TELLING[site], [])].tolist()
+    others = [i for i in before.argsort(descending=True).tolist() if i not in sum(TELLING[site], [])]
+    drawn = random.Random(seed).sample(others[: 4 * len(moves)], len(moves))
+    return Clamp({(hook_point[site[0]], i): max(0.0, before[i].item() + move) for i, move in zip(drawn, moves)}, site[1])
 
 
 # %%
@@ -442,37 +480,49 @@ for label, site in LABELLED.items():
     down = answers_with(keep, asked_present, held(site, known_missing), progress=label)
     forced[f"{label} held as for a repeat: values"] = share(~up.says_missing)
     forced[f"{label} held as for none: errors"] = share(down.says_missing)
-    for kind, asked in (("missing", asked_missing), ("present", asked_present)):
-        draws = [answers_with(keep, asked[draw::N_DRAWS], strangers(site, draw)).says_missing for draw in range(N_DRAWS)]
+    for kind, asked, like in (("missing", asked_missing, known_present), ("present", asked_present, known_missing)):
+        draws = [answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw)).says_missing for draw in range(N_DRAWS)]
         turned = torch.cat(draws) if kind == "present" else ~torch.cat(draws)
         forced[f"strangers of {label}, key {kind}"] = share(turned)
-forced["nothing held, key missing"] = share(~missing.says_missing)
-forced["nothing held, key present"] = share(present.says_missing)
+forced["nothing held, key missing"] = share(~missing[:N_TEST].says_missing)
+forced["nothing held, key present"] = share(present[:N_TEST].says_missing)
 
 # %%
 orange = [name for name in forced if "held as" in name]
-title = "Wrong answers when held: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(*(forced[name].value for name in orange))
-x_label = f"share of wrong answers (n = {N_TEST}; nothing held: {N_HONEST})"
+title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(*(forced[name].value for name in orange))
+x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
 show(plots.flips_figure(forced, x_label, title, highlight=orange), alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # ## 5. From the story to an attack
 #
-# The model says "there" if its *seen* latents fire. So whatever makes them fire without the key should fool it. Here are families
-# of dictionaries. In each, Python's answer is sure, and the looks speak against it. Eleven *lure*: the key is missing and looks present.
-# Four *hide*: it is there and looks absent.
+# Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then whatever makes them fire without the key
+# should fool it. Here are families of dictionaries. In each, Python's answer is sure, and the looks speak against it.
+#
+# Eleven *lure*. The key is missing, and yet its name stands there: in other letters, inside a longer name, with a space, as a value, in a
+# comment, in another dictionary, in one from which it has been deleted, or as text where bytes are asked for.
+#
+# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by side are one string to Python, `'\\x41'` is
+# an A, a sum of strings is a string, and `update(Ann=3)` adds the key `'Ann'`.
 
 # %%
 examples = {family: attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
-rows = [{"family": f.name, "an example": session.prompt, "Python says": session.outcome()} for f, session in examples.items()]
+says_python = {MISSING: "KeyError"}
+rows = [
+    {"family": f.name, "an example": session.prompt, "Python": says_python.get(session.outcome(), session.outcome())}
+    for f, session in examples.items()
+]  # fmt: skip
 pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
 
 # %% [markdown]
-# **Stop and predict.** Which of them will fool the model, by the story? You may look at what the latents do. You may not look at what the
-# model says.
+# **Stop and predict.** Write down for each: will it fool the model often, now and then, or never?
+#
+# Now let the latents predict, without a look at what the model says.
 #
 # ### Exercise 6.4 · A prediction from latents alone
 # ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
+#
+# On which share of a family's prompts do the latents hold the key to be there? Draw the line with honest prompts alone.
 #
 # <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway between them.</details>
 # <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present" side.</details>
@@ -490,44 +540,54 @@ check(predicted_share)
 # - *All turned round:* below the threshold means "missing".
 # </details>
 #
-# First the latents, read on the way (one pass does both, but we keep the answers closed for now):
+# A family changes the prompt in more ways than one: a comment might confuse the model whatever it says. So each family has a **twin**, the same
+# change made with a name that nobody asks for (`'kim'` where `'ann'` would lure). One pass reads the latents and the answers of all; we
+# keep the answers closed for now.
 
 # %%
 asked = {family: attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
+twin_of = {family: twin(family) for family in FAMILIES}
+asked |= {other: attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
 got = answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
 
 
 # %%
 def predicted(site, family):
     """The share of a family's prompts on which a site's latents say "there"."""
-    return predicted_share(*(signal(site, latents) for latents in (known_missing, known_present, got[family].latents)))
+    return predicted_share(*(balance(site, latents) for latents in (known_missing, known_present, got[family].latents)))
 
 
 rows = [
     {"family": family.name, "looks": "present" if family.lures else "absent", "seen says there": predicted(SEEN, family),
-     "verdict says there": predicted(VERDICT, family), "seen, mean": signal(SEEN, got[family].latents).mean().item(),
-     "verdict, mean": signal(VERDICT, got[family].latents).mean().item()}
+     "verdict says there": predicted(VERDICT, family), "signal of seen": signal(SEEN, got[family].latents).mean().item(),
+     "signal of verdict": signal(VERDICT, got[family].latents).mean().item()}
     for family in FAMILIES
 ]  # fmt: skip
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# Now the answers. "Fooled": the model says the opposite of what Python does. "Control": the same error on honest prompts, where nothing
-# tries to fool it.
+# Honest prompts have signals of 0 (missing) and 1 (there). The prediction of the story stands in "seen says there"; *verdict* sits on the
+# last token after a late layer, close to the answer, so it is no great feat if it knows it.
+#
+# Now the answers. "Fooled": no error message where Python has one, or one where Python has none. "Twin" and "honest": the same error where
+# nothing tries to fool. "Says a digit" tells a lured value from other nonsense.
 
 # %%
 fooled = {family: share(got[family].fooled(family.lures)) for family in FAMILIES}
+of_twins = {family: share(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
 control = {True: share(~missing.says_missing), False: share(present.says_missing)}
 rows = [
-    {"family": family.name, "fooled": str(fooled[family]), "control": str(control[family.lures]), "n": len(asked[family]),
+    {"family": family.name, "fooled": str(fooled[family]), "twin": str(of_twins[family]), "honest": str(control[family.lures]),
+     "says a digit": got[family].says_value.float().mean().item(),
      "most said": ", ".join(f"{token!r} {n / N_ATTACKS:.0%}" for token, n in Counter(got[family].top).most_common(3))}
     for family in FAMILIES
 ]  # fmt: skip
-pd.DataFrame(rows)
+print(f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind")
+pd.DataFrame(rows).round(2)
 
 # %%
-n_over = sum(fooled[family].low > control[family.lures].high for family in FAMILIES)
-title = f"{n_over} of {len(FAMILIES)} families fool the model more often than honest prompts do (n = {N_ATTACKS} each)"
+n_over = sum(fooled[family].low > max(control[family.lures].high, of_twins[family].high) for family in FAMILIES)
+title = f"{n_over} of {len(FAMILIES)} families fool more often than honest prompts and than their twins (n = {N_ATTACKS} each)"
 bars = {f"{family.name}{'' if family.lures else ' (hides)'}": fooled[family] for family in FAMILIES}
 bars = dict(sorted(bars.items(), key=lambda item: -item[1].value)) | {"control: missing": control[True], "control: present": control[False]}
 grey = [name for name in bars if name.startswith("control")]
@@ -544,7 +604,9 @@ says_there = torch.tensor([1 - got[family].says_missing.float().mean().item() fo
 guesses = {label: torch.tensor([predicted(site, family) for family in FAMILIES]) for label, site in LABELLED.items()}
 ranks = {label: pd.Series(guess).corr(pd.Series(says_there), method="spearman") for label, guess in guesses.items()}
 title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(f"{label} {rank:.2f}" for label, rank in ranks.items())
-show(plots.scatter_figure(says_there, guesses, "the model says there", "the latents say there", title), alt=f"Two scatter plots. {title}.")
+names = [family.name.partition(":")[0] for family in FAMILIES]
+figure = plots.scatter_figure(says_there, guesses, "the model says there", "the latents say there", title, names=names)
+show(figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}.")
 
 # %%
 within, off = {}, {}
@@ -553,21 +615,24 @@ for family in FAMILIES:
     if 0.05 < there.float().mean() < 0.95:
         signals = {label: signal(site, got[family].latents) for label, site in LABELLED.items()}
         within[family.name] = {label: separation(values, there) for label, values in signals.items()}
+        within[family.name] |= {"says there": int(there.sum()), "of": len(there)}
     for label, site in LABELLED.items():
         if abs(predicted(site, family) - there.float().mean()) > 0.3:
-            off.setdefault(label, []).append(family.name)
-for label, names in off.items():
-    print(f"{label} is off by more than 0.3 for {len(names)} of {len(FAMILIES)} families: {', '.join(names)}")
+            off.setdefault(label, []).append(f"{family.name} ({predicted(site, family):.2f}, measured {there.float().mean():.2f})")
+for label in LABELLED:
+    print(f"{label} is off by more than 0.3 for {len(off.get(label, []))} of {len(FAMILIES)} families: {'; '.join(off.get(label, []))}")
 pd.DataFrame(within).T.round(2).rename_axis("AUC within a family") if within else "no family has enough of both kinds here"
 
 # %% [markdown]
 # ### A search that never looks at the answer
 #
 # If the latents know what will fool the model, we can write attacks without asking it: draw candidates, and take the one whose latents
-# say "there" most. The *seen* latents need less than half of the forward pass.
+# say "there" most. For the *seen* latents the layers after theirs need not even run.
 #
 # ### Exercise 6.5 · What is the search worth?
 # ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
+#
+# In each group take the candidate with the highest signal. How often does it fool, and how often does any candidate? (The lift is their ratio.)
 #
 # <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether that one fools.</details>
 # <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on average.</details>
@@ -595,12 +660,13 @@ for _ in range(GROUPS):
 candidates = sum(groups, [])
 seen_says = signal(SEEN, {SEEN: read_latents(spliced, candidates, SEEN[0], progress="seen latents only")})
 choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
-print("chosen, before the model is asked:", *(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
+print(f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, before the model is asked:")
+print(*(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
 # %%
 result = answers(spliced, candidates, read=[VERDICT], progress="candidates")
 fools = result.fooled(True).view(GROUPS, CANDIDATES)
-rows = {"by chance": {"fooled": str(share(fools.flatten())), "lift": 1.0}}
+rows = {"by chance": {"fooled": str(mean_interval(fools.float().mean(1))), "lift": 1.0}}
 for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.latents))):
     strength = strength.view(GROUPS, CANDIDATES)
     by_latents, by_chance = lift(strength, fools).tolist()
@@ -612,11 +678,13 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ## 6. Mending
 #
-# Hold the latents down, and the lures should lose their bait. But honest keys make them fire, too. How much does it undo, and what does it
-# cost?
+# Hold the latents as they are when the key is missing, whatever the prompt, and the lures should lose their bait. But an honest key makes
+# them fire, too. A model that always says "missing" undoes every lure, and answers no question any more: does holding do better?
 #
 # ### Exercise 6.6 · Undone, and broken
 # ⏱ 5 min · difficulty ●○○ · a cure has two numbers
+#
+# Of the attacks that fooled, which share no longer does? Of the honest answers that were right, which share is wrong now?
 #
 # <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer can be broken.</details>
 
@@ -632,27 +700,37 @@ check(mended)
 # - *Too small:* the shares are of the attacks that fooled before, and of the prompts that were right before.
 # </details>
 #
-# Two cures, each at one site, and a control that holds strangers. All on unseen keys.
+# Two cures, each at one site, and a control that holds strangers; the attacks are the first of those above, from the families that fooled in
+# more than three of ten cases.
 
 # %%
 working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
 n = 2 * N_MEND
 to_mend = {family: asked[family][:N_MEND] for family in working} | {"missing": unseen_missing[:n], "present": unseen_present[:n]}
-cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()} | {"strangers of seen": strangers(SEEN, SEED)}
+cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()} 
+cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
 cured = {name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()}
 
 # %%
+def is_right(found, sessions):
+    """Whether each answer is Python's: an error message for a missing key, the very value for one that is there."""
+    return torch.tensor([(token in SAYS_MISSING) if s.outcome() == MISSING else token == s.outcome() for token, s in zip(found.top, sessions)])
+
+
 before = {family: got[family][:N_MEND].fooled(True) for family in working}
-right_before = torch.cat([missing[:n].says_missing, ~present[:n].says_missing])
-rows, by_family = {}, {}
+right = {"missing": is_right(missing[:n], unseen_missing), "present": is_right(present[:n], unseen_present)}
+n_working = sum(int(flags.sum()) for flags in before.values())
+mending, by_family = {"(a model that always says missing)": {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}}, {}
 for name, after in cured.items():
-    right_after = torch.cat([after["missing"].says_missing, ~after["present"].says_missing])
     fooled_before, fooled_after = torch.cat([*before.values()]), torch.cat([after[family].fooled(True) for family in working])
-    undone, broken = mended(fooled_before, fooled_after, right_before, right_after).tolist()
-    rows[name] = {"attacks undone": undone, "of attacks that worked": int(fooled_before.sum())}
-    rows[name] |= {"honest answers broken": broken, "of right answers": int(right_before.sum())}
-    by_family[name] = {f.name: mended(before[f], after[f].fooled(True), right_before, right_after)[0].item() for f in working}
-pd.DataFrame(rows).T.round(2)
+    mending[name] = {}
+    for kind, was_right in right.items():
+        undone, broken = mended(fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])).tolist()
+        mending[name] |= {"attacks undone": undone, f"broken, key {kind}": broken}
+    by_family[name] = {f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item() for f in working}
+n_right = {kind: int(flags.sum()) for kind, flags in right.items()}
+print(f"{n_working} attacks that fooled; right answers before: {n_right['missing']} to missing keys, {n_right['present']} to keys that are there")
+pd.DataFrame(mending).T.round(2)
 
 # %%
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
@@ -661,23 +739,24 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 # ## 7. Playground
 #
 # Type a dictionary and a key, and ask. The prompt is coloured by the *seen* latents that fire for a repeat; below it stand the model's
-# likeliest first tokens. Nothing that you type is executed.
+# likeliest first tokens. Orange at a token says that these latents take it for a repeat; the answer is another matter. Try a bait in another
+# place of the dictionary, two baits, or a bait beside the true key. Only literals are accepted, so nothing that you type can do harm.
 
 
 # %%
 @torch.no_grad()
 def respond(dictionary, query):
     """What the playground shows for what was typed."""
-    session = read_session(dictionary, query, lab.tokenizer)
+    session = read_session(dictionary, query, lab.tokenizer, one_token=True)
     ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
     run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
-    fires = run.latents[hook_point[SEEN[0]]][0, 1:, telling(SEEN)[0]].sum(1)
+    fires = run.latents[hook_point[SEEN[0]]][0, 1:, TELLING[SEEN][0]].sum(1)
     probabilities = run.logits[0].float().softmax(-1)
     likely = [(lab.tokenizer.decode([i]), probabilities[i].item()) for i in probabilities.topk(5).indices.tolist()]
     at = {site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()} for site in (SEEN, VERDICT)}
     signals = ", ".join(f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items())
-    says_python = session.outcome().replace(MISSING, "KeyError")
-    text = f"Python: {says_python}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
+    outcome = session.outcome()
+    text = f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
     return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text)
 
 
@@ -695,7 +774,9 @@ play(respond, "{'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}", "Ann",
 # ## What we saw
 
 # %%
-print(f"AUC on unseen keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)")
-for family in sorted(luring, key=lambda family: -fooled[family].value)[:5]:
-    print(f"fooled by {family.name}: {fooled[family]} of {N_ATTACKS}; control {control[True]}")
+print(f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)")
+for name in forced:
+    print(f"{name}: {forced[name]}")
+for family in FAMILIES:
+    print(f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")

@@ -24,6 +24,7 @@ from course_utils.attacks import (
     attacks,
     read_latents,
     tokenize,
+    twin,
 )
 from course_utils.labs import Lab, hook_point
 from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key
@@ -404,6 +405,26 @@ def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, ca
     assert "held" in shown and f"{len(sessions)}/{len(sessions)}" in shown
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody_asks_for(family):
+    sessions = attacks(twin(family), 30, seed=1)
+    assert [session.prompt for session in sessions] == [session.prompt for session in attacks(twin(family), 30, seed=1)]
+    for session in sessions:
+        assert (session.outcome() == MISSING) == family.lures
+        asked, above = name_in(session), session.prompt.rsplit("\n", 2)[0]
+        if family.lures:
+            assert not re.search(rf"\b{asked}\b", above, re.IGNORECASE)
+        else:
+            assert f"'{asked}'" in above
+    assert sum(is_honest(session) for session in sessions) < 5  # a longer word can be another name: 'Ann', 'Anna'
+
+
+def is_honest(session: Session) -> bool:
+    """Whether a session has nothing but plain names for keys, digits for values and a plain query."""
+    plain = all(re.fullmatch(r"'\w+'", key) and eval(key) in KEYS["test"] and value.isdigit() for key, value in session.entries)
+    return plain and session.query[0] == "'" and not (session.before or session.between or session.comment)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_gets_alone(lab, sessions, batch_size):
     spliced, clamp = SplicedModel(lab, error="keep"), Clamp({(hook_point(1), 2): 60.0})
@@ -432,6 +453,7 @@ def test_a_model_is_fooled_if_it_says_the_opposite_of_python():
     assert found.says_missing.tolist() == missing
     assert found.fooled(lures=False).tolist() == missing
     assert found.fooled(lures=True).tolist() == [not said for said in missing]
+    assert found.says_value.tolist() == [False, True, False, False, False, False, False]
 
 
 def test_reading_and_answering_leave_no_gradient(lab, sessions):

@@ -64,6 +64,24 @@ FINDINGS = {
         "two seeds share far more nodes than chance": "of_seeds > 0.3 and of_seeds > 50 * by_chance",
         "over all sizes, learned masks are closer to the model than random nodes": "cmd_of['learned masks'] < cmd_of['random'] - 0.3",
     },
+    "06": {
+        "the model knows a missing key from one that is there": "control[True].value < 0.2 and control[False].value < 0.2",
+        "a learned mask keeps more of the answer than random nodes of its number": (
+            "(at := {p.method: p.faithfulness.vs_spliced for p in frontiers['dict_key'].points})['learned mask'].low > at['random'].high"
+        ),
+        "the latents tell keys apart that they were not chosen on": "min(aucs.values()) > 0.9",
+        "holding the verdict turns the answer both ways, and strangers do not": (
+            "min(forced[name].value for name in orange[2:]) > 0.7 and max(forced[name].value for name in forced if 'strangers' in name) < 0.3"
+        ),
+        "holding seen makes errors into values, and values stay values": "forced[orange[0]].value > 0.7 and forced[orange[1]].value < 0.3",
+        "a key in lower case fools the model, one in a comment does not": (
+            "(by := {family.name: fooled[family].value for family in FAMILIES})[\"lower case: 'ann'\"] > 0.7 and by['in a comment'] < 0.3"
+        ),
+        "holding seen down undoes attacks and breaks few honest answers, strangers undo fewer": (
+            "mending['seen held down']['attacks undone'] > mending['strangers of seen']['attacks undone'] + 0.2"
+            " and mending['seen held down']['honest answers broken'] < 0.3"
+        ),
+    },
 }
 REPORT = """\
 import json as _json
