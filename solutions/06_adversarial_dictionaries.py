@@ -24,7 +24,7 @@
 #
 # *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall, rrenaud, 2025; "the post") found in Gemma 2 9B that
 # the model detects a missing key by the absence of a *duplicate*. We put the same questions to a smaller model that can do the task,
-# Qwen2.5-Coder-1.5B, with SAEs that were trained for it on little else than such sessions.
+# Qwen2.5-Coder-1.5B-Instruct (its published 4-bit weights), with SAEs that were trained for it, mostly on such sessions.
 #
 # **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual stream, learned masks, faithfulness.
 # **You write** six functions; until you do, the course's versions run in their place.
@@ -97,8 +97,8 @@ N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
 GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search, and attacks of a family to mend
 
 # %% [markdown]
-# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some multiply bfloat16 ten times as fast as float32; on
-# the others this notebook takes ten times as long, and the quick profile is the better choice (`PROFILE = "quick"` above).
+# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply bfloat16 ten times as fast as float32; on
+# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above).
 
 # %%
 needs = estimate(LAB)
@@ -203,8 +203,8 @@ for kind, tokens in texts.items():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has seen in training. Narrow training pays
-# on its own ground and only there.
+# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has seen in training. On the ground that they
+# were trained for the SAEs lose little, elsewhere a good deal more.
 #
 # And what is left of the behaviour, with all of them spliced at once? `drop` is what you know: the reconstruction alone goes on. `mean` puts
 # back the average error of each position, `keep` each prompt's own, which makes it the model again.
@@ -230,7 +230,8 @@ pd.DataFrame(rows).round(2)
 # ## 3. The circuits
 #
 # As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those that fire, all judged on prompts
-# with other keys. Sizes are given (`n_nodes`), and λ finds itself.
+# with other keys. We name the number of nodes (`n_nodes`), and λ, the price of a node, is adjusted on the way until the mask has it. IG sees
+# fewer prompts than the mask, for the time that it takes.
 
 # %%
 frontiers = {name: Frontier.of(spliced, tasks[name]) for name in trains}
@@ -259,7 +260,14 @@ for name, frontier in frontiers.items():
     rival = next(point for point in frontier.of_method("IG") if point.n_nodes == best.n_nodes)
     title = f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, IG {rival.faithfulness.vs_spliced.value:.2f}"
     show(plots.frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.")
-pd.concat([pd.DataFrame(frontier.rows()).assign(task=name) for name, frontier in frontiers.items()])
+pd.concat([pd.DataFrame(f.rows()).assign(task=name) for name, f in frontiers.items()], ignore_index=True).drop(columns="sparsity")
+
+# %% [markdown]
+# Left, 0 is the answer with everything ablated and 1 that of the spliced model; right, 0 is no difference on any prompt. Random nodes stay
+# where nothing is: a circuit is not to be had by chance.
+#
+# The post's numbers are F(C)/F(S), without F(∅) taken off; so here are ours in the same unit. (Another model, other SAEs, other prompts: the
+# same number of nodes is not the same share of the nodes that there are.)
 
 # %%
 rows = [
@@ -274,7 +282,7 @@ pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 # %% [markdown]
 # ## 4. The causal story
 #
-# Where are the nodes? The prompt has 39 tokens, and only a few of them are worth a name:
+# Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens, and only a few of them are worth a name:
 
 # %%
 circuit = circuits["dict_key", SIZES["dict_key"][-1]]
@@ -318,7 +326,8 @@ check(separations)
 # ("none"). All that we claim of them later is measured with other keys.
 
 # %%
-sites = [(layer, place) for layer in (LAYERS[1:3] if QUICK else LAYERS) for place in (QUERIED, LAST)]
+sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
+sites = [(LAYERS[1], QUERIED), (LAYERS[2], LAST)] if QUICK else sites
 where = {QUERIED: "the queried key", LAST: "']"}
 hook_point = dict(zip(LAYERS, spliced.hook_points))
 honest = {family: attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST}
@@ -443,7 +452,6 @@ def signal(site, latents):
 
 
 # %%
-
 unseen_missing, unseen_present = (attacks(family, N_HONEST, seed=SEED) for family in HONEST)
 unseen = {"missing": unseen_missing, "present": unseen_present}
 missing, present = answers_each(spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys").values()
@@ -586,12 +594,13 @@ print(f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} hon
 pd.DataFrame(rows).round(2)
 
 # %%
-n_over = sum(fooled[family].low > max(control[family.lures].high, of_twins[family].high) for family in FAMILIES)
-title = f"{n_over} of {len(FAMILIES)} families fool more often than honest prompts and than their twins (n = {N_ATTACKS} each)"
-bars = {f"{family.name}{'' if family.lures else ' (hides)'}": fooled[family] for family in FAMILIES}
-bars = dict(sorted(bars.items(), key=lambda item: -item[1].value)) | {"control: missing": control[True], "control: present": control[False]}
-grey = [name for name in bars if name.startswith("control")]
-show(plots.flips_figure(bars, "prompts on which the model is fooled", title, highlight=grey), alt=f"Bars with intervals. {title}.")
+label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
+over = [label_of[family] for family in FAMILIES if fooled[family].low > max(control[family.lures].high, of_twins[family].high)]
+title = f"{len(over)} of {len(FAMILIES)} families (orange) fool more often than honest prompts and than their twins"
+bars = dict(sorted(((label_of[family], fooled[family]) for family in FAMILIES), key=lambda item: -item[1].value))
+bars |= {"honest, key missing": control[True], "honest, key present": control[False]}
+x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
+show(plots.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # ### Where the story holds, and where it fails
