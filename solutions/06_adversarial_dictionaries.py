@@ -92,7 +92,7 @@ LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batc
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
 N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)  # honest prompts of each kind with training keys: to choose latents, and to try them
 N_HONEST, N_ATTACKS = (8, 3) if QUICK else (200, 200)  # honest prompts of each kind, and prompts of each family of attacks
-N_TWINS = 1 if QUICK else 40  # prompts of each family's own control
+N_TWINS = 1 if QUICK else 30  # prompts of each family's own control
 N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
 GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search, and attacks of a family to mend
 
@@ -294,7 +294,8 @@ in_order = [place for place in dict.fromkeys(places) if place in set(table["at"]
 pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
 
 # %% [markdown]
-# Two places at the prompt's end are worth a closer look. At **the queried key** the model can look back for the same name: is this a
+# Most of them sit at two places near the prompt's end: at the queried key in the early layers, at `']` in the late ones. Something is found out
+# at the one place and brought to the other. At **the queried key** the model can look back for the same name: is this a
 # repeat? At **`']`**, the last token, it has to know what to answer. So we ask, at each SAE and at both places: which latents fire when the
 # key is in the dictionary and not when it is missing, and which do the opposite?
 #
@@ -487,6 +488,8 @@ for label, site in LABELLED.items():
     up = answers_with(keep, asked_missing, held(site, known_present), progress=label)
     down = answers_with(keep, asked_present, held(site, known_missing), progress=label)
     forced[f"{label} held as for a repeat: values"] = share(~up.says_missing)
+    stands_there = [token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)]
+    print(f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value that stands in the dictionary")
     forced[f"{label} held as for none: errors"] = share(down.says_missing)
     for kind, asked, like in (("missing", asked_missing, known_present), ("present", asked_present, known_missing)):
         draws = [answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw)).says_missing for draw in range(N_DRAWS)]
@@ -502,6 +505,12 @@ x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
 show(plots.flips_figure(forced, x_label, title, highlight=orange), alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
+# *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen* works one way. Raised, it makes the model
+# answer with a value though the key is not there, and mostly with one that stands in the dictionary: it looks up *something*. Lowered, it
+# changes nothing: a key that is there is still found. So a duplicate is enough for a value, but these latents are not needed for one: other
+# latents, or what our SAEs do not see (their errors are kept here), carry the news as well. The post says that Gemma 2 knows a
+# missing key by the absence of a duplicate. Here that is half of the story, and it is the half that an attack needs.
+#
 # ## 5. From the story to an attack
 #
 # Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then whatever makes them fire without the key
@@ -603,6 +612,9 @@ x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
 show(plots.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
+# Compare each family with its twin first. Where the twin fools as often, it is not the key's name that does it: after a `del`, say, the model
+# may simply expect another prompt (`>>>`).
+#
 # ### Where the story holds, and where it fails
 #
 # Two questions. Across families: does the share that the latents predict go with the share on which the model says "there"? And *within* a
@@ -633,6 +645,11 @@ for label in LABELLED:
 pd.DataFrame(within).T.round(2).rename_axis("AUC within a family") if within else "no family has enough of both kinds here"
 
 # %% [markdown]
+# *Seen* answers the question that it was named for: was this name there before? It says so as well where the name stands as a value, or where
+# it stood until it was deleted, and for `b'Ann'`, which is another key to Python. In such prompts the model is not to be had so easily:
+# between *seen* and *verdict* it weighs more than the repeat. That is where a story from honest prompts alone falls short: in them, "the name
+# was there before" and "the key is in this dictionary" are one and the same.
+#
 # ### A search that never looks at the answer
 #
 # If the latents know what will fool the model, we can write attacks without asking it: draw candidates, and take the one whose latents
@@ -685,6 +702,9 @@ print(f"{GROUPS} groups of {CANDIDATES} candidates")
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# A caution: the candidates come from several families, and most of what there is to choose is the family. What the latents know within a
+# family stands in the table before.
+#
 # ## 6. Mending
 #
 # Hold the latents as they are when the key is missing, whatever the prompt, and the lures should lose their bait. But an honest key makes
@@ -745,6 +765,9 @@ pd.DataFrame(mending).T.round(2)
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
+# Nothing is broken by holding *seen* down, for the reason that we saw in section 4: a key that is there is found without it. So it is a cure, if a
+# partial one. Holding *verdict* is none: it is the model that always says "missing".
+#
 # ## 7. Playground
 #
 # Type a dictionary and a key, and ask. The prompt is coloured by the *seen* latents that fire for a repeat; below it stand the model's

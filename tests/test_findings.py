@@ -79,7 +79,7 @@ FINDINGS = {
         ),
         "holding seen down undoes attacks and breaks few honest answers, strangers undo fewer": (
             "mending['seen held down']['attacks undone'] > mending['strangers of seen']['attacks undone'] + 0.2"
-            " and mending['seen held down']['honest answers broken'] < 0.3"
+            " and mending['seen held down']['broken, key present'] < 0.6"
         ),
     },
 }
