@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +27,7 @@ from tqdm.auto import tqdm
 from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key, quoted, with_key
 from course_utils.splice import SplicedModel, encode
 
+K = TypeVar("K", bound=Hashable)
 QUERIED, LAST = -2, -1
 """Places counted from a prompt's end: the queried key (if it is one token), and the ``']`` with its line break, where the answer is due."""
 
@@ -104,9 +107,14 @@ def _deleted(session: Session, rng: random.Random) -> Session:
 
 def _bytes(session: Session, rng: random.Random) -> Session:
     there, _ = with_key(session, rng)
-    if re.match("s|t|m|d|re|ve|ll", _name(session), re.IGNORECASE):
-        return there  # no attack: after b' the tokenizer would split such a name, as in "it's"
+    if _split_after_b(_name(session)):
+        return there  # no attack
     return replace(there, query=f"b{there.query}")
+
+
+def _split_after_b(name: str) -> bool:
+    """Whether the tokenizer would split a name after ``b'``, as it does in "it's"."""
+    return re.match("s|t|m|d|re|ve|ll", name, re.IGNORECASE) is not None
 
 
 def _two_literals(session: Session, rng: random.Random) -> Session:
@@ -152,7 +160,28 @@ FAMILIES = (
     Family("added later", _added_later, lures=False),
 )
 HONEST = (Family("honest: missing", lambda session, rng: session), Family("honest: present", _present, lures=False))
-"""The controls: what the families are measured against."""
+"""What nothing was done to: the families are measured against these."""
+
+
+def twin(family: Family) -> Family:
+    """The family's own control: the same change to a session, made with a name that nobody asks for.
+
+    A lure's twin has nothing to lure with, and the key is missing as before; the twin of a family that hides, hides another entry, and
+    the key that is asked for stands there for all to see. If the twin fools as often, the change itself confuses the model.
+    """
+
+    def make(session: Session, rng: random.Random) -> Session:
+        [pool] = [names for names in KEYS.values() if _name(session) in names]
+        taken = {key for key, _ in session.entries} | {session.query}
+        decoy = rng.choice([quoted(name) for name in pool if quoted(name) not in taken])
+        base = session if family.lures else with_key(session, rng)[0]
+        changed = family.make(replace(base, query=decoy), rng)
+        is_one = (changed.outcome() == MISSING) == family.lures
+        if not is_one or (changed.query.startswith("b") and _split_after_b(_name(session))):
+            return with_key(session, rng)[0] if family.lures else session  # no twin
+        return replace(changed, query=changed.query.replace(decoy, session.query))
+
+    return Family(f"twin of {family.name}", make, family.lures)
 
 
 def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> Session:
@@ -199,9 +228,18 @@ class Answers:
         """Whether it says that the key is not there."""
         return torch.tensor([token in SAYS_MISSING for token in self.top])
 
+    @property
+    def says_value(self) -> Bool[Tensor, " n"]:
+        """Whether it begins with a digit, as do all values of the families' sessions but those of ``as a value``."""
+        return torch.tensor([token.isdigit() for token in self.top])
+
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
-        """Whether it says the opposite of what Python does. ``lures``: Python says that the key is missing."""
+        """Whether it opens an error message where Python gives a value, or none where Python does. ``lures``: Python says "missing"."""
         return ~self.says_missing if lures else self.says_missing
+
+    def __getitem__(self, rows: slice) -> Answers:
+        """The answers to some of the sessions."""
+        return Answers(self.top[rows], self.p_missing[rows], {key: f[rows] for key, f in self.latents.items()})
 
 
 @dataclass(frozen=True)
@@ -258,6 +296,35 @@ def answers_with(
     return known.answers({})
 
 
+def answers_each(
+    spliced: SplicedModel,
+    asked: Mapping[K, Sequence[Session]],
+    *,
+    read: Iterable[tuple[int, int]] = (),
+    clamp: Clamp | None = None,
+    batch_size: int | None = None,
+    progress: str = "",
+) -> dict[K, Answers]:
+    """Ask several lists of sessions in one go, which is faster than one after the other where they are short.
+
+    Args:
+        read: latents to read on the way, as for `answers`.
+        clamp: latents to hold, as for `answers_with`; by default none.
+
+    Raises:
+        ValueError: latents are to be held and others to be read; one or the other.
+    """
+    if clamp is not None and list(read):
+        raise ValueError("latents can be read where none are held: give read or clamp, not both.")
+    every = [session for sessions in asked.values() for session in sessions]
+    if clamp is None:
+        found = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)
+    else:
+        found = answers_with(spliced, every, clamp, batch_size=batch_size, progress=progress)
+    ends = accumulate(len(sessions) for sessions in asked.values())
+    return {key: found[end - len(asked[key]) : end] for key, end in zip(asked, ends)}
+
+
 @torch.no_grad()
 def read_latents(
     spliced: SplicedModel, sessions: Sequence[Session], layer: int, *, place: int = QUERIED, batch_size: int | None = None, progress: str = ""
@@ -277,7 +344,7 @@ def _batches(
     size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
     with tqdm(total=len(tokens), desc=progress, unit="prompt", disable=not progress) as bar:
         for batch, length in zip(tokens.split(size), lengths.split(size)):
-            yield batch.to(spliced.lab.device), length.to(spliced.lab.device)
+            yield batch[:, : int(length.max())].to(spliced.lab.device), length.to(spliced.lab.device)
             bar.update(len(batch))
 
 

@@ -292,16 +292,17 @@ def _(attempt):
 
 @book.solution
 def predicted_share(missing: Float[Tensor, " n"], present: Float[Tensor, " m"], attack: Float[Tensor, " k"]) -> float:
-    """The share of attack prompts that we predict will fool the model, before it is asked: 0 = none, 1 = all.
+    """The share of attack prompts on which latents hold the key to be there, before the model is asked: 0 = none, 1 = all.
 
-    An attack is predicted to fool if the activation lies above a threshold: halfway between the mean over honest prompts whose
+    They do if their activation lies above a threshold: halfway between the mean over honest prompts whose
     key is missing and the mean over honest prompts whose key is present. The attacks have no say in the threshold: it stands
     before they come.
 
     Args:
         missing: activation of the duplicate latents on each of n honest prompts whose key is missing.
         present: the same on m honest prompts whose key is present. n and m can differ; both kinds weigh the same.
-        attack: the same on k prompts whose key is missing and made to look present.
+        attack: the same on k prompts of an attack. If it lures (the key is missing and made to look present), the share is the one
+            that we predict to be fooled.
     """
     threshold = (missing.mean() + present.mean()) / 2
     return (attack > threshold).float().mean().item()

@@ -169,12 +169,21 @@ def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
     return figure
 
 
-def scatter_figure(x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str) -> Figure:
-    """Estimates against the truth, a panel each; the grey line is where they would agree."""
+def scatter_figure(
+    x: Float[Tensor, " n"], ys: Mapping[str, Float[Tensor, " n"]], x_label: str, y_label: str, title: str, *, names: Sequence[str] = (), off: float = 0.3
+) -> Figure:
+    """Estimates against the truth, a panel each; the grey line is where they would agree.
+
+    Args:
+        names: a name for each point, written beside those that lie more than ``off`` from the line.
+    """
     figure, panels = plt.subplots(1, len(ys), figsize=(max(4.6, 3.6 * len(ys)), 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
         axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
         axes.scatter(x, y, s=14, color=colour, alpha=0.7)
+        for name, a, b in zip(names, x.tolist(), y.tolist()):
+            if abs(a - b) > off:
+                axes.annotate(name, (a, b), (3, 3), textcoords="offset points", fontsize=7)
         axes.set_title(label)
         axes.set_xlabel(x_label)
         axes.spines[["top", "right"]].set_visible(False)

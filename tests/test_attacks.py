@@ -19,10 +19,12 @@ from course_utils.attacks import (
     Clamp,
     Family,
     answers,
+    answers_each,
     answers_with,
     attacks,
     read_latents,
     tokenize,
+    twin,
 )
 from course_utils.labs import Lab, hook_point
 from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, Session, missing_key
@@ -403,12 +405,55 @@ def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, ca
     assert "held" in shown and f"{len(sessions)}/{len(sessions)}" in shown
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody_asks_for(family):
+    sessions = attacks(twin(family), 30, seed=1)
+    assert [session.prompt for session in sessions] == [session.prompt for session in attacks(twin(family), 30, seed=1)]
+    for session in sessions:
+        assert (session.outcome() == MISSING) == family.lures
+        asked, above = name_in(session), session.prompt.rsplit("\n", 2)[0]
+        if family.lures:
+            assert not re.search(rf"\b{asked}\b", above, re.IGNORECASE)
+        else:
+            assert f"'{asked}'" in above
+    assert sum(is_honest(session) for session in sessions) < 5  # a longer word can be another name: 'Ann', 'Anna'
+
+
+def is_honest(session: Session) -> bool:
+    """Whether a session has nothing but plain names for keys, digits for values and a plain query."""
+    plain = all(re.fullmatch(r"'\w+'", key) and eval(key) in KEYS["test"] and value.isdigit() for key, value in session.entries)
+    return plain and session.query[0] == "'" and not (session.before or session.between or session.comment)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_gets_alone(lab, sessions, batch_size):
+    spliced, clamp = SplicedModel(lab, error="keep"), Clamp({(hook_point(1), 2): 60.0})
+    asked = {"some": sessions[:3], "none": [], "one": sessions[3:4], "others": sessions[1:]}
+    free = answers_each(spliced, asked, read=[(1, LAST)], batch_size=batch_size)
+    held = answers_each(spliced, asked, clamp=clamp, batch_size=batch_size)
+    assert list(free) == list(held) == list(asked)
+    for name, some in asked.items():
+        assert len(free[name].top) == len(free[name].p_missing) == len(free[name].latents[1, LAST]) == len(held[name].top) == len(some)
+        if some:
+            alone, held_alone = answers(spliced, some, read=[(1, LAST)]), answers_with(spliced, some, clamp)
+            assert (free[name].top, held[name].top) == (alone.top, held_alone.top)
+            assert_close(free[name].p_missing, alone.p_missing, atol=1e-6, rtol=1e-4)
+            assert_close(held[name].p_missing, held_alone.p_missing, atol=1e-6, rtol=1e-4)
+            assert_close(free[name].latents[1, LAST], alone.latents[1, LAST], atol=1e-5, rtol=1e-4)
+
+
+def test_latents_are_read_or_held_but_not_both(lab, sessions):
+    with pytest.raises(ValueError, match="read or clamp, not both"):
+        answers_each(SplicedModel(lab, error="keep"), {"all": sessions}, read=[(1, LAST)], clamp=Clamp({}))
+
+
 def test_a_model_is_fooled_if_it_says_the_opposite_of_python():
     found = Answers(("Trace", "7", "Key", "Index", "Traceback", "'", " Trace"), torch.zeros(7))
     missing = [True, False, True, True, False, False, False]
     assert found.says_missing.tolist() == missing
     assert found.fooled(lures=False).tolist() == missing
     assert found.fooled(lures=True).tolist() == [not said for said in missing]
+    assert found.says_value.tolist() == [False, True, False, False, False, False, False]
 
 
 def test_reading_and_answering_leave_no_gradient(lab, sessions):
