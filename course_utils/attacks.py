@@ -226,12 +226,12 @@ class Answers:
     @property
     def says_missing(self) -> Bool[Tensor, " n"]:
         """Whether it says that the key is not there."""
-        return torch.tensor([token in SAYS_MISSING for token in self.top])
+        return torch.tensor([token in SAYS_MISSING for token in self.top], dtype=torch.bool)
 
     @property
     def says_value(self) -> Bool[Tensor, " n"]:
         """Whether it begins with a digit, as do all values of the families' sessions but those of ``as a value``."""
-        return torch.tensor([token.isdigit() for token in self.top])
+        return torch.tensor([token.isdigit() for token in self.top], dtype=torch.bool)
 
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
         """Whether it opens an error message where Python gives a value, or none where Python does. ``lures``: Python says "missing"."""

@@ -434,6 +434,7 @@ def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_ge
     assert list(free) == list(held) == list(asked)
     for name, some in asked.items():
         assert len(free[name].top) == len(free[name].p_missing) == len(free[name].latents[1, LAST]) == len(held[name].top) == len(some)
+        assert free[name].fooled(lures=True).dtype == torch.bool  # of no sessions, too
         if some:
             alone, held_alone = answers(spliced, some, read=[(1, LAST)]), answers_with(spliced, some, clamp)
             assert (free[name].top, held[name].top) == (alone.top, held_alone.top)
