@@ -37,6 +37,9 @@ QUERIED, LAST = -2, -1
 # ---------------------------------------------------------------------------------------------
 
 
+DRAWS_PER_SESSION = 100  # sessions that a family may make for each one that is wanted: some come twice, or are none of its kind
+
+
 @dataclass(frozen=True)
 class Family:
     """A way to write a session that fools.
@@ -194,13 +197,24 @@ def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> S
 
 
 def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> list[Session]:
-    """``n`` different sessions of a family, with the keys of one split; the same for the same seed."""
+    """``n`` different sessions of a family, with the keys of one split; the same for the same seed.
+
+    Raises:
+        ValueError: the family makes too few sessions on which Python's answer is the one that it is about.
+    """
     rng = random.Random(f"{family.name}/{split}/{seed}")
     found: dict[Session, None] = {}
-    while len(found) < n:
+    for _ in range(DRAWS_PER_SESSION * n):
         session = family.make(missing_key(KEYS[split], DICTIONARIES[split], rng), rng)
         if (session.outcome() == MISSING) == family.lures:
             found[session] = None
+        if len(found) == n:
+            break
+    if len(found) < n:
+        raise ValueError(
+            f"{DRAWS_PER_SESSION * n:,} draws of the family {family.name!r} gave {len(found)} different sessions in which Python says that the "
+            f"key is {'missing' if family.lures else 'there'}, not {n}. Ask for fewer, or change what the family's `make` returns."
+        )
     return list(found)
 
 
@@ -226,12 +240,12 @@ class Answers:
     @property
     def says_missing(self) -> Bool[Tensor, " n"]:
         """Whether it says that the key is not there."""
-        return torch.tensor([token in SAYS_MISSING for token in self.top])
+        return torch.tensor([token in SAYS_MISSING for token in self.top], dtype=torch.bool)
 
     @property
     def says_value(self) -> Bool[Tensor, " n"]:
         """Whether it begins with a digit, as do all values of the families' sessions but those of ``as a value``."""
-        return torch.tensor([token.isdigit() for token in self.top])
+        return torch.tensor([token.isdigit() for token in self.top], dtype=torch.bool)
 
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
         """Whether it opens an error message where Python gives a value, or none where Python does. ``lures``: Python says "missing"."""

@@ -294,9 +294,8 @@ def _(attempt):
 def predicted_share(missing: Float[Tensor, " n"], present: Float[Tensor, " m"], attack: Float[Tensor, " k"]) -> float:
     """The share of attack prompts on which latents hold the key to be there, before the model is asked: 0 = none, 1 = all.
 
-    They do if their activation lies above a threshold: halfway between the mean over honest prompts whose
-    key is missing and the mean over honest prompts whose key is present. The attacks have no say in the threshold: it stands
-    before they come.
+    They do if their activation lies above a threshold: halfway between the mean over honest prompts whose key is missing and the
+    mean over honest prompts whose key is present. The attacks have no say in the threshold: it stands before they come.
 
     Args:
         missing: activation of the duplicate latents on each of n honest prompts whose key is missing.

@@ -736,9 +736,10 @@ check(mended)
 working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
 n = 2 * N_MEND
 to_mend = {family: asked[family][:N_MEND] for family in working} | {"missing": unseen_missing[:n], "present": unseen_present[:n]}
-cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()} 
+cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()}
 cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
 cured = {name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()}
+
 
 # %%
 def is_right(found, sessions):

@@ -425,6 +425,13 @@ def is_honest(session: Session) -> bool:
     return plain and session.query[0] == "'" and not (session.before or session.between or session.comment)
 
 
+def test_a_family_that_never_makes_a_session_of_its_kind_is_an_error_and_not_an_endless_loop():
+    never = Family("never there", lambda session, rng: session, lures=False)
+    with pytest.raises(ValueError, match="300 draws of the family 'never there' gave 0 .* the key is there, not 3"):
+        attacks(never, 3)
+    assert attacks(never, 0) == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_gets_alone(lab, sessions, batch_size):
     spliced, clamp = SplicedModel(lab, error="keep"), Clamp({(hook_point(1), 2): 60.0})
@@ -434,6 +441,7 @@ def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_ge
     assert list(free) == list(held) == list(asked)
     for name, some in asked.items():
         assert len(free[name].top) == len(free[name].p_missing) == len(free[name].latents[1, LAST]) == len(held[name].top) == len(some)
+        assert free[name].fooled(lures=True).dtype == torch.bool  # of no sessions, too
         if some:
             alone, held_alone = answers(spliced, some, read=[(1, LAST)]), answers_with(spliced, some, clamp)
             assert (free[name].top, held[name].top) == (alone.top, held_alone.top)

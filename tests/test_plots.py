@@ -50,6 +50,13 @@ def test_the_history_and_scatter_figures_plot_their_data():
     assert panels[0].collections[0].get_offsets().tolist() == [[1, 2], [2, 4]]
 
 
+def test_a_scatter_figure_names_the_points_that_lie_off_the_line_and_no_others():
+    x = torch.tensor([0.0, 0.5, 1.0])
+    left, right = plots.scatter_figure(x, {"off": torch.tensor([0.9, 0.6, 0.2]), "on": x}, "x", "y", "t", names=["a", "b", "c"]).axes
+    assert [(text.get_text(), text.xy) for text in left.texts] == [("a", (0.0, pytest.approx(0.9))), ("c", (1.0, pytest.approx(0.2)))]
+    assert not right.texts
+
+
 def test_show_gives_the_picture_alternative_text(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", shown.append)

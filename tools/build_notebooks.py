@@ -146,7 +146,7 @@ def execute(source: Path, *, solved: bool = True) -> NotebookNode:
     """Run the notebook from the top, in solutions/, and keep its outputs without its times of day."""
     notebook = unexecuted(source, solved=solved)
     os.environ["COURSE_BUILD"] = "1"
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}).execute()
+    NotebookClient(notebook, timeout=4 * 3600, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
