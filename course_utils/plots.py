@@ -181,14 +181,26 @@ def scatter_figure(
     for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
         axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
         axes.scatter(x, y, s=14, color=colour, alpha=0.7)
-        for name, a, b in zip(names, x.tolist(), y.tolist()):
-            if abs(a - b) > off:
-                axes.annotate(name, (a, b), (3, 3), textcoords="offset points", fontsize=7)
         axes.set_title(label)
         axes.set_xlabel(x_label)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(y_label)
-    return _headed(figure, title)
+    _headed(figure, title)
+    figure.draw_without_rendering()  # names have a place on the page only once the panels have theirs
+    for axes, y in zip(panels[0], ys.values()):
+        points = zip(names, x.tolist(), y.tolist())
+        _name_points(axes, [(name, a, b) for name, a, b in points if abs(a - b) > off])
+    return figure
+
+
+def _name_points(axes: plt.Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write each point's name beside it, or below another name that stands there."""
+    taken = []
+    for name, x, y in points:
+        text = axes.annotate(name, (x, y), (4, 0), textcoords="offset points", fontsize=7, verticalalignment="center")
+        while any(text.get_window_extent().overlaps(other) for other in taken):
+            text.xyann = (4, text.xyann[1] - 2)
+        taken.append(text.get_window_extent())
 
 
 def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:

@@ -98,7 +98,9 @@ GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search
 
 # %% [markdown]
 # A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply bfloat16 ten times as fast as float32; on
-# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above).
+# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above). It goes through the same steps with
+# so few prompts that little of what it prints means anything: what the text says of results is about the full run, whose outputs are in
+# `solutions/`.
 
 # %%
 needs = estimate(LAB)
@@ -280,24 +282,49 @@ for circuit in published_circuits("gemma-2-9b"):
 pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 
 # %% [markdown]
+# At the post's sizes a mask keeps about what the post's do, or more. But the post found IG far behind its masks, and **here IG is not far
+# behind**. At 60 nodes for keys the intervals overlap. At 183 the mask keeps more on average, beyond the spliced model itself, and yet its gap,
+# prompt by prompt, is not clearly smaller. For indices IG keeps as much as the mask, or more. And there is a cliff: 30 nodes for keys and 60 for
+# indices keep next to nothing, whoever chose them.
+#
+# Why? Our prompts all have one layout and our SAEs are narrow, so that there is less to choose wrongly from; and 40 steps on 32 prompts, with one
+# seed, are little for a mask. Which of these it is we have not tested. Notebook 04 compares the two at greater length, on other tasks.
+
+# %% [markdown]
 # ## 4. The causal story
 #
 # Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens, and only a few of them are worth a name:
 
 # %%
-circuit = circuits["dict_key", SIZES["dict_key"][-1]]
-entry = ["a key", "':", "␣", "a value", ",", "'"]
-places = ["BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}", ">>>", "variable", "['", "the queried key", "']"]
-assert len(places) == tasks["dict_key"].seq_len
-table = pd.DataFrame([{"after layer": int(h.split(".")[1]), "at": places[p], "latent": i} for h, p, i in circuit.nodes()])
-in_order = [place for place in dict.fromkeys(places) if place in set(table["at"])]
-pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
+entry, item = ["a key", "':", "␣", "a value", ",", "'"], ["a value", ",", "␣"]
+PLACES = {
+    "dict_key": ["BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}", ">>>", "variable", "['", "the queried key", "']"],
+    "list_index": ["BOS", ">>>", "variable", "=", "[", *(item * 5)[:-2], "] (list)", ">>>", "variable", "[", "the index", "]"],
+}
+assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if name in PLACES)
+
+
+def where_nodes_are(name):
+    """How many nodes a task's largest circuit has after each layer, at each place."""
+    nodes = circuits[name, SIZES[name][-1]].nodes()
+    table = pd.DataFrame([{"after layer": int(h.split(".")[1]), "at": PLACES[name][p]} for h, p, _ in nodes])
+    in_order = [place for place in dict.fromkeys(PLACES[name]) if place in set(table["at"])]
+    return pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
+
+
+where_nodes_are("dict_key")
 
 # %% [markdown]
-# Most of them sit at two places near the prompt's end: at the queried key in the early layers, at `']` in the late ones. Something is found out
-# at the one place and brought to the other. At **the queried key** the model can look back for the same name: is this a
-# repeat? At **`']`**, the last token, it has to know what to answer. So we ask, at each SAE and at both places: which latents fire when the
-# key is in the dictionary and not when it is missing, and which do the opposite?
+# And of the circuit for `list_index`:
+
+# %%
+where_nodes_are("list_index") if "list_index" in SIZES else "the quick profile has no circuit for list_index"
+
+# %% [markdown]
+# Most of them sit at two places near the prompt's end: at the queried key (or the index) in the early layers, at the closing bracket in the
+# late ones. Something is found out at the one place and brought to the other. With dictionaries, at **the queried key** the model can look
+# back for the same name: is this a repeat? At **`']`**, the last token, it has to know what to answer. So we ask, at each SAE and at both
+# places: which latents fire when the key is in the dictionary and not when it is missing, and which do the opposite?
 #
 # ### Exercise 6.2 · How well does a latent tell two kinds of prompts apart?
 # ⏱ 10 min · difficulty ●●○ · a number that needs no threshold
@@ -424,7 +451,8 @@ deciding = [site for site in sites if to_value[site].mean() > 0.5]
 SEEN = max((site for site in deciding if site[1] == QUERIED), default=(LAYERS[1], QUERIED))
 VERDICT = min((site for site in deciding if site[1] == LAST), default=(LAYERS[2], LAST))
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
-nodes = {(h, places[p], i) for h, p, i in circuit.nodes()}
+circuit = circuits["dict_key", SIZES["dict_key"][-1]]
+nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
 rows = [
     {"site": label, "latent": i, "fires for": "a repeat" if i in TELLING[site][0] else "none",
      "key present": known_present[site][:, i].mean().item(), "key missing": known_missing[site][:, i].mean().item(),
@@ -432,10 +460,16 @@ rows = [
     for label, site in LABELLED.items() for i in sum(TELLING[site], [])
 ]  # fmt: skip
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
+n_at = Counter((h, place) for h, place, _ in nodes)
+n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
+n_shared = sum(row["in the circuit"] for row in rows)
+print(f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at the site of seen and {n_verdict} at that of verdict")
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# One number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. In new
+# In the full run they do: the latents that tell the two kinds of prompt apart are among the nodes that the mask kept for the answer's sake.
+#
+# Now one number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. In new
 # prompts, with keys that had no part in choosing these latents:
 
 
@@ -593,10 +627,16 @@ pd.DataFrame(rows).round(2)
 fooled = {family: share(got[family].fooled(family.lures)) for family in FAMILIES}
 of_twins = {family: share(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
 control = {True: share(~missing.says_missing), False: share(present.says_missing)}
+
+
+def most_said(family, n):
+    """A family's commonest first tokens, with their shares."""
+    return ", ".join(f"{token!r} {count / len(got[family].top):.0%}" for token, count in Counter(got[family].top).most_common(n))
+
+
 rows = [
     {"family": family.name, "fooled": str(fooled[family]), "twin": str(of_twins[family]), "honest": str(control[family.lures]),
-     "says a digit": got[family].says_value.float().mean().item(),
-     "most said": ", ".join(f"{token!r} {n / N_ATTACKS:.0%}" for token, n in Counter(got[family].top).most_common(3))}
+     "says a digit": got[family].says_value.float().mean().item(), "most said": most_said(family, 3), "by the twin": most_said(twin_of[family], 1)}
     for family in FAMILIES
 ]  # fmt: skip
 print(f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind")
@@ -612,13 +652,15 @@ x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
 show(plots.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
-# Compare each family with its twin first. Where the twin fools as often, it is not the key's name that does it: after a `del`, say, the model
-# may simply expect another prompt (`>>>`).
+# Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name that does it. As a value the name fools every
+# other time (the answer begins with a quote mark), in a comment it does not. A key that was deleted is known to be gone; but delete *another*
+# key, and ask for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story of ours foresaw that. Of the four that
+# hide, three fool now and then, far less often than the lures: the model puts `'A' 'nn'` together more often than not, and it knows `update`.
 #
 # ### Where the story holds, and where it fails
 #
 # Two questions. Across families: does the share that the latents predict go with the share on which the model says "there"? And *within* a
-# family, prompt by prompt: are those on which it says so the ones whose latents say so? (AUC again; only for families with some of both.)
+# family, prompt by prompt: are those on which it says so the ones whose latents say so? (AUC again, for families with some of both.)
 
 # %%
 says_there = torch.tensor([1 - got[family].says_missing.float().mean().item() for family in FAMILIES])
@@ -629,31 +671,39 @@ names = [family.name.partition(":")[0] for family in FAMILIES]
 figure = plots.scatter_figure(says_there, guesses, "the model says there", "the latents say there", title, names=names)
 show(figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}.")
 
+
 # %%
-within, off = {}, {}
-for family in FAMILIES:
-    there = ~got[family].says_missing
-    if 0.05 < there.float().mean() < 0.95:
-        signals = {label: signal(site, got[family].latents) for label, site in LABELLED.items()}
-        within[family.name] = {label: separation(values, there) for label, values in signals.items()}
-        within[family.name] |= {"says there": int(there.sum()), "of": len(there)}
-    for label, site in LABELLED.items():
-        if abs(predicted(site, family) - there.float().mean()) > 0.3:
-            off.setdefault(label, []).append(f"{family.name} ({predicted(site, family):.2f}, measured {there.float().mean():.2f})")
-for label in LABELLED:
-    print(f"{label} is off by more than 0.3 for {len(off.get(label, []))} of {len(FAMILIES)} families: {'; '.join(off.get(label, []))}")
-pd.DataFrame(within).T.round(2).rename_axis("AUC within a family") if within else "no family has enough of both kinds here"
+def auc_among(families):
+    """How well the signals tell the prompts on which the model says "there" from the others, for both sites."""
+    there = ~torch.cat([got[family].says_missing for family in families])
+    signals = {label: torch.cat([signal(site, got[family].latents) for family in families]) for label, site in LABELLED.items()}
+    return {label: separation(values, there) for label, values in signals.items()} | {"says there": int(there.sum()), "of": len(there)}
+
+
+of_both_kinds = [family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95]
+rows = {"all families together": auc_among(FAMILIES)} | {family.name: auc_among([family]) for family in of_both_kinds}
+pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
+
+# %%
+for label, site in LABELLED.items():
+    pairs = [(family.name, predicted(site, family), there) for family, there in zip(FAMILIES, says_there.tolist())]
+    off = [f"{name} ({guess:.2f}, measured {there:.2f})" for name, guess, there in pairs if abs(guess - there) > 0.3]
+    print(f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} families: {'; '.join(off)}")
 
 # %% [markdown]
-# *Seen* answers the question that it was named for: was this name there before? It says so as well where the name stands as a value, or where
-# it stood until it was deleted, and for `b'Ann'`, which is another key to Python. In such prompts the model is not to be had so easily:
-# between *seen* and *verdict* it weighs more than the repeat. That is where a story from honest prompts alone falls short: in them, "the name
-# was there before" and "the key is in this dictionary" are one and the same.
+# *Seen* answers the question that it was named for: was this name there before? Where the name stands in another spelling, in a longer key, or in
+# another dictionary, that is enough to fool the model, and *seen* foretells it. But it says so as well where the name stands as a value, where
+# it stood until it was deleted, and for `b'Ann'`, which is another key to Python, and there the model is not to be had so easily. And where a
+# key is written in pieces, *seen* mostly misses it, and the model mostly does not. So over all families it ranks the answers no better than
+# chance. *Verdict* foretells nearly all of them, within families too; but it is closer to the answer. Between the two the model weighs more than
+# the repeat. That is where a story from honest prompts alone falls short: in them, "the name was there before" and "the key is in this
+# dictionary" are one and the same.
 #
 # ### A search that never looks at the answer
 #
 # If the latents know what will fool the model, we can write attacks without asking it: draw candidates, and take the one whose latents
-# say "there" most. For the *seen* latents the layers after theirs need not even run.
+# say "there" most. For the *seen* latents the layers after theirs need not even run. They have just failed for whole families, *verdict* has
+# not: which of the two will find attacks?
 #
 # ### Exercise 6.5 · What is the search worth?
 # ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
@@ -702,8 +752,9 @@ print(f"{GROUPS} groups of {CANDIDATES} candidates")
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# A caution: the candidates come from several families, and most of what there is to choose is the family. What the latents know within a
-# family stands in the table before.
+# *Verdict* finds attacks without a look at the answer. *Seen* does not, for the reason that we saw: it fires as strongly for bytes and for a deleted
+# key as for the best lures, and those hardly ever fool. (A caution: the candidates come from several families, and most of what there is to
+# choose is the family. What the latents know within a family stands in the table before.)
 #
 # ## 6. Mending
 #
@@ -734,7 +785,7 @@ check(mended)
 
 # %%
 working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
-n = 2 * N_MEND
+n = 3 * N_MEND
 to_mend = {family: asked[family][:N_MEND] for family in working} | {"missing": unseen_missing[:n], "present": unseen_present[:n]}
 cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()}
 cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
@@ -749,17 +800,17 @@ def is_right(found, sessions):
 
 before = {family: got[family][:N_MEND].fooled(True) for family in working}
 right = {"missing": is_right(missing[:n], unseen_missing), "present": is_right(present[:n], unseen_present)}
-n_working = sum(int(flags.sum()) for flags in before.values())
+fooled_before = torch.cat([*before.values()])
 mending, by_family = {"(a model that always says missing)": {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}}, {}
 for name, after in cured.items():
-    fooled_before, fooled_after = torch.cat([*before.values()]), torch.cat([after[family].fooled(True) for family in working])
-    mending[name] = {}
+    fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in working]), {}
     for kind, was_right in right.items():
         undone, broken = mended(fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])).tolist()
         mending[name] |= {"attacks undone": undone, f"broken, key {kind}": broken}
     by_family[name] = {f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item() for f in working}
-n_right = {kind: int(flags.sum()) for kind, flags in right.items()}
-print(f"{n_working} attacks that fooled; right answers before: {n_right['missing']} to missing keys, {n_right['present']} to keys that are there")
+    of_those = share(~is_right(after["present"], to_mend["present"])[right["present"]])
+    print(f"{name}: undone {share(~fooled_after[fooled_before])} of {int(fooled_before.sum())} attacks that fooled; "
+          f"broken {of_those} of {int(right['present'].sum())} right answers to a key that is there")  # fmt: skip
 pd.DataFrame(mending).T.round(2)
 
 # %%

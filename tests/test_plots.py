@@ -1,5 +1,7 @@
 """The figures show the numbers that they are given."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -55,6 +57,14 @@ def test_a_scatter_figure_names_the_points_that_lie_off_the_line_and_no_others()
     left, right = plots.scatter_figure(x, {"off": torch.tensor([0.9, 0.6, 0.2]), "on": x}, "x", "y", "t", names=["a", "b", "c"]).axes
     assert [(text.get_text(), text.xy) for text in left.texts] == [("a", (0.0, pytest.approx(0.9))), ("c", (1.0, pytest.approx(0.2)))]
     assert not right.texts
+
+
+def test_names_of_points_that_lie_together_do_not_cover_each_other():
+    x, y = torch.tensor([0.0, 0.0, 0.1, 1.0]), torch.tensor([0.9, 0.9, 0.88, 0.1])
+    [axes] = plots.scatter_figure(x, {"y": y}, "x", "y", "t", names=["first", "second", "third", "far"]).axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert [text.xyann[1] < 0 for text in axes.texts][:2] == [False, True]
 
 
 def test_show_gives_the_picture_alternative_text(monkeypatch):
