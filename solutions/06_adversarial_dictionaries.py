@@ -98,9 +98,9 @@ GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search
 
 # %% [markdown]
 # A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply bfloat16 ten times as fast as float32; on
-# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above). It goes through the same steps with
-# so few prompts that little of what it prints means anything: what the text says of results is about the full run, whose outputs are in
-# `solutions/`.
+# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above). It goes
+# through the same steps with so few prompts that little of what it prints means anything: what the text says of results is about the full
+# run, whose outputs are in `solutions/`.
 
 # %%
 needs = estimate(LAB)
@@ -817,8 +817,9 @@ pd.DataFrame(mending).T.round(2)
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
-# Nothing is broken by holding *seen* down, for the reason that we saw in section 4: a key that is there is found without it. So it is a cure, if a
-# partial one. Holding *verdict* is none: it is the model that always says "missing".
+# Holding *seen* down undoes about half of the attacks and breaks none of the right answers, for the reason that we saw in section 4: a key that is
+# there is found without it. Strangers undo nothing. So it is a cure, if a partial one; of the attacks with a space it undid none. Holding
+# *verdict* is no cure: it is the model that always says "missing".
 #
 # ## 7. Playground
 #
@@ -864,3 +865,19 @@ for name in forced:
 for family in FAMILIES:
     print(f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# **What was predicted.** From honest prompts alone: the model finds a key by finding its name a second time, so whatever repeats the name
+# fools it.
+#
+# **Where it held.** A handful of latents on the queried key after layer 11 know a repeat, with keys that they were not chosen on; held as for a
+# repeat, they turn nearly every error into a value, and strangers do not. Seven families of dictionaries that repeat the name within a key fool the
+# model in most cases, each far more often than its twin.
+#
+# **Where it failed.** These latents are not needed: without them a true key is found all the same, and half of the attacks still work. Nor is a
+# repeat always enough: a value, a deleted key and bytes repeat the name, and fool half of the time or hardly ever. So *seen* alone does not
+# find attacks; the *verdict* on the last token does, after layer 18. One change that was only meant as a control, deleting another key, fooled
+# the model every time, and we cannot say why. And unlike the post we do not find IG far behind the mask.
+#
+# **What was not tested.** Another model, or the same one with its full weights (these have 4 bits); larger dictionaries, keys of several tokens,
+# other formats of prompts; more than one seed; and whether the SAEs' errors carry what *seen* lacks.
