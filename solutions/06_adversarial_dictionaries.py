@@ -823,7 +823,7 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 #
 # ## 7. Playground
 #
-# Type a dictionary and a key, and ask. The prompt is coloured by the *seen* latents that fire for a repeat; below it stand the model's
+# Type a dictionary and a key, and ask. The prompt is coloured by the two *seen* latents that rise most at a repeat; below it stand the model's
 # likeliest first tokens. Orange at a token says that these latents take it for a repeat; the answer is another matter. Try a bait in another
 # place of the dictionary, two baits, or a bait beside the true key. Only literals are accepted, so nothing that you type can do harm.
 
@@ -835,7 +835,7 @@ def respond(dictionary, query):
     session = read_session(dictionary, query, lab.tokenizer, one_token=True)
     ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
     run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
-    fires = run.latents[hook_point[SEEN[0]]][0, 1:, TELLING[SEEN][0]].sum(1)
+    fires = run.latents[hook_point[SEEN[0]]][0, 1:, TELLING[SEEN][0][:2]].sum(1)
     probabilities = run.logits[0].float().softmax(-1)
     likely = [(lab.tokenizer.decode([i]), probabilities[i].item()) for i in probabilities.topk(5).indices.tolist()]
     at = {site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()} for site in (SEEN, VERDICT)}
