@@ -205,16 +205,20 @@ def play(
     menu.observe(take, names="value")
 
 
-def answer_html(tokens: Sequence[str], values: Sequence[float], likely: Sequence[tuple[str, float]], says: str) -> str:
+def answer_html(
+    tokens: Sequence[str], values: Sequence[float], likely: Sequence[tuple[str, float]], says: str, *, darkest: float | None = None
+) -> str:
     """A prompt with its tokens coloured by ``values``, the likeliest next tokens as bars, and a line on top.
 
     Args:
-        tokens, values: of the prompt; 0 is left plain, the strongest is the darkest orange.
+        tokens, values: of the prompt; 0 is left plain.
         likely: (token, probability) pairs.
+        darkest: the value from which on a token has the darkest orange; by default the prompt's strongest. Name it where
+            prompts are to be compared.
     """
-    strongest = max(values, default=0) or 1
+    darkest = darkest or max(values, default=0) or 1
     coloured = "".join(
-        f'<span title="{value:.2f}" style="background: rgba(213, 94, 0, {0.6 * max(value, 0) / strongest:.2f})">{_visible(token)}</span>'
+        f'<span title="{value:.2f}" style="background: rgba(213, 94, 0, {0.6 * min(max(value / darkest, 0), 1):.2f})">{_visible(token)}</span>'
         + ("<br>" if "\n" in token else "")
         for token, value in zip(tokens, values)
     )

@@ -553,7 +553,7 @@ show(plots.flips_figure(forced, x_label, title, highlight=orange), alt=f"Bars wi
 # Eleven *lure*. The key is missing, and yet its name stands there: in other letters, inside a longer name, with a space, as a value, in a
 # comment, in another dictionary, in one from which it has been deleted, or as text where bytes are asked for.
 #
-# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by side are one string to Python, `'\\x41'` is
+# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by side are one string to Python, `'\x41'` is
 # an A, a sum of strings is a string, and `update(Ann=3)` adds the key `'Ann'`.
 
 # %%
@@ -824,8 +824,9 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 # ## 7. Playground
 #
 # Type a dictionary and a key, and ask. The prompt is coloured by the two *seen* latents that rise most at a repeat; below it stand the model's
-# likeliest first tokens. Orange at a token says that these latents take it for a repeat; the answer is another matter. Try a bait in another
-# place of the dictionary, two baits, or a bait beside the true key. Only literals are accepted, so nothing that you type can do harm.
+# likeliest first tokens. Orange at a token says that these latents take it for a repeat (the darkest: as firmly as in an honest
+# prompt with the key); the answer is another matter. Try a bait in another place of the dictionary, two baits, or a bait beside the true
+# key. Only literals are accepted, so nothing that you type can do harm.
 
 
 # %%
@@ -835,14 +836,15 @@ def respond(dictionary, query):
     session = read_session(dictionary, query, lab.tokenizer, one_token=True)
     ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
     run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
-    fires = run.latents[hook_point[SEEN[0]]][0, 1:, TELLING[SEEN][0][:2]].sum(1)
+    rising = TELLING[SEEN][0][:2]
+    fires = run.latents[hook_point[SEEN[0]]][0, 1:, rising].sum(1)
     probabilities = run.logits[0].float().softmax(-1)
     likely = [(lab.tokenizer.decode([i]), probabilities[i].item()) for i in probabilities.topk(5).indices.tolist()]
     at = {site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()} for site in (SEEN, VERDICT)}
     signals = ", ".join(f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items())
     outcome = session.outcome()
     text = f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
-    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text)
+    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=known_present[SEEN][:, rising].sum(1).mean().item())
 
 
 def as_typed(family):

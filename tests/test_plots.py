@@ -1,6 +1,7 @@
 """The figures show the numbers that they are given."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from course_utils.evaluate import Faithfulness, Frontier, Point
 from course_utils.explain import Context, LatentCard
 from course_utils.labs import hook_point
 from course_utils.masks import SAEMasks
+from course_utils.sessions import SessionError
 
 A, B = hook_point(1), hook_point(3)
 
@@ -313,3 +315,47 @@ def test_the_frontier_explorer_goes_from_the_smallest_circuit_up_and_names_its_l
 def test_a_frontier_without_circuits_is_refused(task):
     with pytest.raises(ValueError, match="none of them has a node"):
         widgets.explore_frontier(Frontier("sva", "tiny", [1], "drop"), [SAEMasks([A], [torch.zeros(3, 4)])], task)
+
+
+def shades(page):
+    """How opaque the orange of each token is, by the token."""
+    return {token: float(shade) for shade, token in re.findall(r'rgba\(213, 94, 0, ([\d.]+)\)">(.*?)</span>', page)}
+
+
+def test_an_answers_tokens_are_coloured_by_their_own_strongest_or_by_a_value_that_prompts_share():
+    tokens, values = ["'", "Ann", "']\n"], [0.0, 4.0, -1.0]
+    page = widgets.answer_html(tokens, values, [("Trace", 0.75)], "Python: <KeyError>")
+    assert shades(page) == {"&#x27;": 0, "Ann": 0.6, "&#x27;]⏎": 0}
+    assert "&lt;KeyError&gt;" in page and "0.75" in page and 'title="4.00"' in page
+    assert shades(widgets.answer_html(tokens, values, [], "", darkest=16.0))["Ann"] == 0.15
+    assert shades(widgets.answer_html(tokens, values, [], "", darkest=2.0))["Ann"] == 0.6
+    assert set(shades(widgets.answer_html(tokens, [0.0, 0.0, 0.0], [], "")).values()) == {0}
+
+
+def test_the_playground_asks_what_was_typed_shows_why_it_refuses_and_puts_its_examples_into_a_built_page(monkeypatch):
+    shown, asked = Shown(), []
+
+    def respond(dictionary, query):
+        asked.append((dictionary, query))
+        if not dictionary.startswith("{"):
+            raise SessionError("<that> is not a dictionary")
+        return f"{query} in {dictionary}"
+
+    monkeypatch.setattr(widgets, "display", shown)
+    monkeypatch.delenv("COURSE_BUILD", raising=False)
+    widgets.play(respond, "{'Bob': 1}", "Ann", {"lower case": ("{'ann': 2}", "Ann")}, refused=SessionError)
+    menu, typed, row = shown.displayed[0].children
+    key, button, state = row.children
+    assert [page.data for page in shown.pictures] == ["Ann in {'Bob': 1}"]
+    menu.value = ("{'ann': 2}", "Ann")
+    assert (typed.value, key.value, shown.pictures[-1].data) == ("{'ann': 2}", "Ann", "Ann in {'ann': 2}")
+    typed.value, key.value = "Bob, 1", "Bob"
+    assert asked[-1] != ("Bob, 1", "Bob")  # typing asks nothing
+    button.click()
+    assert asked[-1] == ("Bob, 1", "Bob") and "&lt;that&gt; is not a dictionary" in shown.pictures[-1].data and state.value == ""
+
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    shown.displayed.clear()
+    monkeypatch.setattr(widgets, "display", lambda *pages: shown.displayed.extend(pages))
+    widgets.play(respond, "{'Bob': 1}", "Ann", {"lower case": ("{'ann': 2}", "Ann")}, refused=SessionError)
+    assert [page.data for page in shown.displayed] == ["", "Ann in {'Bob': 1}", "<h4>lower case</h4>", "Ann in {'ann': 2}"]
