@@ -844,7 +844,8 @@ def respond(dictionary, query):
     signals = ", ".join(f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items())
     outcome = session.outcome()
     text = f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
-    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=known_present[SEEN][:, rising].sum(1).mean().item())
+    darkest = known_present[SEEN][:, rising].sum(1).mean().item()
+    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=darkest)
 
 
 def as_typed(family):
