@@ -42,8 +42,8 @@ test: setup-tests
 		--nbmake --nbmake-timeout=1200 tests notebooks
 
 benchmark: setup
-	$(BIN)/python tools/benchmark.py
+	$(BIN)/python -m tools.benchmark
 
 # For authors: make both notebooks of each solutions/NN_name.py (executes them).
 notebooks: setup
-	$(BIN)/python tools/build_notebooks.py
+	$(BIN)/python -m tools.build_notebooks

@@ -13,21 +13,23 @@
 # %% [markdown]
 # # 02 · Interval placement
 #
-# To find a circuit of SAE latents we put SAEs *into* the model: it then reads reconstructions in place of its own
-# residual stream. **How many SAEs does a model bear, and where should they go?** Everything in the later notebooks stands
-# on the answer. You will
+# To find a circuit of SAE latents we put SAEs *into* the model: it then reads reconstructions in
+# place of its own residual stream. **How many SAEs does a model bear, and where should they go?**
+# Everything in the later notebooks stands on the answer. You will
 #
 # - write the splice by hand, as a hook, and see that it equals the course's `SplicedModel`;
-# - measure what one, two, four, five and ten SAEs cost, in cross-entropy on text and in the performance on two tasks;
+# - measure what one, two, four, five and ten SAEs cost, in cross-entropy on text and in the
+#   performance on two tasks;
 # - watch the error grow from layer to layer, and compare it with noise of the same size;
-# - see why *few* SAEs, with nothing that leads around them, are the ones through which a circuit can be read;
+# - see why *few* SAEs, with nothing that leads around them, are the ones through which a circuit
+#   can be read;
 # - reckon what it costs in memory, from a laptop to Llama 70B with 240 SAEs.
 #
-# **You need** PyTorch, and to know what an SAE is: an encoder that writes an activation as a sum of a few *latents*, and a
-# decoder that puts it together again (notebook 01). **You write** five functions: the splice, the splice with an error put
-# back, the mean error, the cross-entropy, and where to put SAEs. Until you do, the course's versions run in their place, so
-# that you can also read on and come back. **It runs** {times}. The first run
-# fetches 93 MB of weights.
+# **You need** PyTorch, and to know what an SAE is: an encoder that writes an activation as a sum of
+# a few *latents*, and a decoder that puts it together again (notebook 01). **You write** five
+# functions: the splice, the splice with an error put back, the mean error, the cross-entropy, and
+# where to put SAEs. Until you do, the course's versions run in their place, so that you can also
+# read on and come back. **It runs** {times}. The first run fetches 93 MB of weights.
 
 # %% tags=["setup"]
 # setup
@@ -46,26 +48,33 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.bootstrap import band, mean_interval, ratio_interval
-from course_utils.catalog import LABS, spec_of
-from course_utils.compounding import error_growth
-from course_utils.exercises_02 import check, exercise
-from course_utils.labs import hook_point, load_lab
-from course_utils.masks import SAEMasks
-from course_utils.needs import estimate
-from course_utils.plots import lines_figure, picture, shares_figure, show
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
-from course_utils.widgets import explore_splices
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.reconstruction import error_growth
+from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.statistics import mean_interval, mean_intervals, ratio_interval
+from course_utils.display.figures import lines_figure, picture, shares_figure, show
+from course_utils.display.widgets import explore_splices
+from course_utils.labs.catalog import LABS, spec_of
+from course_utils.labs.lab import hook_point, load_lab
+from course_utils.labs.requirements import estimate
+from course_utils.prompts.tasks import load_task
+from course_utils.teaching.nb02 import check, exercise
 
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and texts (CI does that).
+# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and texts
+# (CI does that).
 
 # %% tags=["parameters"]
 LAB = "smollm2"
-GAPS = [30, 15, 9, 6, 3]  # layers from one SAE to the next; another lab wants others, that lead to layers with an SAE
+GAPS = [
+    30,
+    15,
+    9,
+    6,
+    3,
+]  # layers from one SAE to the next; another lab wants others, that lead to layers with an SAE
 PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
@@ -80,28 +89,37 @@ N_TRAIN = 10 if QUICK else 64  # prompts that means are taken over
 # %% [markdown]
 # ## 1. The splice, by hand
 #
-# The lab's SAEs read the residual stream after layers 2, 5, 8, … They are ten; we shall use some of them at a time.
+# The lab's SAEs read the residual stream after layers 2, 5, 8, … They are ten; we shall use some of
+# them at a time.
 
 # %%
 lab = load_lab(LAB)
 lab
 
 # %% [markdown]
-# Two things to measure on. First, plain **text**: short pieces on everyday matters, cut to BOS and 31 tokens. They were written
-# for this notebook, so no SAE was trained on them. The first 24 are for taking means, and the others for measuring.
+# Two things to measure on. First, plain **text**: short pieces on everyday matters, cut to BOS and
+# 31 tokens. They were written for this notebook, so no SAE was trained on them. The first 24 are
+# for taking means, and the others for measuring.
 
 # %%
 lines = (root / "data" / "text" / "short_texts.txt").read_text(encoding="utf-8").splitlines()
-rows = [[lab.tokenizer.bos_token_id, *lab.tokenizer(line, add_special_tokens=False)["input_ids"]] for line in lines]
+rows = [
+    [lab.tokenizer.bos_token_id, *lab.tokenizer(line, add_special_tokens=False)["input_ids"]]
+    for line in lines
+]
 rows = torch.tensor([row[:32] for row in rows if len(row) >= 32])
 text_fit, text = rows[:24], rows[24 : 24 + N_TEXT]
-print(f"{len(text)} texts of {text.shape[1]} tokens. The first: {lab.tokenizer.decode(text[0, 1:])} …")
+print(
+    f"{len(text)} texts of {text.shape[1]} tokens. The first: {lab.tokenizer.decode(text[0, 1:])} …"
+)
 
 # %% [markdown]
-# Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt has. In `sva_nounpp` the
-# verb has to agree with a subject, and another noun stands between them; in `ioi` the answer is the name that occurs once. Each
-# (*clean*) prompt has a *patch* prompt beside it: the subject in the other number, or other names. The measure is the *logit
-# difference* (LD): the logit of the right answer minus that of the wrong one. Brackets are 95 % intervals over prompts (section 3).
+# Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt
+# has. In `sva_nounpp` the verb has to agree with a subject, and another noun stands between them;
+# in `ioi` the answer is the name that occurs once. Each (*clean*) prompt has a *patch* prompt
+# beside it: the subject in the other number, or other names. The measure is the *logit
+# difference* (LD): the logit of the right answer minus that of the wrong one. Brackets are 95 %
+# intervals over prompts (section 3).
 
 # %%
 tasks = ("sva_nounpp", "ioi")
@@ -110,33 +128,43 @@ test = {name: load_task(name, lab.tokenizer, "test", n=N_TEST, verbose=False) fo
 model_ld = {name: SplicedModel(lab).model_logit_diff(task).cpu() for name, task in test.items()}
 for name, task in test.items():
     right, pair = (model_ld[name] > 0).float().mean(), task.pairs[0]
-    print(f"{name}: {pair.clean_prefix!r} → {pair.clean_answer!r}; LD {mean_interval(model_ld[name])}, right on {right:.0%}")
+    print(
+        f"{name}: {pair.clean_prefix!r} → {pair.clean_answer!r}; LD {mean_interval(model_ld[name])}, right on {right:.0%}"
+    )
 
 # %% [markdown]
-# A **hook** is a function that TransformerLens calls with an activation while the model runs. What it returns takes the
-# activation's place; if it returns nothing, it has only looked. This one looks, at the length of the residual stream:
+# A **hook** is a function that TransformerLens calls with an activation while the model runs. What
+# it returns takes the activation's place; if it returns nothing, it has only looked. This one
+# looks, at the length of the residual stream:
+
 
 # %%
 def look(x, hook):
     length = x.norm(dim=-1)
-    print(f"{hook.name}: {list(x.shape)}, length at BOS {length[:, 0].mean():.0f}, elsewhere {length[:, 1:].median():.0f} (median)")
+    print(
+        f"{hook.name}: {list(x.shape)}, length at BOS {length[:, 0].mean():.0f}, elsewhere {length[:, 1:].median():.0f} (median)"
+    )
 
 
 with torch.no_grad():
-    lab.model.run_with_hooks(text[:4], fwd_hooks=[(hook_point(layer), look) for layer in (2, 11, 20)])
+    lab.model.run_with_hooks(
+        text[:4], fwd_hooks=[(hook_point(layer), look) for layer in (2, 11, 20)]
+    )
 
 # %% [markdown]
-# (`hook_out` is TransformerLens's own name for the place that we call `hook_resid_post`; both work.)
+# (`hook_out` is TransformerLens's own name for the place that we call `hook_resid_post`; both
+# work.)
 #
-# BOS is another thing than the other tokens: its stream is far longer, and, since it attends to nothing but itself, alike in
-# every text. It serves the other tokens as a place to attend to when there is nothing to attend to. No SAE of ours was trained
-# on it, and we never touch it.
+# BOS is another thing than the other tokens: its stream is far longer, and, since it attends to
+# nothing but itself, alike in every text. It serves the other tokens as a place to attend to when
+# there is nothing to attend to. No SAE of ours was trained on it, and we never touch it.
 #
 # ### Exercise 2.1 · The splice
 #
 # ⏱ 10 min · difficulty ●○○ · the one operation that everything else in this course is made of
 #
-# Write what the hook is to return: the residual stream after it has gone through an SAE, with BOS as it was.
+# Write what the hook is to return: the residual stream after it has gone through an SAE, with BOS
+# as it was.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -148,7 +176,8 @@ with torch.no_grad():
 # </details>
 # <details><summary>Hint 3</summary>
 #
-# `torch.cat` along the axis of positions puts BOS back in front. Writing into `x` would change the model's own tensor.
+# `torch.cat` along the axis of positions puts BOS back in front. Writing into `x` would change the
+# model's own tensor.
 # </details>
 
 # %%
@@ -168,12 +197,16 @@ check(splice)
 # - *The last axis is 4096:* those are latents. Decode them.
 # </details>
 #
-# Now the model with your splice in it. A hook whose name has a typing error is silently left out, so we count those that fired:
+# Now the model with your splice in it. A hook whose name has a typing error is silently left out,
+# so we count those that fired:
+
 
 # %%
 @torch.no_grad()
 def run_with(changes, tokens):
-    """The model's logits, with ``changes[layer]`` done to the residual stream after each of those layers."""
+    """The model's logits, with ``changes[layer]`` done to the residual stream after each of those
+    layers.
+    """
     fired = []
 
     def hook_after(layer):
@@ -189,36 +222,46 @@ def run_with(changes, tokens):
 
 
 # %% [markdown]
-# `SplicedModel`, which the other notebooks use, gets there in another way (it never runs BOS or the layers before the first SAE
-# twice). The numbers have to be the same:
+# `SplicedModel`, which the other notebooks use, gets there in another way (it never runs BOS or the
+# layers before the first SAE twice). The numbers have to be the same:
 
 # %%
 prompts = test["ioi"].clean[:8]
 for layers in ([11], lab.sae_layers):
-    by_hand = run_with({layer: functools.partial(splice, sae=lab.saes[layer]) for layer in layers}, prompts)[:, -1]
+    by_hand = run_with(
+        {layer: functools.partial(splice, sae=lab.saes[layer]) for layer in layers}, prompts
+    )[:, -1]
     theirs = SplicedModel(lab, layers, error="drop").run(prompts).logits
     torch.testing.assert_close(by_hand, theirs, atol=1e-2, rtol=1e-3)
-    print(f"{len(layers)} SAEs: logits up to {theirs.abs().max():.0f}, largest difference {(by_hand - theirs).abs().max():.1e}")
+    print(
+        f"{len(layers)} SAEs: logits up to {theirs.abs().max():.0f}, largest difference {(by_hand - theirs).abs().max():.1e}"
+    )
 
 # %% [markdown]
 # What does the model say with no, one and ten SAEs in it? The three likeliest next tokens:
+
 
 # %%
 def likeliest(logits):
     """The three likeliest next tokens and their probabilities, as text."""
     top = logits.softmax(-1).topk(3)
-    return ", ".join(f"{lab.tokenizer.decode([i])!r} {p:.2f}" for p, i in zip(top.values.tolist(), top.indices.tolist()))
+    return ", ".join(
+        f"{lab.tokenizer.decode([i])!r} {p:.2f}"
+        for p, i in zip(top.values.tolist(), top.indices.tolist())
+    )
 
 
 for layers in ([], [11], lab.sae_layers):
-    logits = run_with({layer: functools.partial(splice, sae=lab.saes[layer]) for layer in layers}, prompts[:1])[0, -1]
+    logits = run_with(
+        {layer: functools.partial(splice, sae=lab.saes[layer]) for layer in layers}, prompts[:1]
+    )[0, -1]
     print(f"{len(layers):2} SAEs: {test['ioi'].pairs[0].clean_prefix} … {likeliest(logits)}")
 
 # %% [markdown]
 # ## 2. What becomes of the rest
 #
-# An SAE does not rebuild x exactly. The rest, $e = x - \mathrm{SAE}(x)$, is its **error**, and there are three things to do
-# with it:
+# An SAE does not rebuild x exactly. The rest, $e = x - \mathrm{SAE}(x)$, is its **error**, and
+# there are three things to do with it:
 #
 # | policy | what the next layer reads | in words |
 # |---|---|---|
@@ -230,9 +273,9 @@ for layers in ([], [11], lab.sae_layers):
 #
 # ⏱ 5 min · difficulty ●○○ · the same line serves "mean" and "keep"
 #
-# Write the splice with an error that is given. For "keep" it comes from the clean run, *before* anything is changed. Once you
-# ablate a latent upstream, the x that comes in is no longer the clean one, and only an error that was fixed in advance tells
-# nothing of it.
+# Write the splice with an error that is given. For "keep" it comes from the clean run, *before*
+# anything is changed. Once you ablate a latent upstream, the x that comes in is no longer the clean
+# one, and only an error that was fixed in advance tells nothing of it.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -240,7 +283,8 @@ for layers in ([], [11], lab.sae_layers):
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `error` is 0 at BOS already, so nothing special has to be done there. Broadcasting takes care of `[seq, d_model]`.
+# `error` is 0 at BOS already, so nothing special has to be done there. Broadcasting takes care of
+# `[seq, d_model]`.
 # </details>
 
 # %%
@@ -254,43 +298,55 @@ check(splice_with_error)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *x comes out unchanged:* you computed the error from the x that came in. Then SAE(x) + (x − SAE(x)) = x whatever the SAE
+# - *x comes out unchanged:* you computed the error from the x that came in. Then SAE(x) + (x −
+#   SAE(x)) = x whatever the SAE
 #   says: every change upstream slips past the latents.
 # - *The result is further from x than SAE(x) is:* the error's sign. It is x − SAE(x), and is added.
 # </details>
 #
-# With every error kept and no latent masked, we should have the model itself again, however many SAEs there are:
+# With every error kept and no latent masked, we should have the model itself again, however many
+# SAEs there are:
+
 
 # %%
 @torch.no_grad()
 def streams(tokens, layers):
     """The unspliced model's residual stream after some layers."""
-    _, cache = lab.model.run_with_cache(tokens, names_filter=[hook_point(layer) for layer in layers])
+    _, cache = lab.model.run_with_cache(
+        tokens, names_filter=[hook_point(layer) for layer in layers]
+    )
     return {layer: cache[hook_point(layer)] for layer in layers}
 
 
 def keep_changes(tokens, layers):
     """The changes that splice SAEs after these layers, with each prompt's own error kept."""
     errors = {layer: x - splice(x, lab.saes[layer]) for layer, x in streams(tokens, layers).items()}
-    return {layer: functools.partial(splice_with_error, sae=lab.saes[layer], error=errors[layer]) for layer in layers}
+    return {
+        layer: functools.partial(splice_with_error, sae=lab.saes[layer], error=errors[layer])
+        for layer in layers
+    }
 
 
 # %%
 kept_logits = run_with(keep_changes(prompts, lab.sae_layers), prompts)
 model_logits = run_with({}, prompts)
 torch.testing.assert_close(kept_logits, model_logits, atol=1e-2, rtol=1e-3)
-print(f"ten SAEs, errors kept: logits differ from the model's own by at most {(kept_logits - model_logits).abs().max():.1e}")
+print(
+    f"ten SAEs, errors kept: logits differ from the model's own by at most {(kept_logits - model_logits).abs().max():.1e}"
+)
 
 # %% [markdown]
 # ### Exercise 2.3 · The mean error
 #
-# ⏱ 10 min · difficulty ●●○ · what "mean" puts back; the mean latents of notebook 03 are taken in the same way
+# ⏱ 10 min · difficulty ●●○ · what "mean" puts back; the mean latents of notebook 03 are taken in
+# the same way
 #
 # Write the average of the SAE's error over prompts, for each position by itself.
 #
 # <details><summary>Hint 1</summary>
 #
-# Each prompt's error first: what is left when you take `splice(x, sae)` away from `x`. At BOS that is 0 by itself.
+# Each prompt's error first: what is left when you take `splice(x, sae)` away from `x`. At BOS that
+# is 0 by itself.
 # </details>
 # <details><summary>Hint 2</summary>
 #
@@ -308,9 +364,10 @@ check(mean_error)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *The shape is [d_model]:* you averaged over positions too. "The" at position 1 and the last noun have little in common.
-# - *The values are off everywhere but at BOS:* you took the error of the mean stream. An SAE is not linear: the mean of many streams is
-#   no stream that the model ever sees.
+# - *The shape is [d_model]:* you averaged over positions too. "The" at position 1 and the last noun
+#   have little in common.
+# - *The values are off everywhere but at BOS:* you took the error of the mean stream. An SAE is not
+#   linear: the mean of many streams is no stream that the model ever sees.
 # </details>
 
 # %%
@@ -318,11 +375,13 @@ patch = train["sva_nounpp"].patch
 theirs = SplicedModel(lab, [11], error="mean").patch_means(patch).errors[hook_point(11)]
 ours = mean_error(streams(patch, [11])[11], lab.saes[11])
 torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-3)
-print(f"mean errors over {len(patch)} prompts: largest difference {(ours - theirs).abs().max():.1e}")
+print(
+    f"mean errors over {len(patch)} prompts: largest difference {(ours - theirs).abs().max():.1e}"
+)
 
 # %% [markdown]
-# How much of an error is the same for every prompt? On the texts, the share of its squared length that the mean has, position
-# by position (n texts would give 1/n by chance):
+# How much of an error is the same for every prompt? On the texts, the share of its squared length
+# that the mean has, position by position (n texts would give 1/n by chance):
 
 # %%
 text_mean, share = {}, {}
@@ -346,11 +405,13 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 #
 # <details><summary>Hint 1</summary>
 #
-# The logits at position i are for the token at position i + 1: `logits[:, :-1]` belong to `tokens[:, 1:]`.
+# The logits at position i are for the token at position i + 1: `logits[:, :-1]` belong to
+# `tokens[:, 1:]`.
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `log_softmax` over the vocabulary, then `gather` the log-probability of each token that really came.
+# `log_softmax` over the vocabulary, then `gather` the log-probability of each token that really
+# came.
 # </details>
 # <details><summary>Hint 3</summary>
 #
@@ -364,28 +425,33 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 check(cross_entropy)
 
 # %% [markdown]
-# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model: far from log(49152) ≈ 10.8, a blind
-# guess.
+# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model: far from
+# log(49152) ≈ 10.8, a blind guess.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Above 10:* the logits are shifted the wrong way, or not at all: the model is blamed for not repeating itself.
+# - *Above 10:* the logits are shifted the wrong way, or not at all: the model is blamed for not
+#   repeating itself.
 # - *1.44 times too large:* bits and not nats.
 # - *One number:* the mean over texts comes later, with its interval.
 # </details>
 
+
 # %%
 def text_ce(changes, tokens=text):
     """The cross-entropy of each text, with these changes to the model."""
-    return torch.cat([cross_entropy(run_with(changes, batch), batch) for batch in tokens.split(8)]).cpu()
+    return torch.cat(
+        [cross_entropy(run_with(changes, batch), batch) for batch in tokens.split(8)]
+    ).cpu()
 
 
 model_ce = text_ce({})
 print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} texts)")
 
 # %% [markdown]
-# Brackets are 95 % bootstrap intervals over texts: we draw as many texts again from ours, with replacement, a thousand times,
-# and see how far the mean moves. (The first prediction, from BOS alone, is the same in every version: 1 of 31.)
+# Brackets are 95 % bootstrap intervals over texts: we draw as many texts again from ours, with
+# replacement, a thousand times, and see how far the mean moves. (The first prediction, from BOS
+# alone, is the same in every version: 1 of 31.)
 #
 # ## 4. How many?
 #
@@ -393,9 +459,10 @@ print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} te
 #
 # ⏱ 5 min · difficulty ●○○ · "interval placement", the choice that gave this notebook its name
 #
-# An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer: then nothing that the model
-# computes reaches the logits except through latents. (The post whose method this course teaches, *Scaling Sparse Feature Circuit
-# Finding to Gemma 9B*, Caples et al. 2025, took layers 7, 14, 21 and 40 of 0 to 41: not quite even, and one short of the last.)
+# An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer:
+# then nothing that the model computes reaches the logits except through latents. (The post whose
+# method this course teaches, *Scaling Sparse Feature Circuit Finding to Gemma 9B*, Caples et al.
+# 2025, took layers 7, 14, 21 and 40 of 0 to 41: not quite even, and one short of the last.)
 #
 # <details><summary>Hint 1</summary>
 #
@@ -418,19 +485,25 @@ check(place)
 # <details><summary>My values look wrong</summary>
 #
 # - *Layer 30:* layers are numbered from 0.
-# - *The first SAE is missing, or one is after layer −1:* the stop of `range` is exclusive: stop at −1 to reach 0.
+# - *The first SAE is missing, or one is after layer −1:* the stop of `range` is exclusive: stop at
+#   −1 to reach 0.
 # </details>
 
 # %%
 placements = [place(lab.n_layers, gap) for gap in GAPS]
-pd.DataFrame({"gap": GAPS, "SAEs": [len(layers) for layers in placements], "after layers": placements})
+pd.DataFrame(
+    {"gap": GAPS, "SAEs": [len(layers) for layers in placements], "after layers": placements}
+)
 
 
 # %%
 def spliced_at(layers, error="drop"):
     """The changes that splice SAEs after these layers, for `run_with` on texts."""
     errors = text_mean if error == "mean" else dict.fromkeys(layers, torch.zeros(1))
-    return {layer: functools.partial(splice_with_error, sae=lab.saes[layer], error=errors[layer]) for layer in layers}
+    return {
+        layer: functools.partial(splice_with_error, sae=lab.saes[layer], error=errors[layer])
+        for layer in layers
+    }
 
 
 def task_ld(name, layers, error="drop", n=None):
@@ -441,8 +514,9 @@ def task_ld(name, layers, error="drop", n=None):
 
 
 # %% [markdown]
-# Now each placement, with errors dropped and with their mean (one of the slowest cells, with those of the next two sections). (Kept, they give the model itself, as we saw.) The means come
-# from texts and training prompts that are not judged.
+# Now each placement, with errors dropped and with their mean (one of the slowest cells, with those
+# of the next two sections). (Kept, they give the model itself, as we saw.) The means come from
+# texts and training prompts that are not judged.
 
 # %%
 added, left = {}, {name: {} for name in tasks}
@@ -455,56 +529,84 @@ for error in ("drop", "mean"):
 # %%
 numbers = [len(layers) for layers in placements]
 CE, KEPT = "nats a token added on text", "LD kept, {}"
-panels = {CE: {f"errors: {error}": [mean_interval(added[error, k]) for k in numbers] for error in ("drop", "mean")}}
+panels = {
+    CE: {
+        f"errors: {error}": [mean_interval(added[error, k]) for k in numbers]
+        for error in ("drop", "mean")
+    }
+}
 for name in tasks:
     panels[KEPT.format(name)] = {
-        f"errors: {error}": [ratio_interval(left[name][error, k], model_ld[name]) for k in numbers] for error in ("drop", "mean")
+        f"errors: {error}": [ratio_interval(left[name][error, k], model_ld[name]) for k in numbers]
+        for error in ("drop", "mean")
     }
 
 # %%
 first, last = (mean_interval(added["drop", k]) for k in (numbers[0], numbers[-1]))
 title = f"From {numbers[0]} to {numbers[-1]} SAEs, the cost on text goes from {first.value:.2f} to {last.value:.2f} nats a token"
-figure = lines_figure(panels, numbers, "number of SAEs", title, levels={label: float(label != CE) for label in panels})
-show(figure, alt=f"Line plots against the number of SAEs: cross-entropy added, logit difference kept on two tasks. {title}.")
-table = {(label, line): map(str, intervals) for label, lines in panels.items() for line, intervals in lines.items()}
+figure = lines_figure(
+    panels, numbers, "number of SAEs", title, levels={label: float(label != CE) for label in panels}
+)
+show(
+    figure,
+    alt=f"Line plots against the number of SAEs: cross-entropy added, logit difference kept on two tasks. {title}.",
+)
+table = {
+    (label, line): map(str, intervals)
+    for label, lines in panels.items()
+    for line, intervals in lines.items()
+}
 pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
-# The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference that it makes to the loss on
-# text, and to the logit difference kept (where the interval leaves 0 out, chance is a poor explanation; of fifteen such intervals, though, about one does so by chance):
+# The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference
+# that it makes to the loss on text, and to the logit difference kept (where the interval leaves 0
+# out, chance is a poor explanation; of fifteen such intervals, though, about one does so by
+# chance):
 
 # %%
 helps = {}
 for k in numbers:
     helps[k] = {"nats added on text": mean_interval(added["mean", k] - added["drop", k])}
     for name in tasks:
-        helps[k][f"LD kept, {name}"] = ratio_interval(left[name]["mean", k] - left[name]["drop", k], model_ld[name])
-pd.DataFrame({k: {label: str(interval) for label, interval in row.items()} for k, row in helps.items()}).T.rename_axis("mean − drop")
+        helps[k][f"LD kept, {name}"] = ratio_interval(
+            left[name]["mean", k] - left[name]["drop", k], model_ld[name]
+        )
+pd.DataFrame(
+    {k: {label: str(interval) for label, interval in row.items()} for k, row in helps.items()}
+).T.rename_axis("mean − drop")
 
 # %% [markdown]
-# A share above 1 is no mistake: the spliced model is then *surer* than the model itself. Which differences are clear (their
-# interval is on one side of 0), and what part of the cost the last SAE has:
+# A share above 1 is no mistake: the spliced model is then *surer* than the model itself. Which
+# differences are clear (their interval is on one side of 0), and what part of the cost the last SAE
+# has:
 
 # %%
 for label in next(iter(helps.values())):
     higher = [k for k in numbers if helps[k][label].low > 0]
     lower = [k for k in numbers if helps[k][label].high < 0]
-    print(f"{label}: with the mean clearly higher with {higher or 'no number of'} SAEs, clearly lower with {lower or 'no number of'}")
+    print(
+        f"{label}: with the mean clearly higher with {higher or 'no number of'} SAEs, clearly lower with {lower or 'no number of'}"
+    )
 tail = ratio_interval(added["drop", numbers[0]], added["drop", numbers[-1]])
-print(f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbers[-1]} SAEs cost on text, errors dropped.")
+print(
+    f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbers[-1]} SAEs cost on text, errors dropped."
+)
 
 # %% [markdown]
-# Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And the mean error is no free
-# gift. On text there is little to gain: errors of different texts have little in common (section 2; on task prompts we did not measure
-# it). Where it hurts, there are two suspects. It is the average of the *unspliced* model's errors, and from the second SAE on the stream
-# is another one; and our SAEs were finetuned with their errors dropped, so they may make up in the reconstruction for what would be
-# lost. With one SAE only the second can be at work: where the row of 1 shows no harm and later rows do, suspect the first. With SAEs of
-# your own, measure it.
+# Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And
+# the mean error is no free gift. On text there is little to gain: errors of different texts have
+# little in common (section 2; on task prompts we did not measure it). Where it hurts, there are two
+# suspects. It is the average of the *unspliced* model's errors, and from the second SAE on the
+# stream is another one; and our SAEs were finetuned with their errors dropped, so they may make up
+# in the reconstruction for what would be lost. With one SAE only the second can be at work: where
+# the row of 1 shows no harm and later rows do, suspect the first. With SAEs of your own, measure
+# it.
 #
 # ## 5. Where?
 #
-# One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative error*, ‖e‖ / ‖x‖: mean over
-# tokens, on the same texts.
+# One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative
+# error*, ‖e‖ / ‖x‖: mean over tokens, on the same texts.
 
 # %%
 alone, relative = {}, {}
@@ -513,13 +615,22 @@ for layer in tqdm(lab.sae_layers):
     for name in tasks:
         left[name]["alone", layer] = task_ld(name, [layer])
 for layer, x in streams(text, lab.sae_layers).items():
-    relative[layer] = ((x - splice(x, lab.saes[layer])).norm(dim=-1) / x.norm(dim=-1))[:, 1:].mean(1).cpu()
+    relative[layer] = (
+        ((x - splice(x, lab.saes[layer])).norm(dim=-1) / x.norm(dim=-1))[:, 1:].mean(1).cpu()
+    )
 
 # %%
 panels = {
-    "relative error of the SAE": {"text": [mean_interval(relative[layer]) for layer in lab.sae_layers]},
+    "relative error of the SAE": {
+        "text": [mean_interval(relative[layer]) for layer in lab.sae_layers]
+    },
     CE: {"text": [mean_interval(alone[layer]) for layer in lab.sae_layers]},
-    "LD kept": {name: [ratio_interval(left[name]["alone", layer], model_ld[name]) for layer in lab.sae_layers] for name in tasks},
+    "LD kept": {
+        name: [
+            ratio_interval(left[name]["alone", layer], model_ld[name]) for layer in lab.sae_layers
+        ]
+        for name in tasks
+    },
 }
 dearest = max(lab.sae_layers, key=lambda layer: alone[layer].mean())
 cheapest = min(lab.sae_layers, key=lambda layer: alone[layer].mean())
@@ -536,16 +647,21 @@ show(
 
 # %%
 for name in tasks:
-    intervals = {layer: ratio_interval(left[name]["alone", layer], model_ld[name]) for layer in lab.sae_layers}
+    intervals = {
+        layer: ratio_interval(left[name]["alone", layer], model_ld[name])
+        for layer in lab.sae_layers
+    }
     costly = {layer: str(i) for layer, i in intervals.items() if i.high < 1}
     print(f"{name}: LD kept clearly below 1 with one SAE after layer {costly or '(none)'}")
 
 # %% [markdown]
-# Where late SAEs cost more than early ones, one reason may be that the answer is all but ready there, and few layers are left to repair
-# what they lose. But mind that place and quality go together here: the first panel shows that the SAEs of late layers have larger errors.
+# Where late SAEs cost more than early ones, one reason may be that the answer is all but ready
+# there, and few layers are left to repair what they lose. But mind that place and quality go
+# together here: the first panel shows that the SAEs of late layers have larger errors.
 #
-# Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost the sum of what each costs
-# alone. The last column is the difference: below 0, they do less harm together than one by one.
+# Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost
+# the sum of what each costs alone. The last column is the difference: below 0, they do less harm
+# together than one by one.
 
 # %%
 sae_layers = lab.sae_layers
@@ -563,70 +679,105 @@ compared = {
 pd.DataFrame(compared).T
 
 # %% [markdown]
-# And on the tasks: the logit difference that is lost together, minus the sum of what each SAE loses alone, as a share of the
-# model's. Above 0, the errors *compound*: together they do more harm than one by one.
+# And on the tasks: the logit difference that is lost together, minus the sum of what each SAE loses
+# alone, as a share of the model's. Above 0, the errors *compound*: together they do more harm than
+# one by one.
 
 # %%
 excess = {}
 for layers in placements[1:]:
     k = len(layers)
-    excess[k] = {"text, nats a token": mean_interval(added["drop", k] - sum(alone[layer] for layer in layers))}
+    excess[k] = {
+        "text, nats a token": mean_interval(
+            added["drop", k] - sum(alone[layer] for layer in layers)
+        )
+    }
     for name in tasks:
-        lost = model_ld[name] - left[name]["drop", k] - sum(model_ld[name] - left[name]["alone", layer] for layer in layers)
+        lost = (
+            model_ld[name]
+            - left[name]["drop", k]
+            - sum(model_ld[name] - left[name]["alone", layer] for layer in layers)
+        )
         excess[k][f"{name}, share of LD"] = ratio_interval(lost, model_ld[name])
-pd.DataFrame({k: {label: str(interval) for label, interval in row.items()} for k, row in excess.items()}).T.rename_axis("SAEs")
+pd.DataFrame(
+    {k: {label: str(interval) for label, interval in row.items()} for k, row in excess.items()}
+).T.rename_axis("SAEs")
 
 # %%
 for label in excess[numbers[-1]]:
-    more, less = [k for k in excess if excess[k][label].low > 0], [k for k in excess if excess[k][label].high < 0]
-    print(f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less with {less or 'no number of'}")
+    more, less = (
+        [k for k in excess if excess[k][label].low > 0],
+        [k for k in excess if excess[k][label].high < 0],
+    )
+    print(
+        f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less with {less or 'no number of'}"
+    )
 
 # %% [markdown]
-# Where a line names numbers of SAEs, errors compound (or make up for one another). Where it names none, these prompts do not show it,
-# which is not to say that it is not so: mind how wide the intervals are. The next section looks at the stream itself.
+# Where a line names numbers of SAEs, errors compound (or make up for one another). Where it names
+# none, these prompts do not show it, which is not to say that it is not so: mind how wide the
+# intervals are. The next section looks at the stream itself.
 #
 # ## 6. How the error grows
 #
-# Follow the residual stream x' through the spliced model, and compare it after every layer with the x of the unspliced run:
-# $\|x' - x\| / \|x\|$. Each SAE adds its error to a stream that is already wrong.
+# Follow the residual stream x' through the spliced model, and compare it after every layer with the
+# x of the unspliced run: $\|x' - x\| / \|x\|$. Each SAE adds its error to a stream that is already
+# wrong.
 #
-# And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at each SAE, and each token,
-# they add a vector of exactly the length of the SAE's error there. One has a **random** direction. The other is the error that
-# the SAE makes at **another** token: a direction that is typical of its errors, and knows nothing of this token.
+# And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at
+# each SAE, and each token, they add a vector of exactly the length of the SAE's error there. One
+# has a **random** direction. The other is the error that the SAE makes at **another** token: a
+# direction that is typical of its errors, and knows nothing of this token.
 
 # %%
-growth = {len(layers): error_growth(SplicedModel(lab, layers), text, seed=SEED) for layers in placements[-2:]}
-kinds = {"sae": "the SAE's own error", "other": "another token's error, same length", "random": "random direction, same length"}
+growth = {
+    len(layers): error_growth(SplicedModel(lab, layers), text, seed=SEED)
+    for layers in placements[-2:]
+}
+kinds = {
+    "sae": "the SAE's own error",
+    "other": "another token's error, same length",
+    "random": "random direction, same length",
+}
 
 # %%
 most = growth[numbers[-1]]
 panels = {
-    f"relative error of the stream, {k} SAEs": {label: band(found[kind].relative) for kind, label in kinds.items()}
+    f"relative error of the stream, {k} SAEs": {
+        label: mean_intervals(found[kind].relative) for kind, label in kinds.items()
+    }
     for k, found in growth.items()
 }
 end = {kind: mean_interval(most[kind].relative[:, -1]) for kind in kinds}
 off, noise = f"{end['sae'].value:.0%}", f"{end['random'].value:.0%}"
 title = f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {off} of its length, random noise by {noise}"
 show(
-    lines_figure(panels, range(lab.n_layers), "after layer", title, bands=True, marks=placements[-1]),
+    lines_figure(
+        panels, range(lab.n_layers), "after layer", title, bands=True, marks=placements[-1]
+    ),
     alt=f"The relative error of the residual stream, layer by layer, for SAE errors and two kinds of noise as long. {title}.",
 )
 
 # %% [markdown]
-# The grey lines are the ten layers that have an SAE; on the left only every second one is spliced in. Does the error grow as independent errors would? If each SAE's were fresh and
-# independent of what was there, and the layers neither damped nor amplified it, squares would add up: the root of the summed
-# squares of the errors that each SAE adds.
+# The grey lines are the ten layers that have an SAE; on the left only every second one is spliced
+# in. Does the error grow as independent errors would? If each SAE's were fresh and independent of
+# what was there, and the layers neither damped nor amplified it, squares would add up: the root of
+# the summed squares of the errors that each SAE adds.
 
 # %%
 own, after = most["sae"].added, most["sae"].relative[:, placements[-1]]
 expected = own.pow(2).cumsum(1).sqrt()
 steps = pd.DataFrame(
     {
-        "adds to the clean stream": [str(mean_interval(relative[layer])) for layer in placements[-1]],
-        "adds here": [str(i) for i in band(own)],
-        "the stream is off by": [str(i) for i in band(after)],
-        "if squares added up": [str(i) for i in band(expected)],
-        "off by / if squares added up": [str(ratio_interval(after[:, i], expected[:, i])) for i in range(after.shape[1])],
+        "adds to the clean stream": [
+            str(mean_interval(relative[layer])) for layer in placements[-1]
+        ],
+        "adds here": [str(i) for i in mean_intervals(own)],
+        "the stream is off by": [str(i) for i in mean_intervals(after)],
+        "if squares added up": [str(i) for i in mean_intervals(expected)],
+        "off by / if squares added up": [
+            str(ratio_interval(after[:, i], expected[:, i])) for i in range(after.shape[1])
+        ],
     },
     index=pd.Index(placements[-1], name="SAE after layer"),
 )
@@ -634,39 +785,63 @@ steps
 
 # %%
 last = placements[-1][-1]
-print(f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} of what adding squares says.")
-print(f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would add to the clean stream.")
+print(
+    f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} of what adding squares says."
+)
+print(
+    f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would add to the clean stream."
+)
 previous = torch.cat([torch.zeros(len(after), 1), after[:, :-1]], dim=1)
 squares = (previous.pow(2) + own.pow(2)).sqrt()  # what was there before, and what this SAE adds
-steps_of = {layer: ratio_interval(after[:, i], squares[:, i]) for i, layer in enumerate(placements[-1])}
+steps_of = {
+    layer: ratio_interval(after[:, i], squares[:, i]) for i, layer in enumerate(placements[-1])
+}
 damped = [layer for layer, i in steps_of.items() if i.high < 1]
 grew = [layer for layer, i in steps_of.items() if i.low > 1]
-print(f"Step by step: clearly less than squares say up to layers {damped or 'none'}, clearly more up to {grew or 'none'}.")
+print(
+    f"Step by step: clearly less than squares say up to layers {damped or 'none'}, clearly more up to {grew or 'none'}."
+)
 
 # %% [markdown]
-# Where a step says less, the layers on the way damp what was there (each writes much the same into both streams, and the stream gets
-# longer), or the new error cancels part of it; where it says more, they amplify it. "Adds here" is measured against the clean stream's
-# length. If it is smaller than what the SAE adds to the clean stream, the stream that comes in is easier to rebuild, or shorter.
+# Where a step says less, the layers on the way damp what was there (each writes much the same into
+# both streams, and the stream gets longer), or the new error cancels part of it; where it says
+# more, they amplify it. "Adds here" is measured against the clean stream's length. If it is smaller
+# than what the SAE adds to the clean stream, the stream that comes in is easier to rebuild, or
+# shorter.
 #
-# What does the model make of it? The Kullback–Leibler divergence from the model's next-token distribution, for one SAE at a
-# time, and for many. The ratio says how much worse (above 1) or better (below 1) the SAE's error is than noise of its length.
+# What does the model make of it? The Kullback–Leibler divergence from the model's next-token
+# distribution, for one SAE at a time, and for many. The ratio says how much worse (above 1) or
+# better (below 1) the SAE's error is than noise of its length.
 
 # %%
 probed = lab.sae_layers[1::4] if QUICK else lab.sae_layers[::2] + lab.sae_layers[-1:]
-single = {layer: error_growth(SplicedModel(lab, [layer]), text, seed=SEED) for layer in tqdm(probed)}
+single = {
+    layer: error_growth(SplicedModel(lab, [layer]), text, seed=SEED) for layer in tqdm(probed)
+}
 
 # %%
 KL = "KL from the model, nats a token"
-panels = {KL: {label: [mean_interval(single[layer][kind].kl) for layer in probed] for kind, label in kinds.items()}}
+panels = {
+    KL: {
+        label: [mean_interval(single[layer][kind].kl) for layer in probed]
+        for kind, label in kinds.items()
+    }
+}
 for control in ("random", "other"):
     label = f"KL of the SAE's error / {kinds[control].split(',')[0]}"
-    panels[label] = {"ratio": [ratio_interval(single[layer]["sae"].kl, single[layer][control].kl) for layer in probed]}
+    panels[label] = {
+        "ratio": [
+            ratio_interval(single[layer]["sae"].kl, single[layer][control].kl) for layer in probed
+        ]
+    }
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
 title = f"One SAE, against random noise of equal length: clearly worse after layers {worse or 'none'}, better after {better or 'none'}"
 show(
-    lines_figure(panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)),
+    lines_figure(
+        panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)
+    ),
     alt=f"KL divergence over layers for the SAE's error and two controls, and the ratios of the first to each control. {title}.",
 )
 
@@ -683,18 +858,21 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# For single SAEs of GPT-2, Gurnee (*SAE reconstruction errors are (empirically) pathological*, 2024) found errors to be much
-# worse than random noise of their length. The title and the table say how it is here. If you compare
-# with his numbers, mind what is not the same: the model, the texts, and SAEs that were finetuned on the very divergence that is
-# measured. With many SAEs, a later one reads the stream that the earlier ones left, and may make up for some of it or add to it; noise
+# For single SAEs of GPT-2, Gurnee (*SAE reconstruction errors are (empirically) pathological*,
+# 2024) found errors to be much worse than random noise of their length. The title and the table say
+# how it is here. If you compare with his numbers, mind what is not the same: the model, the texts,
+# and SAEs that were finetuned on the very divergence that is measured. With many SAEs, a later one
+# reads the stream that the earlier ones left, and may make up for some of it or add to it; noise
 # does neither.
 #
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
-# So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of what a circuit is to tell us:
-# *these latents do it*. That can only be checked where the model has no other way. Let us see: we ablate **every** latent of
-# the SAEs, so that they say the same (their mean) for every prompt. Nothing of a prompt should then get through. How much of
-# the model's distinction between clean and patch prompt is left?
+# So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of
+# what a circuit is to tell us: *these latents do it*. That can only be checked where the model has
+# no other way. Let us see: we ablate **every** latent of the SAEs, so that they say the same (their
+# mean) for every prompt. Nothing of a prompt should then get through. How much of the model's
+# distinction between clean and patch prompt is left?
+
 
 # %%
 def distinction(task, measure):
@@ -707,7 +885,9 @@ def leak(name, layers, error, n=6 if QUICK else 40):
     spliced = SplicedModel(lab, layers, error)
     means = spliced.patch_means(train[name].patch[:n])
     nothing = SAEMasks.full(means.latents, 0.0)
-    ablated = distinction(test[name][:n], functools.partial(spliced.logit_diff, masks=nothing, means=means))
+    ablated = distinction(
+        test[name][:n], functools.partial(spliced.logit_diff, masks=nothing, means=means)
+    )
     return ratio_interval(ablated, distinction(test[name][:n], spliced.model_logit_diff))
 
 
@@ -717,51 +897,84 @@ leaks = {
     for name in tasks
     for layers in ([11], placements[0], COURSE)
 }
-pd.DataFrame({key: {error: str(i).replace("-0.00", "0.00") for error, i in row.items()} for key, row in leaks.items()}).T
+pd.DataFrame(
+    {
+        key: {error: str(i).replace("-0.00", "0.00") for error, i in row.items()}
+        for key, row in leaks.items()
+    }
+).T
 
 # %%
 for (name, layers), row in leaks.items():
-    assert abs(row["drop"].value) < 1e-3 and abs(row["mean"].value) < 1e-3, "something got around the SAEs"
-    print(f"{name}, SAEs after {layers}: with errors kept, {row['keep']} of the distinction is left")
+    assert abs(row["drop"].value) < 1e-3 and abs(row["mean"].value) < 1e-3, (
+        "something got around the SAEs"
+    )
+    print(
+        f"{name}, SAEs after {layers}: with errors kept, {row['keep']} of the distinction is left"
+    )
 
 # %% [markdown]
-# With errors dropped or averaged nothing gets through, by construction: a circuit in that model has to explain everything that
-# is left. Where errors are kept and the interval is clear of 0, that part has travelled in the errors, which are no latents and
-# have no meaning that we could read. (The rows for the last SAE alone and for all five are equal, and have to be: with every latent of
-# the last one at its mean, only *its* error differs between prompts.) How much it is depends on the SAEs, the place and the task; you
-# have to measure it. The better model can be the worse instrument.
+# With errors dropped or averaged nothing gets through, by construction: a circuit in that model has
+# to explain everything that is left. Where errors are kept and the interval is clear of 0, that
+# part has travelled in the errors, which are no latents and have no meaning that we could read.
+# (The rows for the last SAE alone and for all five are equal, and have to be: with every latent of
+# the last one at its mean, only *its* error differs between prompts.) How much it is depends on the
+# SAEs, the place and the task; you have to measure it. The better model can be the worse
+# instrument.
 #
-# The second reason is counting. Along the residual stream, an SAE reads what the SAE before it wrote, and nothing else: k SAEs
-# have k − 1 steps between them. SAEs on the outputs of attention and MLP are no bottlenecks: the stream leads around each of
-# them, so every one can be read by all later ones. The table counts the pairs for SAEs on the stream, the attention and the MLP of every
+# The second reason is counting. Along the residual stream, an SAE reads what the SAE before it
+# wrote, and nothing else: k SAEs have k − 1 steps between them. SAEs on the outputs of attention
+# and MLP are no bottlenecks: the stream leads around each of them, so every one can be read by all
+# later ones. The table counts the pairs for SAEs on the stream, the attention and the MLP of every
 # layer where nothing closes the ways around (errors kept): an upper bound.
+
 
 # %%
 def steps_between(n_layers, n_saes):
-    """Pairs of SAEs where one can read the other: with few in the stream, and with three (stream, attention, MLP) at every layer."""
+    """Pairs of SAEs where one can read the other: with few in the stream, and with three (stream,
+    attention, MLP) at every layer.
+    """
     every = 3 * n_layers
-    return {"few SAEs": n_saes, "steps between them": n_saes - 1, "SAEs everywhere": every, "pairs to look at": math.comb(every, 2)}
+    return {
+        "few SAEs": n_saes,
+        "steps between them": n_saes - 1,
+        "SAEs everywhere": every,
+        "pairs to look at": math.comb(every, 2),
+    }
 
 
-pd.DataFrame({"SmolLM2-135M": steps_between(30, 5), "Gemma 2 9B": steps_between(42, 4), "Llama 70B": steps_between(80, 5)}).T
+pd.DataFrame(
+    {
+        "SmolLM2-135M": steps_between(30, 5),
+        "Gemma 2 9B": steps_between(42, 4),
+        "Llama 70B": steps_between(80, 5),
+    }
+).T
 
 # %% [markdown]
 # And how many nodes lie in a step? Those that are on in a prompt:
 
 # %%
 spliced = SplicedModel(lab, COURSE)
-on = {name: (f > 0).sum((1, 2)).float() for name, f in spliced.run(test["sva_nounpp"].clean).latents.items()}
-print(f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over {len(test['sva_nounpp'])} prompts:")
+on = {
+    name: (f > 0).sum((1, 2)).float()
+    for name, f in spliced.run(test["sva_nounpp"].clean).latents.items()
+}
+print(
+    f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over {len(test['sva_nounpp'])} prompts:"
+)
 print({name: round(n.mean().item()) for name, n in on.items()})
 
 # %% [markdown]
-# The price of few SAEs is the other side: between two of them lie `gap` layers in which we see nothing. We learn *what* is
-# passed on, and not *how* it was computed.
+# The price of few SAEs is the other side: between two of them lie `gap` layers in which we see
+# nothing. We learn *what* is passed on, and not *how* it was computed.
 #
 # ## 8. What it takes: memory
 #
-# An SAE is two matrices of d_model × width. In 16 bits, $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$ bytes each; biases
-# are small. Nothing is loaded for this table: `estimate` knows the shapes of the course's labs.
+# An SAE is two matrices of d_model × width. In 16 bits, $2 \cdot d_\text{model} \cdot \text{width}
+# \cdot 2$ bytes each; biases are small. Nothing is loaded for this table: `estimate` knows the
+# shapes of the course's labs.
+
 
 # %%
 def sae_gb(n_saes, d_model, width):
@@ -770,7 +983,9 @@ def sae_gb(n_saes, d_model, width):
 
 
 def cost_row(parameters, n_layers, d_model, width, few):
-    """Memory of the model, of a few SAEs, and of SAEs at three hook points a layer; the work of encoding against the model's."""
+    """Memory of the model, of a few SAEs, and of SAEs at three hook points a layer; the work of
+    encoding against the model's.
+    """
     every, model = 3 * n_layers, parameters * 2 / 1e9
     work = lambda n: n * 2 * d_model * width / (2 * parameters)  # noqa: E731
     few_gb, every_gb = (sae_gb(n, d_model, width) for n in (few, every))
@@ -786,37 +1001,47 @@ for name in LABS:
     needs, config = estimate(name, dtype=torch.bfloat16), spec_of(name).config().get_text_config()
     few = len(spec_of(name).placement)
     width = round(needs.saes * 1e9 / (few * 2 * config.hidden_size * 2))
-    costs[name] = cost_row(needs.parameters, config.num_hidden_layers, config.hidden_size, width, few)
+    costs[name] = cost_row(
+        needs.parameters, config.num_hidden_layers, config.hidden_size, width, few
+    )
     assert abs(costs[name]["few GB"] - needs.saes) < 1e-6
 
 # %% [markdown]
-# Llama 70B is no lab of the course, so we do the arithmetic here: 80 layers, d_model 8192, grouped-query attention with keys
-# and values of width 1024, an MLP of three matrices to and from 28,672, and 128,256 tokens, embedded and unembedded. For the
-# SAEs' width we take 8 · d_model = 65,536 (ours are 7.1 times as wide as the stream). The few are one every 16 layers.
+# Llama 70B is no lab of the course, so we do the arithmetic here: 80 layers, d_model 8192,
+# grouped-query attention with keys and values of width 1024, an MLP of three matrices to and from
+# 28,672, and 128,256 tokens, embedded and unembedded. For the SAEs' width we take 8 · d_model =
+# 65,536 (ours are 7.1 times as wide as the stream). The few are one every 16 layers.
 
 # %%
 d, layers_70b, kv, mlp, vocab = 8192, 80, 1024, 28_672, 128_256
 attention = 2 * d * d + 2 * d * kv
 llama = layers_70b * (attention + 3 * d * mlp) + 2 * vocab * d
-print(f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M")
+print(
+    f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M"
+)
 costs["Llama 70B"] = cost_row(llama, layers_70b, d, 8 * d, few=len(place(layers_70b, 16)))
 print(f"one SAE: 2 · {d} · {8 * d} · 2 bytes = {sae_gb(1, d, 8 * d):.2f} GB")
 pd.DataFrame.from_dict(costs, orient="index").round(2)
 
 # %%
 big = costs["Llama 70B"]
-print(f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} GB of SAEs beside {big['model GB']:.0f} GB of model.")
-print(f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, {big['few GB'] / big['everywhere GB']:.1%} of it.")
+print(
+    f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} GB of SAEs beside {big['model GB']:.0f} GB of model."
+)
+print(
+    f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, {big['few GB'] / big['everywhere GB']:.1%} of it."
+)
 
 # %% [markdown]
-# The last two columns are the work of encoding a token, with few SAEs and with all, over that of the model's own forward pass.
-# Weights are not all: to learn masks, the activations of every latent are kept for the way back, which `estimate` reckons for
-# the labs ("a mask step").
+# The last two columns are the work of encoding a token, with few SAEs and with all, over that of
+# the model's own forward pass. Weights are not all: to learn masks, the activations of every latent
+# are kept for the way back, which `estimate` reckons for the labs ("a mask step").
 #
 # ## 9. The splice explorer
 #
-# Tick SAEs, choose what becomes of their errors, and see what is left. (In a running notebook. Elsewhere you see the picture
-# for the course's placement, errors dropped.) It uses a few texts and prompts, so mind the intervals.
+# Tick SAEs, choose what becomes of their errors, and see what is left. (In a running notebook.
+# Elsewhere you see the picture for the course's placement, errors dropped.) It uses a few texts and
+# prompts, so mind the intervals.
 
 # %%
 few_texts, few_prompts = text[:8], 8 if QUICK else 24
@@ -828,8 +1053,13 @@ def draw(layers, error):
     """A picture of what SAEs after these layers cost."""
     changes = keep_changes(few_texts, layers) if error == "keep" else spliced_at(layers, error)
     cost = mean_interval(text_ce(changes, few_texts) - few_ce)
-    lds = {name: task_ld(name, layers, error, few_prompts) if layers else model_ld[name][:few_prompts] for name in tasks}
-    shares = {f"LD, {name}": ratio_interval(ld, model_ld[name][:few_prompts]) for name, ld in lds.items()}
+    lds = {
+        name: task_ld(name, layers, error, few_prompts) if layers else model_ld[name][:few_prompts]
+        for name in tasks
+    }
+    shares = {
+        f"LD, {name}": ratio_interval(ld, model_ld[name][:few_prompts]) for name, ld in lds.items()
+    }
     title = f"{len(layers)} SAEs, errors: {error}, {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
     kept = ", ".join(f"{label} {share}" for label, share in shares.items())
     return picture(shares_figure(shares, title), alt=f"Logit difference kept: {kept}. {title}.")
@@ -838,27 +1068,39 @@ def draw(layers, error):
 explore_splices(lab.sae_layers, draw, start=spec_of(LAB).placement)
 
 # %% [markdown]
-# Things to try: find the pair of SAEs that costs IOI most. Is it the pair that costs agreement most? Take out the SAE after the
-# last layer: what does it cost, and what would you no longer see?
+# Things to try: find the pair of SAEs that costs IOI most. Is it the pair that costs agreement
+# most? Take out the SAE after the last layer: what does it cost, and what would you no longer see?
 #
 # ## What we saw
 
 # %%
 for name in tasks:
-    said = ", ".join(f"{k}: {ratio_interval(left[name]['drop', k], model_ld[name])}" for k in numbers)
-    print(f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out prompts), by number of SAEs: {said}")
-print(f"nats a token added on {len(text)} texts: " + ", ".join(f"{k}: {mean_interval(added['drop', k])}" for k in numbers))
+    said = ", ".join(
+        f"{k}: {ratio_interval(left[name]['drop', k], model_ld[name])}" for k in numbers
+    )
+    print(
+        f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out prompts), by number of SAEs: {said}"
+    )
+print(
+    f"nats a token added on {len(text)} texts: "
+    + ", ".join(f"{k}: {mean_interval(added['drop', k])}" for k in numbers)
+)
 grown = ratio_interval(after[:, -1], own[:, -1])
-print(f"after {numbers[-1]} SAEs the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what the last one adds")
+print(
+    f"after {numbers[-1]} SAEs the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what the last one adds"
+)
 against = ratio_interval(most["sae"].kl, most["random"].kl)
 print(f"{numbers[-1]} SAEs against random noise of their errors' length: {against} times the KL")
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** Splice few SAEs, the last one after the last layer (the price of a closed bottleneck: section 4 says what it
-# costs), and drop their errors: nothing then gets around them, and the steps between them are few. Check on *your* task that enough is left: what a task bears is no property of
-# the SAEs alone. The later notebooks use the course's placement, after layers 5, 11, 17, 23 and 29.
+# **What to take away.** Splice few SAEs, the last one after the last layer (the price of a closed
+# bottleneck: section 4 says what it costs), and drop their errors: nothing then gets around them,
+# and the steps between them are few. Check on *your* task that enough is left: what a task bears is
+# no property of the SAEs alone. The later notebooks use the course's placement, after layers 5, 11,
+# 17, 23 and 29.
 #
-# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs usually have smaller errors, and another
-# trade. The texts are short and were written by a language model, so they may be easier than others. And the intervals are over
-# texts and prompts: they say nothing about other SAEs, trained again with another seed.
+# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs usually have
+# smaller errors, and another trade. The texts are short and were written by a language model, so
+# they may be easier than others. And the intervals are over texts and prompts: they say nothing
+# about other SAEs, trained again with another seed.

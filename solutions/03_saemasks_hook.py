@@ -13,22 +13,26 @@
 # %% [markdown]
 # # 03 · The SAEMasks hook
 #
-# A sparse autoencoder writes each token's residual stream as a sum of a few *latents*. To find out what one of them does,
-# switch it off and see what the model says then. **How is one latent switched off, at one position?** And what should be put in
-# its place?
+# A sparse autoencoder writes each token's residual stream as a sum of a few *latents*. To find out
+# what one of them does, switch it off and see what the model says then. **How is one latent
+# switched off, at one position?** And what should be put in its place?
 #
-# You begin with a hook of three lines that switches one latent off everywhere. Then you see where that falls short, and write
-# the next version; the last one is `SAEMasks`, the class on which all circuits of this course run. **You will be able to**
+# You begin with a hook of three lines that switches one latent off everywhere. Then you see where
+# that falls short, and write the next version; the last one is `SAEMasks`, the class on which all
+# circuits of this course run. **You will be able to**
 #
-# - write TransformerLens hooks that change one (position, latent) pair, a *node*, and prove that they do what they say;
+# - write TransformerLens hooks that change one (position, latent) pair, a *node*, and prove that
+#   they do what they say;
 # - say what ablation puts in a latent's place, zero or a mean, and measure what each costs;
-# - read, count, save and load the mask of a circuit, and knock a circuit out without hitting anything else;
-# - recognise two mistakes that passed unnoticed in published code (that of *Scaling Sparse Feature Circuit Finding to Gemma 9B*, the
-#   post whose method this course teaches), from the numbers that they make.
+# - read, count, save and load the mask of a circuit, and knock a circuit out without hitting
+#   anything else;
+# - recognise two mistakes that passed unnoticed in published code (that of *Scaling Sparse Feature
+#   Circuit Finding to Gemma 9B*, the post whose method this course teaches), from the numbers that
+#   they make.
 #
-# **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`). Notebook 02 explains why we splice
-# SAEs into the residual stream. **It runs** {times}. The first run fetches 93 MB
-# of weights.
+# **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`).
+# Notebook 02 explains why we splice SAEs into the residual stream. **It runs** {times}. The first
+# run fetches 93 MB of weights.
 
 # %% tags=["setup"]
 # setup
@@ -49,22 +53,29 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from course_utils.attribution import largest_change, random_scores
-from course_utils.bootstrap import mean_interval
-from course_utils.catalog import spec_of
-from course_utils.evaluate import faithfulness, references
-from course_utils.exercises_03 import check, exercise
-from course_utils.labs import hook_point, load_lab
-from course_utils.masks import MaskError, SAEMasks
-from course_utils.optimize import learn_masks
-from course_utils.plots import circuit_figure, effects_figure, node_map_figure, running_mean_figure, show
-from course_utils.splice import SplicedModel, logit_diff
-from course_utils.tasks import load_task
+from course_utils.circuits.attribution import largest_change, random_scores
+from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.splice import SplicedModel, logit_diff
+from course_utils.circuits.statistics import mean_interval
+from course_utils.display.figures import (
+    circuit_figure,
+    effects_figure,
+    node_map_figure,
+    running_mean_figure,
+    show,
+)
+from course_utils.labs.catalog import spec_of
+from course_utils.labs.lab import hook_point, load_lab
+from course_utils.prompts.tasks import load_task
+from course_utils.teaching.nb03 import check, exercise
 
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and repeats (CI does that).
+# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
+# repeats (CI does that).
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -75,7 +86,9 @@ SEED = 0
 # %%
 LAYERS = list(LAYERS or spec_of(LAB).placement)
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (64, 32) if QUICK else (256, 100)  # prompts for means and for choosing; prompts to judge on
+N_TRAIN, N_TEST = (
+    (64, 32) if QUICK else (256, 100)
+)  # prompts for means and for choosing; prompts to judge on
 N_HAND = 16 if QUICK else 40  # prompts for hooks by hand, which run the whole model each time
 N_DRAWS = 2 if QUICK else 4  # random controls, and shuffled orders of prompts
 STEPS = 20 if QUICK else 60  # of learning a mask
@@ -83,9 +96,9 @@ STEPS = 20 if QUICK else 60  # of learning a mask
 # %% [markdown]
 # ## 1. One latent
 #
-# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. Means and choices come from the training prompts;
-# every effect is measured on held-out ones, with nouns that are not among them. The *patch* prompt has the subject in the other
-# number.
+# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. Means and choices come
+# from the training prompts; every effect is measured on held-out ones, with nouns that are not
+# among them. The *patch* prompt has the subject in the other number.
 
 # %%
 lab = load_lab(LAB, layers=LAYERS)
@@ -95,8 +108,9 @@ few = test[:N_HAND]
 pd.DataFrame([vars(pair) for pair in test.pairs[:3]])
 
 # %% [markdown]
-# We work at one SAE first, in the middle of the model. A hook function gets the residual stream `x` and the hook point; what it
-# returns goes on in `x`'s place, and if it returns nothing, `x` goes on. So this one only looks:
+# We work at one SAE first, in the middle of the model. A hook function gets the residual stream `x`
+# and the hook point; what it returns goes on in `x`'s place, and if it returns nothing, `x` goes
+# on. So this one only looks:
 
 # %%
 LAYER = LAYERS[len(LAYERS) // 2]
@@ -109,50 +123,61 @@ def look(x, hook):
 
 
 lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME, look)])
-print(f"{NAME}: the hook ran {len(seen)} time, and saw {list(seen[0].shape)}, [batch, seq, d_model]")
+print(
+    f"{NAME}: the hook ran {len(seen)} time, and saw {list(seen[0].shape)}, [batch, seq, d_model]"
+)
 
 # %% [markdown]
-# A trap before we go on. With a hook point that does not exist, TransformerLens says nothing: the hook never runs, and the
-# "ablated" model is the model itself. An effect of exactly 0 should make you look here first.
+# A trap before we go on. With a hook point that does not exist, TransformerLens says nothing: the
+# hook never runs, and the "ablated" model is the model itself. An effect of exactly 0 should make
+# you look here first.
 
 # %%
 lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME.replace("post", "pots"), look)])
 print(f"with a misspelt name, no error, and still {len(seen)} call")
 
 # %% [markdown]
-# Which latent? One that differs between singular and plural sentences. We encode the residual stream of clean and patch
-# prompts, and take the latent that changes most at the position where the two prompts differ, the subject.
+# Which latent? One that differs between singular and plural sentences. We encode the residual
+# stream of clean and patch prompts, and take the latent that changes most at the position where the
+# two prompts differ, the subject.
 
 
 # %%
 def residual_stream(tokens):
     """What the hook point sees; the rest of the model is not run."""
     caught = []
-    lab.model.run_with_hooks(tokens, fwd_hooks=[(NAME, lambda x, hook: caught.append(x))], stop_at_layer=LAYER + 1)
+    lab.model.run_with_hooks(
+        tokens, fwd_hooks=[(NAME, lambda x, hook: caught.append(x))], stop_at_layer=LAYER + 1
+    )
     return caught[0]
 
 
 f_clean, f_patch = (sae.encode(residual_stream(tokens)) for tokens in (train.clean, train.patch))
 SUBJECT = int((train.clean != train.patch).any(0).nonzero()[0])
 LATENT = int((f_clean - f_patch).abs().mean(0)[SUBJECT].argmax())
-print(f"after layer {LAYER}, latent {LATENT} changes most at position {SUBJECT}, {train.position_labels[SUBJECT]}")
+print(
+    f"after layer {LAYER}, latent {LATENT} changes most at position {SUBJECT}, {train.position_labels[SUBJECT]}"
+)
 print("(In brackets: a word that differs between prompts; the first prompt's is shown.)")
 
 # %%
 LABELS = [f"{position} {label}" for position, label in enumerate(test.position_labels)]
 cases = [pair.case for pair in train.pairs]
-pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(cases).mean().round(2)
+pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(cases).mean().round(
+    2
+)
 
 # %% [markdown]
-# The table shows the latent's mean activation by case: the number of the subject, then of the distractor. On SmolLM2 it is a
-# latent for plural nouns, and it does not ask whose: it fires on a plural distractor as much as on a plural subject. Keep that
-# in mind.
+# The table shows the latent's mean activation by case: the number of the subject, then of the
+# distractor. On SmolLM2 it is a latent for plural nouns, and it does not ask whose: it fires on a
+# plural distractor as much as on a plural subject. Keep that in mind.
 #
 # ## 2. Version 1: off, everywhere
 #
-# First the *splice*: the stream is encoded and decoded again, and the rebuilt stream goes on. BOS is left alone: its residual
-# stream is a hundred times longer than any other. That costs something by itself, since the SAE does not rebuild everything, so
-# an effect of a latent is always measured against the splice, and never against the model.
+# First the *splice*: the stream is encoded and decoded again, and the rebuilt stream goes on. BOS
+# is left alone: its residual stream is a hundred times longer than any other. That costs something
+# by itself, since the SAE does not rebuild everything, so an effect of a latent is always measured
+# against the splice, and never against the model.
 
 
 # %%
@@ -163,18 +188,22 @@ def splice(x, hook, *, sae):
 
 
 def logit_diff_with(hooks, task=few):
-    """The logit difference of every clean prompt, with hooks: above 0 where the model prefers the right verb."""
+    """The logit difference of every clean prompt, with hooks: above 0 where the model prefers the
+    right verb.
+    """
     logits = lab.model.run_with_hooks(task.clean, fwd_hooks=hooks)
     return logit_diff(logits[:, -1], task)
 
 
 model_ld = logit_diff_with([])
 whole = logit_diff_with([(NAME, functools.partial(splice, sae=sae))])
-print(f"logit difference: the model {mean_interval(model_ld)}, with the splice {mean_interval(whole)} ({len(few)} prompts)")
+print(
+    f"logit difference: the model {mean_interval(model_ld)}, with the splice {mean_interval(whole)} ({len(few)} prompts)"
+)
 
 # %% [markdown]
-# Did it do what we think? The course's `SplicedModel` does the same with quite different code (it starts late, and computes two
-# logits only). The two must agree:
+# Did it do what we think? The course's `SplicedModel` does the same with quite different code (it
+# starts late, and computes two logits only). The two must agree:
 
 # %%
 one_sae = SplicedModel(lab, [LAYER])
@@ -193,31 +222,37 @@ def switch_off_v1(x, hook, *, sae, latent):
     return torch.cat([x[:, :1], sae.decode(f)[:, 1:]], dim=1)
 
 
-everywhere = whole - logit_diff_with([(NAME, functools.partial(switch_off_v1, sae=sae, latent=LATENT))])
+everywhere = whole - logit_diff_with(
+    [(NAME, functools.partial(switch_off_v1, sae=sae, latent=LATENT))]
+)
 
 
 def of_cases(values):
     """The mean over the prompts of each case, with its interval."""
     cases = [pair.case for pair in few.pairs]
-    return {case: mean_interval(values[[found == case for found in cases]]) for case in sorted(set(cases))}
+    return {
+        case: mean_interval(values[[found == case for found in cases]])
+        for case in sorted(set(cases))
+    }
 
 
 pd.Series(of_cases(everywhere)).to_frame("logit difference lost")
 
 # %% [markdown]
-# How much logit difference is lost, with 95 % intervals over prompts. (Below 0: the model got surer of the right verb.)
+# How much logit difference is lost, with 95 % intervals over prompts. (Below 0: the model got surer
+# of the right verb.)
 #
-# **Where it falls short.** The latent fires at more than one position, and version 1 hits them all. Where both nouns are
-# plural, which of them counted? Where the distractor alone is plural, did we help the model by making it deaf to the
-# distractor? This hook cannot say.
+# **Where it falls short.** The latent fires at more than one position, and version 1 hits them all.
+# Where both nouns are plural, which of them counted? Where the distractor alone is plural, did we
+# help the model by making it deaf to the distractor? This hook cannot say.
 #
 # ## 3. Version 2: off, at one position
 #
 # ### Exercise 3.1 · One latent, one position
 # ⏱ 10 min · difficulty ●○○ · the smallest intervention there is: a *node*
 #
-# Write the hook that sets one latent to 0 at one position, in every prompt of the batch. All other latents and positions pass
-# through the SAE as in `splice`; BOS stays as it is.
+# Write the hook that sets one latent to 0 at one position, in every prompt of the batch. All other
+# latents and positions pass through the SAE as in `splice`; BOS stays as it is.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -226,7 +261,8 @@ pd.Series(of_cases(everywhere)).to_frame("logit difference lost")
 #
 # <details><summary>Hint 2</summary>
 #
-# Change the latents after `sae.encode` and before `sae.decode`, and put column 0 of `x` back with `torch.cat`.
+# Change the latents after `sae.encode` and before `sae.decode`, and put column 0 of `x` back with
+# `torch.cat`.
 # </details>
 
 # %%
@@ -240,17 +276,19 @@ check(switch_off)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *BOS went through the SAE too*: SAEs are not trained on BOS; its reconstruction is poor, and every later token attends to
-#   it.
-# - *Only this position went through the SAE*: then the other tokens keep what the SAE would have lost, and the comparison with
-#   the splice is one of two changes at once.
-# - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (the error policy `"keep"`), but it is not the splice.
-# - *You changed x in place*: `x[:, 1:] = …` overwrites what others may still read, the cache for instance.
+# - *BOS went through the SAE too*: SAEs are not trained on BOS; its reconstruction is poor, and
+#   every later token attends to it.
+# - *Only this position went through the SAE*: then the other tokens keep what the SAE would have
+#   lost, and the comparison with the splice is one of two changes at once.
+# - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (the error policy `"keep"`),
+#   but it is not the splice.
+# - *You changed x in place*: `x[:, 1:] = …` overwrites what others may still read, the cache for
+#   instance.
 # </details>
 
 # %% [markdown]
-# Where does the latent matter? We switch it off at each position in turn. The control is a latent at random, among those that
-# fire at that position (one draw at each: a hint, not an average).
+# Where does the latent matter? We switch it off at each position in turn. The control is a latent
+# at random, among those that fire at that position (one draw at each: a hint, not an average).
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
@@ -265,25 +303,36 @@ lost["everywhere"] = everywhere
 
 # %%
 effects = {f"latent {LATENT}": lost, "a random latent that fires there": control}
-effects = {of: {label: mean_interval(value) for label, value in values.items()} for of, values in effects.items()}
+effects = {
+    of: {label: mean_interval(value) for label, value in values.items()}
+    for of, values in effects.items()
+}
 at_subject = lost[LABELS[SUBJECT]]
 title = f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, {at_subject.mean():.2f} at the subject alone"
 figure = effects_figure(effects, "logit difference lost", title)
-show(figure, alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.")
+show(
+    figure,
+    alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.",
+)
 
 # %% [markdown]
 # The same by case answers what version 1 could not: at the subject, at the distractor, everywhere.
 
 # %%
-pd.DataFrame({label: of_cases(lost[label]) for label in (LABELS[SUBJECT], LABELS[-1], "everywhere")})
+pd.DataFrame(
+    {label: of_cases(lost[label]) for label in (LABELS[SUBJECT], LABELS[-1], "everywhere")}
+)
 
 # %% [markdown]
-# **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each? Let us switch off two
-# latents at the subject, once with two hooks, and once in one go:
+# **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each?
+# Let us switch off two latents at the subject, once with two hooks, and once in one go:
 
 # %%
 second = int((f_clean - f_patch).abs().mean(0)[SUBJECT].topk(2).indices[1])
-two_hooks = [(NAME, functools.partial(switch_off, sae=sae, latent=latent, position=SUBJECT)) for latent in (LATENT, second)]
+two_hooks = [
+    (NAME, functools.partial(switch_off, sae=sae, latent=latent, position=SUBJECT))
+    for latent in (LATENT, second)
+]
 
 
 def both_at_once(x, hook):
@@ -293,18 +342,21 @@ def both_at_once(x, hook):
 
 
 chained, at_once = logit_diff_with(two_hooks), logit_diff_with([(NAME, both_at_once)])
-print(f"lost with two hooks {mean_interval(whole - chained)}, in one go {mean_interval(whole - at_once)}")
+print(
+    f"lost with two hooks {mean_interval(whole - chained)}, in one go {mean_interval(whole - at_once)}"
+)
 print(f"apart, on the average prompt: {mean_interval((chained - at_once).abs())}")
 
 # %% [markdown]
-# The means may be close, but prompt by prompt the two disagree, and no error is raised. The second hook reads what the first
-# has rebuilt: the stream goes through the SAE twice, and its reconstruction error is paid twice. With a hook for every node of
-# a circuit it would be paid dozens of times. A set of nodes has to be switched off *between one encode and one decode*.
+# The means may be close, but prompt by prompt the two disagree, and no error is raised. The second
+# hook reads what the first has rebuilt: the stream goes through the SAE twice, and its
+# reconstruction error is paid twice. With a hook for every node of a circuit it would be paid
+# dozens of times. A set of nodes has to be switched off *between one encode and one decode*.
 #
 # ## 4. Version 3: a mask
 #
-# So the hook takes a tensor with one number per node, `[seq, d_sae]`: 1 keeps, 0 switches off. Any set of nodes is now one
-# multiplication. With a single 0 it must be version 2:
+# So the hook takes a tensor with one number per node, `[seq, d_sae]`: 1 keeps, 0 switches off. Any
+# set of nodes is now one multiplication. With a single 0 it must be version 2:
 
 
 # %%
@@ -316,33 +368,42 @@ def splice_v3(x, hook, *, sae, mask):
 mask = torch.ones(test.seq_len, sae.cfg.d_sae, device=lab.device)
 mask[SUBJECT, LATENT] = 0
 v3 = logit_diff_with([(NAME, functools.partial(splice_v3, sae=sae, mask=mask))])
-v2 = logit_diff_with([(NAME, functools.partial(switch_off, sae=sae, latent=LATENT, position=SUBJECT))])
+v2 = logit_diff_with(
+    [(NAME, functools.partial(switch_off, sae=sae, latent=LATENT, position=SUBJECT))]
+)
 torch.testing.assert_close(v3, v2)
 
 # %% [markdown]
-# **Where it falls short.** What is off is 0. Is 0 a natural thing for a latent to be? Some latents fire in nearly every one of
-# these sentences; they say what all of them share (a noun phrase, an article, a verb is due). Zero takes that away too:
+# **Where it falls short.** What is off is 0. Is 0 a natural thing for a latent to be? Some latents
+# fire in nearly every one of these sentences; they say what all of them share (a noun phrase, an
+# article, a verb is due). Zero takes that away too:
 
 # %%
 share_on = (f_clean[:, 1:] > 0).float().mean(0)
 rows = {}
 for i, on in enumerate(share_on, start=1):
     mean_f = f_clean[:, i].mean(0)
-    rows[LABELS[i]] = {"fire in some sentence": int((on > 0).sum()), "fire in more than 95 %": int((on > 0.95).sum())}
-    rows[LABELS[i]]["their share of all activation"] = f"{(mean_f[on > 0.95].sum() / mean_f.sum()).item():.2f}"
+    rows[LABELS[i]] = {
+        "fire in some sentence": int((on > 0).sum()),
+        "fire in more than 95 %": int((on > 0.95).sum()),
+    }
+    rows[LABELS[i]]["their share of all activation"] = (
+        f"{(mean_f[on > 0.95].sum() / mean_f.sum()).item():.2f}"
+    )
 pd.DataFrame(rows)
 
 # %% [markdown]
-# We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all of them share. So the
-# latent's **mean over the patch prompts** takes its place, position by position:
+# We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all
+# of them share. So the latent's **mean over the patch prompts** takes its place, position by
+# position:
 #
 # $$\text{masked} = \text{ablation} + (f - \text{ablation})\cdot m$$
 #
 # ### Exercise 3.2 · Masked latents
 # ⏱ 5 min · difficulty ●○○ · the one formula of this notebook
 #
-# Write the formula as a function. It has to be right for values between 0 and 1, too: in notebook 04 the mask is learned, by
-# gradient descent.
+# Write the formula as a function. It has to be right for values between 0 and 1, too: in notebook
+# 04 the mask is learned, by gradient descent.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -351,7 +412,8 @@ pd.DataFrame(rows)
 #
 # <details><summary>Hint 2</summary>
 #
-# Broadcasting does the rest: `[batch, seq, d_sae]` against `[seq, d_sae]`. No loop, no `if`, no `torch.where`.
+# Broadcasting does the rest: `[batch, seq, d_sae]` against `[seq, d_sae]`. No loop, no `if`, no
+# `torch.where`.
 # </details>
 
 # %%
@@ -365,15 +427,19 @@ check(masked)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *What is taken out becomes 0*: `f * mask` is version 3; the ablation must come in where the mask goes out.
-# - *The ablation is added where the latent is kept, too*: `f * mask + ablation` counts the mean twice where m = 1.
-# - *A threshold has no gradient*: `torch.where(mask > 0.5, …)` is right for a finished mask, and cannot be learned.
+# - *What is taken out becomes 0*: `f * mask` is version 3; the ablation must come in where the mask
+#   goes out.
+# - *The ablation is added where the latent is kept, too*: `f * mask + ablation` counts the mean
+#   twice where m = 1.
+# - *A threshold has no gradient*: `torch.where(mask > 0.5, …)` is right for a finished mask, and
+#   cannot be learned.
 # </details>
 #
 # ### Exercise 3.3 · Mean latents
 # ⏱ 10 min · difficulty ●●○ · what stands in for a latent that is off
 #
-# From the residual stream of the patch prompts, compute every latent's mean over prompts, for each position by itself.
+# From the residual stream of the patch prompts, compute every latent's mean over prompts, for each
+# position by itself.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -397,28 +463,35 @@ check(masked)
 check(mean_latents)
 
 # %% [markdown]
-# **What you should see**: ✅, and in the next cell the same numbers as `SplicedModel.patch_means` finds.
+# **What you should see**: ✅, and in the next cell the same numbers as `SplicedModel.patch_means`
+# finds.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You averaged over positions too*: then the same vector stands in at the noun and at the preposition, and neither looks like
-#   itself.
-# - *You encoded the mean residual stream*: the ReLU and its threshold make `encode(mean(x))` another thing than
-#   `mean(encode(x))`. It is the encoding of a sentence that nobody wrote.
-# - *BOS has means too*: harmless while the hook leaves BOS alone, and a surprise the day that somebody sums over positions.
-# - *A silent prompt counts, with 0*: the mean over prompts where the latent fires is much larger than the latent usually is.
+# - *You averaged over positions too*: then the same vector stands in at the noun and at the
+#   preposition, and neither looks like itself.
+# - *You encoded the mean residual stream*: the ReLU and its threshold make `encode(mean(x))`
+#   another thing than `mean(encode(x))`. It is the encoding of a sentence that nobody wrote.
+# - *BOS has means too*: harmless while the hook leaves BOS alone, and a surprise the day that
+#   somebody sums over positions.
+# - *A silent prompt counts, with 0*: the mean over prompts where the latent fires is much larger
+#   than the latent usually is.
 # </details>
 
 # %%
 my_means = mean_latents(residual_stream(train.patch), sae)
-torch.testing.assert_close(my_means, one_sae.patch_means(train.patch).latents[NAME], atol=1e-3, rtol=1e-3)
-print(f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} over {len(train)} patch prompts")
+torch.testing.assert_close(
+    my_means, one_sae.patch_means(train.patch).latents[NAME], atol=1e-3, rtol=1e-3
+)
+print(
+    f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} over {len(train)} patch prompts"
+)
 
 
 # %% [markdown]
-# The next version puts the means in. A first look at what is at stake: take *everything* away at this SAE. Then all prompts
-# look the same to the layers above, with zeros and with means, and the model cannot know the subject's number. But does it
-# still know that a verb is due?
+# The next version puts the means in. A first look at what is at stake: take *everything* away at
+# this SAE. Then all prompts look the same to the layers above, with zeros and with means, and the
+# model cannot know the subject's number. But does it still know that a verb is due?
 
 
 # %%
@@ -431,7 +504,9 @@ verbs = torch.cat([train.clean_answers, train.patch_answers]).unique()
 
 
 def p_verb(logits):
-    """How much probability the next token's distribution gives to the task's verbs, of either number."""
+    """How much probability the next token's distribution gives to the task's verbs, of either
+    number.
+    """
     return logits.float().softmax(-1)[:, verbs].sum(-1)
 
 
@@ -445,27 +520,32 @@ hooks = {
 rows = {}
 for label, hook in hooks.items():
     logits = lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME, hook)])[:, -1]
-    rows[label] = {"P(verb)": mean_interval(p_verb(logits)), "logit difference": mean_interval(logit_diff(logits, few))}
+    rows[label] = {
+        "P(verb)": mean_interval(p_verb(logits)),
+        "logit difference": mean_interval(logit_diff(logits, few)),
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With means it still expects a verb, about as much as with every latent; with zeros it has lost the sentence. (The wide
-# intervals around a logit difference of 0 say the same thing twice: one fixed answer, right for half of the prompts and wrong
-# for the others.) Section 7 looks more closely, with controls, and at where the mean is *not* the fairer choice.
+# With means it still expects a verb, about as much as with every latent; with zeros it has lost the
+# sentence. (The wide intervals around a logit difference of 0 say the same thing twice: one fixed
+# answer, right for half of the prompts and wrong for the others.) Section 7 looks more closely,
+# with controls, and at where the mean is *not* the fairer choice.
 #
-# **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask, its means and its hook point,
-# and all must be kept together, checked against the prompts' length, counted, saved and loaded. That is what a class is for.
+# **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask,
+# its means and its hook point, and all must be kept together, checked against the prompts' length,
+# counted, saved and loaded. That is what a class is for.
 #
 # ## 5. The class: SAEMasks
 #
-# `SAEMasks(hook_points, masks)` holds one mask a hook point. Its `forward` is what a hook calls, with the latents and the name
-# of the hook point.
+# `SAEMasks(hook_points, masks)` holds one mask a hook point. Its `forward` is what a hook calls,
+# with the latents and the name of the hook point.
 #
 # ### Exercise 3.4 · `SAEMasks.forward`
 # ⏱ 10 min · difficulty ●●○ · the heart of the class
 #
-# Write it as a function whose first argument is `self`; below, it becomes the method of a class of yours. Your `masked` does
-# the arithmetic. Without `mean_ablation`, 0 stands in.
+# Write it as a function whose first argument is `self`; below, it becomes the method of a class of
+# yours. Your `masked` does the arithmetic. Without `mean_ablation`, 0 stands in.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -474,8 +554,9 @@ pd.DataFrame(rows).T
 #
 # <details><summary>Hint 2</summary>
 #
-# `self.check(sae_hook_point, seq=…, d_sae=…)` raises `MaskError` if the mask has another size than the latents. Call it first.
-# What would PyTorch do with latents `[batch, 1, d_sae]` and a mask `[6, d_sae]`?
+# `self.check(sae_hook_point, seq=…, d_sae=…)` raises `MaskError` if the mask has another size than
+# the latents. Call it first. What would PyTorch do with latents `[batch, 1, d_sae]` and a mask `[6,
+# d_sae]`?
 # </details>
 
 # %%
@@ -498,14 +579,15 @@ class MyMasks(SAEMasks):
 # <details><summary>My values look wrong</summary>
 #
 # - *You took the first mask*: `self.masks[0]` works as long as there is one SAE.
-# - *Broadcasting made up positions*: one position met a mask for six, and six came out. PyTorch finds that reasonable; here it
-#   is always a mistake.
-# - *Without mean_ablation, 0 is to stand in*: the default is `None`, so that callers who forget it get zero ablation. The means
-#   are the caller's to give.
+# - *Broadcasting made up positions*: one position met a mask for six, and six came out. PyTorch
+#   finds that reasonable; here it is always a mistake.
+# - *Without mean_ablation, 0 is to stand in*: the default is `None`, so that callers who forget it
+#   get zero ablation. The means are the caller's to give.
 # </details>
 #
-# Notebook 04 learns circuits for this task and keeps them in `data/masks`. We take its largest one below a hundred nodes. (For
-# a lab without any, we keep the nodes that change most between clean and patch.)
+# Notebook 04 learns circuits for this task and keeps them in `data/masks`. We take its largest one
+# below a hundred nodes. (For a lab without any, we keep the nodes that change most between clean
+# and patch.)
 
 # %%
 spliced = SplicedModel(lab, LAYERS)
@@ -517,11 +599,13 @@ else:
     circuits = [MyMasks.from_scores(largest_change(spliced, train), n) for n in (15, 40)]
 for found in circuits:
     found.masks = [mask.to(lab.device) for mask in found.masks]
-circuit = max((found for found in circuits if found.get_num_latents() < 100), key=SAEMasks.get_num_latents)
+circuit = max(
+    (found for found in circuits if found.get_num_latents() < 100), key=SAEMasks.get_num_latents
+)
 
 # %% [markdown]
-# One hook a SAE, all with the same function. The circuit's logit differences, by hand and by the library, which never calls
-# `run_with_hooks`:
+# One hook a SAE, all with the same function. The circuit's logit differences, by hand and by the
+# library, which never calls `run_with_hooks`:
 
 
 # %%
@@ -531,24 +615,32 @@ def masked_splice(x, hook, *, name, masks, means):
     return torch.cat([x[:, :1], sae.decode(f)[:, 1:]], dim=1)
 
 
-hooks = [(name, functools.partial(masked_splice, name=name, masks=circuit, means=means)) for name in spliced.hook_points]
+hooks = [
+    (name, functools.partial(masked_splice, name=name, masks=circuit, means=means))
+    for name in spliced.hook_points
+]
 begin = time.perf_counter()
 by_hand = logit_diff_with(hooks)
 middle = time.perf_counter()
 library = spliced.run(few.clean, masks=circuit, means=means).logit_diff(few)
 torch.testing.assert_close(by_hand, library, atol=5e-3, rtol=1e-3)
 times = (middle - begin) / (time.perf_counter() - middle)
-print(f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {times:.1f} times as long")
+print(
+    f"equal within {(by_hand - library).abs().max():.1e}; by hand it took {times:.1f} times as long"
+)
 
 # %% [markdown]
-# From here on the library runs it. How faithful is the circuit? F is the mean logit difference: F(S) with every latent kept, F(C) with
-# the circuit's alone, F(∅) with none. *Faithfulness* is (F(C) − F(∅)) / (F(S) − F(∅)): 0 is as good as nothing, 1 as good as all latents.
-# The *gap* is how far it is off, prompt by prompt: 0 is best. (Notebook 05 takes these numbers apart.)
+# From here on the library runs it. How faithful is the circuit? F is the mean logit difference:
+# F(S) with every latent kept, F(C) with the circuit's alone, F(∅) with none. *Faithfulness* is
+# (F(C) − F(∅)) / (F(S) − F(∅)): 0 is as good as nothing, 1 as good as all latents. The *gap* is how
+# far it is off, prompt by prompt: 0 is best. (Notebook 05 takes these numbers apart.)
 
 # %%
 reference = references(spliced, test, means)
 kept = faithfulness(spliced, test, circuit, means, against=reference)
-print(f"{circuit.get_num_latents()} nodes: faithfulness {kept.vs_spliced}, gap {kept.gap}, on {kept.n} held-out prompts")
+print(
+    f"{circuit.get_num_latents()} nodes: faithfulness {kept.vs_spliced}, gap {kept.gap}, on {kept.n} held-out prompts"
+)
 
 # %% [markdown]
 # ### What is in a mask
@@ -563,23 +655,31 @@ by_position = sum((mask > 0).sum(1) for mask in circuit.masks)
 busiest = sorted(by_position.argsort(descending=True)[:2].tolist())
 there = " and ".join(LABELS[position] for position in busiest)
 title = f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {there}"
-show(circuit_figure(circuit, test, title), alt=f"A grid of node counts by layer and position. {title}.")
+show(
+    circuit_figure(circuit, test, title),
+    alt=f"A grid of node counts by layer and position. {title}.",
+)
 
 # %% [markdown]
-# Closer: the mask of the SAE with the most nodes before the last one. A column is a latent, a row a position.
+# Closer: the mask of the SAE with the most nodes before the last one. A column is a latent, a row a
+# position.
 
 # %%
 name = max(circuit.hook_points[:-1], key=lambda name: (circuit[name] > 0).sum())
 often = ((circuit[name] > 0).sum(0) > 1).sum().item()
 on_somewhere = (circuit[name] > 0).any(0).sum().item()
 title = f"{name}: {often} of {on_somewhere} latents are kept at more than one position"
-show(node_map_figure(circuit[name], LABELS, title), alt=f"A map of kept nodes, positions by latents. {title}.")
+show(
+    node_map_figure(circuit[name], LABELS, title),
+    alt=f"A map of kept nodes, positions by latents. {title}.",
+)
 
 # %% [markdown]
 # ### Saving and loading
 #
-# Masks are saved as safetensors, which holds numbers and nothing else. (The published code used `torch.save`: a pickle, which
-# can run any code when it is loaded.) A finished circuit is mostly zeros, so as text it is smaller still:
+# Masks are saved as safetensors, which holds numbers and nothing else. (The published code used
+# `torch.save`: a pickle, which can run any code when it is loaded.) A finished circuit is mostly
+# zeros, so as text it is smaller still:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -601,8 +701,8 @@ except MaskError as error:
 # %% [markdown]
 # ## 6. At one position, or at all?
 #
-# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers, and fits prompts of any length. What
-# it keeps is more:
+# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers, and fits
+# prompts of any length. What it keeps is more:
 #
 # ### Exercise 3.5 · Counting nodes
 # ⏱ 5 min · difficulty ●○○ · so that circuits are compared at equal size
@@ -616,7 +716,8 @@ except MaskError as error:
 #
 # <details><summary>Hint 2</summary>
 #
-# `mask.ndim` tells the two kinds apart. Count what is above 0: a soft mask's values do not add up to nodes.
+# `mask.ndim` tells the two kinds apart. Count what is above 0: a soft mask's values do not add up
+# to nodes.
 # </details>
 
 # %%
@@ -630,7 +731,8 @@ check(count_nodes)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *A shared mask's latents are counted once*: that is what `get_num_latents` does, and it makes shared masks look small.
+# - *A shared mask's latents are counted once*: that is what `get_num_latents` does, and it makes
+#   shared masks look small.
 # - *BOS is counted too*: `seq − 1` positions are spliced, not `seq`.
 # - *You counted latents, not nodes*: a latent at two positions is two nodes.
 # </details>
@@ -638,15 +740,21 @@ check(count_nodes)
 # %%
 shared = MyMasks(circuit.hook_points, [mask.amax(0) for mask in circuit.masks])
 for label, masks in {"per position": circuit, "shared": shared}.items():
-    print(f"{label}: get_num_latents() says {masks.get_num_latents()}; nodes in a prompt: {count_nodes(masks, test.seq_len)}")
+    print(
+        f"{label}: get_num_latents() says {masks.get_num_latents()}; nodes in a prompt: {count_nodes(masks, test.seq_len)}"
+    )
 
 # %% [markdown]
-# Is the shared one more faithful? It keeps more, so it should be compared at equal size: the control is the circuit with as
-# many more nodes, drawn at random from those that fire.
+# Is the shared one more faithful? It keeps more, so it should be compared at equal size: the
+# control is the circuit with as many more nodes, drawn at random from those that fire.
 
 # %%
-chance = [random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAWS)]  # 0 for what never fires
-with_circuit = {name: torch.where(circuit[name] > 0, 2.0, score) for name, score in chance[0].items()}  # the circuit comes first
+chance = [
+    random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAWS)
+]  # 0 for what never fires
+with_circuit = {
+    name: torch.where(circuit[name] > 0, 2.0, score) for name, score in chance[0].items()
+}  # the circuit comes first
 padded = SAEMasks.from_scores(with_circuit, count_nodes(shared, test.seq_len))
 rows = {}
 for label, masks in (
@@ -655,13 +763,18 @@ for label, masks in (
     ("the circuit and random nodes", padded),
 ):
     found = faithfulness(spliced, test, masks, means, against=reference)
-    rows[label] = {"nodes": count_nodes(masks, test.seq_len), "faithfulness": found.vs_spliced, "gap": found.gap}
+    rows[label] = {
+        "nodes": count_nodes(masks, test.seq_len),
+        "faithfulness": found.vs_spliced,
+        "gap": found.gap,
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]
 # ### Knock-outs
 #
-# The other question about a circuit is what the model does *without* it. For that the mask is turned round.
+# The other question about a circuit is what the model does *without* it. For that the mask is
+# turned round.
 #
 # ### Exercise 3.6 · Knock a circuit out
 # ⏱ 5 min · difficulty ●○○ · the complement, and a mistake that is easy to make
@@ -689,15 +802,18 @@ check(knock_out)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You knocked its latents out at every position*: the mistake of this section. See below what it does to a result.
+# - *You knocked its latents out at every position*: the mistake of this section. See below what it
+#   does to a result.
 # - *Row 0 is on*: nothing is spliced at BOS, so nothing changes, but every count is off by `d_sae`.
 # - *This is the circuit itself*: that is `F(C)`; here the complement is wanted.
 # </details>
 #
-# The published code knocked circuits out by latent and ignored the position: a list of latents was switched off wherever they
-# fired. For a circuit with a mask per position, that removes nodes that are not in it. What does it do to a result? We knock
-# out the whole circuit, and a part of it: its nodes *at the last token, the distractor, up to the middle of the model*, to ask
-# how much the reading of the distractor contributes. The control is random: as many nodes that fire, alone or at all positions.
+# The published code knocked circuits out by latent and ignored the position: a list of latents was
+# switched off wherever they fired. For a circuit with a mask per position, that removes nodes that
+# are not in it. What does it do to a result? We knock out the whole circuit, and a part of it: its
+# nodes *at the last token, the distractor, up to the middle of the model*, to ask how much the
+# reading of the distractor contributes. The control is random: as many nodes that fire, alone or at
+# all positions.
 
 
 # %%
@@ -710,8 +826,12 @@ def at_all_positions(masks):
 
 
 def lost_without(removed):
-    """How much of the spliced model's logit difference goes when these nodes are put to their means, prompt by prompt."""
-    return reference.spliced - spliced.logit_diff(test, masks=knock_out(removed), means=means, start=reference.start)
+    """How much of the spliced model's logit difference goes when these nodes are put to their
+    means, prompt by prompt.
+    """
+    return reference.spliced - spliced.logit_diff(
+        test, masks=knock_out(removed), means=means, start=reference.start
+    )
 
 
 # %%
@@ -724,7 +844,12 @@ def at_the_distractor(masks):
 
 
 removed = {"the circuit": circuit, "its nodes at the distractor": at_the_distractor(circuit)}
-effects = {"these nodes": {}, "their latents at all positions": {}, "random nodes": {}, "random latents at all positions": {}}
+effects = {
+    "these nodes": {},
+    "their latents at all positions": {},
+    "random nodes": {},
+    "random latents at all positions": {},
+}
 for label, part in removed.items():
     label += f"\n({count_nodes(part, test.seq_len)} nodes, or {count_nodes(at_all_positions(part), test.seq_len)} at all positions)"
     random_parts = [SAEMasks.from_scores(scores, part.get_num_latents()) for scores in chance]
@@ -742,19 +867,21 @@ show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {ti
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
-# Left, the whole circuit: without it most of the logit difference is gone already, so there is little more to lose by ignoring
-# positions. Right, a part of it:
-# most latents that read the distractor are the ones that read the subject, a few tokens earlier. A knock-out that ignores positions
-# takes out both, and charges the distractor for the subject. The distance between the two points is the size of the mistake.
+# Left, the whole circuit: without it most of the logit difference is gone already, so there is
+# little more to lose by ignoring positions. Right, a part of it:
+# most latents that read the distractor are the ones that read the subject, a few tokens earlier. A
+# knock-out that ignores positions takes out both, and charges the distractor for the subject. The
+# distance between the two points is the size of the mistake.
 #
 # ## 7. Zero or mean?
 #
-# Every ablation compares the model with something; the *baseline* says with what. We ask three questions, on held-out prompts.
+# Every ablation compares the model with something; the *baseline* says with what. We ask three
+# questions, on held-out prompts.
 #
-# **Does it break what it should not touch?** Take nodes at random from all that fire (now and then one of the circuit's is among them),
-# and ablate them. A fair
-# baseline changes little. We measure how far the whole next-token distribution moves, the KL divergence from the spliced
-# model's.
+# **Does it break what it should not touch?** Take nodes at random from all that fire (now and then
+# one of the circuit's is among them), and ablate them. A fair
+# baseline changes little. We measure how far the whole next-token distribution moves, the KL
+# divergence from the spliced model's.
 
 # %%
 zeros = replace(means, latents={name: torch.zeros_like(f) for name, f in means.latents.items()})
@@ -762,8 +889,12 @@ spliced_log_p = spliced.run(reference.start, means=means).logits.log_softmax(-1)
 
 
 def kl(masks, baseline):
-    """KL divergence of the next-token distribution, from the spliced model's to the masked model's, prompt by prompt."""
-    log_p = spliced.run(reference.start, masks=masks, means=baseline, keep_latents=False).logits.log_softmax(-1)
+    """KL divergence of the next-token distribution, from the spliced model's to the masked model's,
+    prompt by prompt.
+    """
+    log_p = spliced.run(
+        reference.start, masks=masks, means=baseline, keep_latents=False
+    ).logits.log_softmax(-1)
     return (spliced_log_p.exp() * (spliced_log_p - log_p)).sum(-1)
 
 
@@ -772,16 +903,24 @@ effects = {"zero": {}, "mean over patch prompts": {}}
 for n in (10, 100, 1000):
     removed = [knock_out(SAEMasks.from_scores(scores, n)) for scores in chance]
     for label, baseline in zip(effects, (zeros, means)):
-        effects[label][f"{n:,}"] = mean_interval(torch.stack([kl(masks, baseline) for masks in removed]).mean(0))
+        effects[label][f"{n:,}"] = mean_interval(
+            torch.stack([kl(masks, baseline) for masks in removed]).mean(0)
+        )
 
 # %%
 zero, mean = (effects[label]["100"] for label in effects)
 title = f"100 random nodes: zero moves the prediction by {zero.value:.2g} nats, the mean by {mean.value:.2g}"
-figure = effects_figure(effects, "KL from the spliced model (nats)", title, x_label="random nodes ablated", log=True)
-show(figure, alt=f"KL divergence against the number of random nodes ablated, for two baselines, on a log scale. {title}.")
+figure = effects_figure(
+    effects, "KL from the spliced model (nats)", title, x_label="random nodes ablated", log=True
+)
+show(
+    figure,
+    alt=f"KL divergence against the number of random nodes ablated, for two baselines, on a log scale. {title}.",
+)
 
 # %% [markdown]
-# **Is "nothing" the right nothing?** With every latent ablated, the model should know no more than that a verb is due.
+# **Is "nothing" the right nothing?** With every latent ablated, the model should know no more than
+# that a verb is due.
 
 # %%
 empty = SAEMasks.full(means.latents, 0.0)
@@ -801,8 +940,8 @@ for label, masks, baseline in (
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with zeros, they have to hold
-# the sentence together as well:
+# **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with
+# zeros, they have to hold the sentence together as well:
 
 # %%
 reference_zero = references(spliced, test, zeros)
@@ -815,8 +954,9 @@ for masks in sorted(circuits, key=SAEMasks.get_num_latents):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# That is not fair to zero: these nodes were chosen for the other baseline. So we learn two masks, one for each, with the same
-# prompts, seed and price of a node. (A minute or two. `learn_masks` is notebook 04's subject.)
+# That is not fair to zero: these nodes were chosen for the other baseline. So we learn two masks,
+# one for each, with the same prompts, seed and price of a node. (A minute or two. `learn_masks` is
+# notebook 04's subject.)
 
 # %%
 rows, n_learned = {}, {}
@@ -824,17 +964,22 @@ for label, baseline, against in (("mean", means, reference), ("zero", zeros, ref
     learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, steps=STEPS, seed=SEED)
     found = faithfulness(spliced, test, learned.masks, baseline, against=against)
     n_learned[label] = learned.n_nodes
-    rows[label] = {"nodes": learned.n_nodes, "faithfulness": found.vs_spliced, "gap": found.gap, "F(∅)": round(found.f_empty, 2)}
+    rows[label] = {
+        "nodes": learned.n_nodes,
+        "faithfulness": found.vs_spliced,
+        "gap": found.gap,
+        "F(∅)": round(found.f_empty, 2),
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Compare the numbers of nodes. Where the rest is at 0, a mask has to keep, latent by latent, what all sentences share; where it
-# is at its mean, only what differs.
+# Compare the numbers of nodes. Where the rest is at 0, a mask has to keep, latent by latent, what
+# all sentences share; where it is at its mean, only what differs.
 #
 # ### Where the mean is not fairer
 #
-# Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in the singular and high in the
-# plural has a mean between them:
+# Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in
+# the singular and high in the plural has a mean between them:
 
 # %%
 values = f_patch[:, SUBJECT, LATENT]
@@ -846,18 +991,26 @@ print(
 )
 
 # %% [markdown]
-# Second, a mean is a mean *of something*. Ours is over singular and plural patch prompts. Had we taken the plural ones alone,
-# the mean would say "plural": with every latent "ablated", the model would still be told an answer, right for half of the
-# prompts. And even ours leans, as its prompts do: compare the first row with the share above the table.
+# Second, a mean is a mean *of something*. Ours is over singular and plural patch prompts. Had we
+# taken the plural ones alone, the mean would say "plural": with every latent "ablated", the model
+# would still be told an answer, right for half of the prompts. And even ours leans, as its prompts
+# do: compare the first row with the share above the table.
 
 # %%
-patch_is_plural = torch.tensor([pair.case.startswith("singular") for pair in train.pairs])  # the clean prompt is singular
-towards_plural = torch.tensor([-1.0 if pair.case.startswith("singular") else 1.0 for pair in test.pairs])
+patch_is_plural = torch.tensor(
+    [pair.case.startswith("singular") for pair in train.pairs]
+)  # the clean prompt is singular
+towards_plural = torch.tensor(
+    [-1.0 if pair.case.startswith("singular") else 1.0 for pair in test.pairs]
+)
 
 
 def plural_bias(baseline):
     """With every latent ablated: logit of the plural verb − logit of the singular one."""
-    return towards_plural * spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start).cpu()
+    return (
+        towards_plural
+        * spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start).cpu()
+    )
 
 
 biased = {
@@ -872,8 +1025,8 @@ pd.Series(biases).to_frame("plural − singular, every latent ablated")
 # %% [markdown]
 # ## 8. The mean, batch by batch
 #
-# The latents of a thousand long prompts in a 9B model take gigabytes, so the mean is kept as prompts come in. This is where the
-# published code went wrong, in a line that looks right.
+# The latents of a thousand long prompts in a 9B model take gigabytes, so the mean is kept as
+# prompts come in. This is where the published code went wrong, in a line that looks right.
 #
 # ### Exercise 3.7 · The running mean
 # ⏱ 10 min · difficulty ●●○ · a mean that never holds more than a batch
@@ -887,8 +1040,8 @@ pd.Series(biases).to_frame("plural − singular, every latent ablated")
 #
 # <details><summary>Hint 2</summary>
 #
-# A new prompt moves the mean by (prompt − mean) / (prompts seen, this one included). For a batch, add up (prompt − old mean),
-# and divide by the prompts seen.
+# A new prompt moves the mean by (prompt − mean) / (prompts seen, this one included). For a batch,
+# add up (prompt − old mean), and divide by the prompts seen.
 # </details>
 
 # %%
@@ -904,11 +1057,12 @@ check(running_mean)
 #
 # - *You averaged the batches' means*: right if all batches are of one size; the last one rarely is.
 # - *The count counts batches*: the published mistake. Read on.
-# - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets all that came before.
+# - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets all that came
+#   before.
 # </details>
 #
-# The published code goes through the prompts one by one, and updates the mean at each. But it divides by the number of
-# *batches* begun so far:
+# The published code goes through the prompts one by one, and updates the mean at each. But it
+# divides by the number of *batches* begun so far:
 
 
 # %%
@@ -916,19 +1070,24 @@ def published_mean(prompts, batch_size):
     mean = torch.zeros_like(prompts[0])
     for i, batch in enumerate(prompts.split(batch_size)):
         for prompt in batch:
-            mean = mean + (prompt - mean) / (i + 1)  # i counts batches, and prompts are what is added
+            mean = mean + (prompt - mean) / (
+                i + 1
+            )  # i counts batches, and prompts are what is added
     return mean
 
 
 # %% [markdown]
-# In the first batch it divides by 1: each prompt wipes out the one before. In the second by 2: each has half the say. Every
-# update forgets a part of the past. How much does each prompt weigh in the end? A mean is linear, so its weights are what it
-# makes of the identity matrix:
+# In the first batch it divides by 1: each prompt wipes out the one before. In the second by 2: each
+# has half the say. Every update forgets a part of the past. How much does each prompt weigh in the
+# end? A mean is linear, so its weights are what it makes of the identity matrix:
 
 # %%
 BATCH = 16
 n = len(train)
-weights = {"right": running_mean(torch.eye(n).split(BATCH)), "published": published_mean(torch.eye(n), BATCH)}
+weights = {
+    "right": running_mean(torch.eye(n).split(BATCH)),
+    "published": published_mean(torch.eye(n), BATCH),
+}
 effective = {label: (1 / (weight**2).sum()).item() for label, weight in weights.items()}
 for label, weight in weights.items():
     last = weight[-BATCH:].sum()
@@ -937,8 +1096,8 @@ for label, weight in weights.items():
     )
 
 # %% [markdown]
-# The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as precise. How far is each from
-# the true mean, batch after batch, on the real latents of all SAEs?
+# The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as
+# precise. How far is each from the true mean, batch after batch, on the real latents of all SAEs?
 
 # %%
 latents = spliced.run(train.patch).latents
@@ -968,22 +1127,35 @@ figure = running_mean_figure(weights, errors, title)
 show(figure, alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.")
 
 # %% [markdown]
-# So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all prompts, and gets the
-# precision of the effective number above. And if they are not in random order? Task files are often sorted. We judge the circuit with the published
-# mean, over several shuffled orders, and over one in which the plural prompts come last.
+# So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all
+# prompts, and gets the precision of the effective number above. And if they are not in random
+# order? Task files are often sorted. We judge the circuit with the published mean, over several
+# shuffled orders, and over one in which the plural prompts come last.
 
 
 # %%
 def published_means(order):
-    return replace(means, latents={name: published_mean(f[order.to(f.device)], BATCH) for name, f in latents.items()})
+    return replace(
+        means,
+        latents={name: published_mean(f[order.to(f.device)], BATCH) for name, f in latents.items()},
+    )
 
 
-orders = {f"shuffled, {seed}": torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for seed in range(N_DRAWS)}
+orders = {
+    f"shuffled, {seed}": torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for seed in range(N_DRAWS)
+}
 orders["plural last"] = patch_is_plural.int().argsort(stable=True)
-baselines = {"right mean": means, **{label: published_means(order) for label, order in orders.items()}}
+baselines = {
+    "right mean": means,
+    **{label: published_means(order) for label, order in orders.items()},
+}
 rows = {}
 for label, baseline in baselines.items():
-    against = replace(reference, empty=spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start))
+    against = replace(
+        reference,
+        empty=spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start),
+    )
     found = faithfulness(spliced, test, circuit, baseline, against=against)
     rows[label] = {
         "error": f"{relative_error(baseline.latents, means.latents):.0%}",
@@ -993,10 +1165,11 @@ for label, baseline in baselines.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Each order gives other means, and with them another faithfulness of the *same* circuit. With the plural prompts last, the mean
-# is a plural mean: compare its F(∅) with the biased baselines of section 7. An average over batches of averages, or one that
-# forgets, raises no error and looks like a mean. What catches it is the test that you have just passed: compare with
-# `torch.mean` on something small, with batches of unequal size.
+# Each order gives other means, and with them another faithfulness of the *same* circuit. With the
+# plural prompts last, the mean is a plural mean: compare its F(∅) with the biased baselines of
+# section 7. An average over batches of averages, or one that forgets, raises no error and looks
+# like a mean. What catches it is the test that you have just passed: compare with `torch.mean` on
+# something small, with batches of unequal size.
 #
 # ## What we saw
 
@@ -1012,13 +1185,14 @@ for line in (
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** A node is a latent at one position; it is switched off between one encode and one decode; what stands
-# in its place is a choice, and a result is only as good as that choice. The mean over patch prompts leaves what all sentences
-# share, so that few nodes are needed for what differs; it is no natural value for a latent that is on or off, and it leans to
-# whatever its prompts lean to. Prove every hook against another way to compute the same.
+# **What to take away.** A node is a latent at one position; it is switched off between one encode
+# and one decode; what stands in its place is a choice, and a result is only as good as that choice.
+# The mean over patch prompts leaves what all sentences share, so that few nodes are needed for what
+# differs; it is no natural value for a latent that is on or off, and it leans to whatever its
+# prompts lean to. Prove every hook against another way to compute the same.
 #
-# **What it does not show.** All effects are measured in the spliced model, on one task with prompts of one length, and means
-# are taken position by position. Where prompts have other lengths, positions mean nothing, and a shared mask is the only one
-# that fits. One seed per learned mask.
+# **What it does not show.** All effects are measured in the spliced model, on one task with prompts
+# of one length, and means are taken position by position. Where prompts have other lengths,
+# positions mean nothing, and a shared mask is the only one that fits. One seed per learned mask.
 #
 # Next: [notebook 04](04_masks_vs_ig.ipynb) learns the masks that you have been using.

@@ -13,22 +13,26 @@
 # %% [markdown]
 # # 04 · Masks versus integrated gradients
 #
-# *The athletes near the car* **are** — not *is*. A language model gets this right, and somewhere in it a handful of
-# features must carry "the subject is plural" from the second word past the distracting *car* to the end.
-# **Which ones?** In this notebook you will find them in two ways, and see which way finds the smaller circuit:
+# *The athletes near the car* **are** — not *is*. A language model gets this right, and somewhere in
+# it a handful of features must carry "the subject is plural" from the second word past the
+# distracting *car* to the end. **Which ones?** In this notebook you will find them in two ways, and
+# see which way finds the smaller circuit:
 #
-# - **attribution**: score every latent by its gradient (attribution patching, integrated gradients), keep the best;
+# - **attribution**: score every latent by its gradient (attribution patching, integrated
+#   gradients), keep the best;
 # - **a learned mask**: let gradient descent decide which latents to keep, all at once.
 #
-# This is the central experiment of *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall,
-# rrenaud, 2025), on a model that fits on a laptop. Everything below is computed in front of you: a real model
-# (SmolLM2-135M), real SAEs, prompts that neither the mask nor the scores have seen, and controls.
+# This is the central experiment of *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples,
+# Nainani, McDougall, rrenaud, 2025), on a model that fits on a laptop. Everything below is computed
+# in front of you: a real model (SmolLM2-135M), real SAEs, prompts that neither the mask nor the
+# scores have seen, and controls.
 #
-# **You need** PyTorch and transformers, and to know what a sparse autoencoder is: an encoder that writes an activation
-# as a sum of a few *latents*, and a decoder that puts it together again.
-# **You write** six functions: AtP, IG, the sparsification loss, its schedule, the loop that learns a mask, and one that iterates
-# attribution. Until you do, the course's versions run in their place, so that you can also read on and come back.
-# **It runs** {times}. The first run fetches 93 MB of weights.
+# **You need** PyTorch and transformers, and to know what a sparse autoencoder is: an encoder that
+# writes an activation as a sum of a few *latents*, and a decoder that puts it together again.
+# **You write** six functions: AtP, IG, the sparsification loss, its schedule, the loop that learns
+# a mask, and one that iterates attribution. Until you do, the course's versions run in their place,
+# so that you can also read on and come back. **It runs** {times}. The first run fetches 93 MB of
+# weights.
 
 # %% tags=["setup"]
 # setup
@@ -44,24 +48,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_utils.attribution import activation_patching, atp, integrated_gradients, largest_change, random_nodes, random_scores
-from course_utils.catalog import spec_of
-from course_utils.evaluate import MEASURES, Frontier, faithfulness, nodes_per_layer, references, score_frontier
-from course_utils.exercises_04 import check, exercise
-from course_utils.labs import load_lab
-from course_utils.masks import SAEMasks
-from course_utils.needs import estimate
-from course_utils.optimize import learn_masks
-from course_utils.plots import circuit_figure, coloured_prompt, frontier_figure, history_figure, scatter_figure, show
-from course_utils.published import beside_published, published_circuits
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
-from course_utils.widgets import explore_frontier
+from course_utils.circuits.attribution import (
+    activation_patching,
+    atp,
+    integrated_gradients,
+    largest_change,
+    random_nodes,
+    random_scores,
+)
+from course_utils.circuits.evaluate import MEASURES, faithfulness, nodes_per_layer, references
+from course_utils.circuits.experiments import beside_published, published_circuits
+from course_utils.circuits.frontier import Frontier, score_frontier
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.splice import SplicedModel
+from course_utils.display.figures import (
+    circuit_figure,
+    coloured_prompt,
+    frontier_figure,
+    history_figure,
+    scatter_figure,
+    show,
+)
+from course_utils.display.widgets import explore_frontier
+from course_utils.labs.catalog import spec_of
+from course_utils.labs.lab import load_lab
+from course_utils.labs.requirements import estimate
+from course_utils.prompts.tasks import load_task
+from course_utils.teaching.nb04 import check, exercise
 
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and circuits (CI does that).
+# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
+# circuits (CI does that).
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -81,10 +101,11 @@ LEARNING = {"steps": 20, "lr": 0.6} if QUICK else {"steps": 60}  # how long a ma
 # %% [markdown]
 # ## 1. The behaviour
 #
-# A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs: a **clean** prompt, and a **patch**
-# prompt that differs in the one thing under study, here the number of the subject. Every lab of the course does for this
-# notebook, but for `qwen-coder`, whose SAEs know little besides Python sessions: change `LAB` above, to `"gpt2-small"` for
-# instance. What yours needs:
+# A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs: a **clean**
+# prompt, and a **patch** prompt that differs in the one thing under study, here the number of the
+# subject. Every lab of the course does for this notebook, but for `qwen-coder`, whose SAEs know
+# little besides Python sessions: change `LAB` above, to `"gpt2-small"` for instance. What yours
+# needs:
 
 # %%
 print(estimate(LAB, layers=LAYERS))
@@ -99,29 +120,40 @@ lab
 pd.DataFrame([vars(pair) for pair in test.pairs[:5]])
 
 # %% [markdown]
-# How well does the model see the difference? One number per prompt, the **logit difference**: the logit of the right
-# verb minus that of the verb in the other number. Above 0, the model prefers the right one.
+# How well does the model see the difference? One number per prompt, the **logit difference**: the
+# logit of the right verb minus that of the verb in the other number. Above 0, the model prefers the
+# right one.
 
 # %%
 spliced = SplicedModel(lab, LAYERS, error="drop")
 model_ld = spliced.model_logit_diff(test).cpu()
-by_case = pd.DataFrame({"case": [pair.case for pair in test.pairs], "logit difference": model_ld, "right": model_ld > 0})
-by_case.groupby("case").agg(prompts=("right", "size"), accuracy=("right", "mean"), mean_LD=("logit difference", "mean")).round(2)
+by_case = pd.DataFrame(
+    {
+        "case": [pair.case for pair in test.pairs],
+        "logit difference": model_ld,
+        "right": model_ld > 0,
+    }
+)
+by_case.groupby("case").agg(
+    prompts=("right", "size"), accuracy=("right", "mean"), mean_LD=("logit difference", "mean")
+).round(2)
 
 # %% [markdown]
-# The case names the number of the subject, then of the distractor. Where the two disagree, the model has to work.
+# The case names the number of the subject, then of the distractor. Where the two disagree, the
+# model has to work.
 #
 # ## 2. SAEs in the residual stream
 #
-# We look at the model only through SAEs at a few layers. At each of them the residual stream is encoded into latents
-# and decoded again, and the next layer reads the reconstruction. Whatever the rest of the model does with the sentence
-# has then passed through the latents, at every one of these bottlenecks:
+# We look at the model only through SAEs at a few layers. At each of them the residual stream is
+# encoded into latents and decoded again, and the next layer reads the reconstruction. Whatever the
+# rest of the model does with the sentence has then passed through the latents, at every one of
+# these bottlenecks:
 #
 # $$x \;\to\; f = \mathrm{encode}(x) \;\to\; \hat x = \mathrm{decode}(f) \;\to\; \text{next layer}$$
 #
-# BOS, the first token, is left alone. What does the splice cost? An SAE's reconstruction misses something, and the
-# misses add up. `error="drop"` loses them, as the post does; `"mean"` puts the average miss back; `"keep"` the
-# prompt's own, which is the model itself again.
+# BOS, the first token, is left alone. What does the splice cost? An SAE's reconstruction misses
+# something, and the misses add up. `error="drop"` loses them, as the post does; `"mean"` puts the
+# average miss back; `"keep"` the prompt's own, which is the model itself again.
 
 # %%
 rows = []
@@ -130,17 +162,25 @@ for layers in [LAYERS[:1], LAYERS[2:3], LAYERS[-1:], LAYERS]:
         model_with_saes = SplicedModel(lab, layers, error=error)
         means_here = model_with_saes.patch_means(train.patch) if error == "mean" else None
         ld = model_with_saes.logit_diff(test, means=means_here).mean().item()
-        rows.append({"SAEs after layers": str(layers), "error": error, "LD": ld, "kept": ld / model_ld.mean().item()})
+        rows.append(
+            {
+                "SAEs after layers": str(layers),
+                "error": error,
+                "LD": ld,
+                "kept": ld / model_ld.mean().item(),
+            }
+        )
 pd.DataFrame(rows).pivot(index="SAEs after layers", columns="error", values="kept").round(2)
 
 # %% [markdown]
-# The table shows which part of the model's logit difference is left. From here on the errors are dropped: what the
-# circuit does, it does with latents.
+# The table shows which part of the model's logit difference is left. From here on the errors are
+# dropped: what the circuit does, it does with latents.
 #
 # ## 3. What "without a latent" means
 #
-# To ablate a latent we put something in its place. Zero would be a value that it may never have in such sentences; so
-# we use its **mean over the patch prompts**, position by position. The mean sentence is neither singular nor plural.
+# To ablate a latent we put something in its place. Zero would be a value that it may never have in
+# such sentences; so we use its **mean over the patch prompts**, position by position. The mean
+# sentence is neither singular nor plural.
 
 # %%
 means = spliced.patch_means(train.patch)
@@ -150,17 +190,21 @@ reference = references(spliced, test, means)
 pd.Series(
     {
         "F(M)  the model": reference.model.mean().item(),
-        "F(S)  SAEs spliced, all latents": spliced.logit_diff(test, masks=everything, means=means).mean().item(),
+        "F(S)  SAEs spliced, all latents": spliced.logit_diff(test, masks=everything, means=means)
+        .mean()
+        .item(),
         "F(∅)  every latent ablated": reference.empty.mean().item(),
     }
 ).round(3).to_frame("mean logit difference")
 
 # %% [markdown]
-# Between F(∅) and F(S) lies what the latents do. A circuit's **faithfulness** says how far it gets from one to the other:
+# Between F(∅) and F(S) lies what the latents do. A circuit's **faithfulness** says how far it gets
+# from one to the other:
 #
 # $$\frac{F(C) - F(\varnothing)}{F(S) - F(\varnothing)}$$
 #
-# How many nodes are there to choose from? A node is a (position, latent) pair. Most never fire in such sentences:
+# How many nodes are there to choose from? A node is a (position, latent) pair. Most never fire in
+# such sentences:
 
 # %%
 latents = spliced.run(test.clean).latents
@@ -168,25 +212,30 @@ pd.DataFrame(
     {
         "nodes": {name: f[0, 1:].numel() for name, f in latents.items()},
         "ever on": {name: int((f > 0).any(0).sum()) for name, f in latents.items()},
-        "on per prompt": {name: (f > 0).sum((1, 2)).float().mean().item() for name, f in latents.items()},
+        "on per prompt": {
+            name: (f > 0).sum((1, 2)).float().mean().item() for name, f in latents.items()
+        },
     }
 ).round(1)
 
 # %% [markdown]
 # ## 4. One node at a time
 #
-# The honest way to ask whether a node matters is to try: put its value on the patch prompt into the clean run and see
-# how far the logit difference falls. That is *activation patching*. It needs a forward pass per node.
+# The honest way to ask whether a node matters is to try: put its value on the patch prompt into the
+# clean run and see how far the logit difference falls. That is *activation patching*. It needs a
+# forward pass per node.
 #
-# **Attribution patching** (AtP) estimates all of them at once with a straight line: the gradient at the clean point
-# times the change. **Integrated gradients** (IG) walk from clean to patch in steps and average the gradient on the way.
+# **Attribution patching** (AtP) estimates all of them at once with a straight line: the gradient at
+# the clean point times the change. **Integrated gradients** (IG) walk from clean to patch in steps
+# and average the gradient on the way.
 
 # ### Exercise 4.1 · attribution patching
 #
 # ⏱ 5 min · difficulty ●○○ · one line that scores every node of an SAE at once
 #
-# You get the gradient of each prompt's logit difference with respect to the SAE's latents, and the latents on the clean and on the
-# patch prompts. Say for every (position, latent) how far the logit difference would fall if the gradient told the whole truth.
+# You get the gradient of each prompt's logit difference with respect to the SAE's latents, and the
+# latents on the clean and on the patch prompts. Say for every (position, latent) how far the logit
+# difference would fall if the gradient told the whole truth.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -195,7 +244,8 @@ pd.DataFrame(
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# Which way does the input move when the clean value is taken away? A node whose clean value helps should score above 0.
+# Which way does the input move when the clean value is taken away? A node whose clean value helps
+# should score above 0.
 #
 # </details>
 
@@ -210,18 +260,23 @@ check(attribution_scores)
 #
 # - All signs are turned round: you took clean from patch.
 # - One number per latent: you averaged over positions too. A node is a (position, latent) pair.
-# - No score is below 0: you took |score| prompt by prompt. That is a method too, with another name; here signs cancel over prompts.
+# - No score is below 0: you took |score| prompt by prompt. That is a method too, with another name;
+#   here signs cancel over prompts.
 #
 # </details>
 #
-# Now use it on the SAE in the middle. `track_latents=True` makes every SAE's latents leaves that have gradients:
+# Now use it on the SAE in the middle. `track_latents=True` makes every SAE's latents leaves that
+# have gradients:
 
 # %%
 scored = train[:N_SCORED]
 middle = spliced.hook_points[len(LAYERS) // 2]
 run = spliced.run(scored.clean, track_latents=True)
 gradient = torch.autograd.grad(run.logit_diff(scored).sum(), run.latents[middle])[0]
-clean_latents, patch_latents = run.latents[middle].detach(), spliced.run(scored.patch).latents[middle]
+clean_latents, patch_latents = (
+    run.latents[middle].detach(),
+    spliced.run(scored.patch).latents[middle],
+)
 by_hand = attribution_scores(gradient, clean_latents, patch_latents)
 
 # %% [markdown]
@@ -231,7 +286,8 @@ by_hand = attribution_scores(gradient, clean_latents, patch_latents)
 #
 # <details><summary>Hint 1</summary>
 #
-# The points lie on the straight line from clean to patch, evenly spaced. Each costs one call of `gradient_at`.
+# The points lie on the straight line from clean to patch, evenly spaced. Each costs one call of
+# `gradient_at`.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -251,7 +307,8 @@ check(integrated_gradient)
 #
 # - Ten times too large: the gradients are to be averaged, not added.
 # - The same as AtP: the point does not move.
-# - Nearly right, a little off everywhere: your walk starts one step late, or ends on the patch itself.
+# - Nearly right, a little off everywhere: your walk starts one step late, or ends on the patch
+#   itself.
 #
 # </details>
 #
@@ -260,20 +317,29 @@ check(integrated_gradient)
 
 # %%
 def gradient_at(f):
-    """∂(logit difference)/∂latents of the middle SAE, with the latents ``f`` put in on the first eight prompts."""
+    """∂(logit difference)/∂latents of the middle SAE, with the latents ``f`` put in on the first
+    eight prompts.
+    """
     f = f.detach().requires_grad_()
     patched = spliced.run(scored[:8].clean, latents={middle: f}, keep_latents=False)
     return torch.autograd.grad(patched.logit_diff(scored[:8]).sum(), f)[0]
 
 
-ig_by_hand = integrated_gradient(gradient_at, clean_latents[:8], patch_latents[:8], IG_STEPS).mean(0)
+ig_by_hand = integrated_gradient(gradient_at, clean_latents[:8], patch_latents[:8], IG_STEPS).mean(
+    0
+)
 
 # %% [markdown]
 # The library does both for all SAEs, faster. It had better agree with you:
 
 # %%
 torch.testing.assert_close(by_hand, atp(spliced, scored)[middle], atol=1e-4, rtol=1e-3)
-torch.testing.assert_close(ig_by_hand, integrated_gradients(spliced, scored[:8], steps=IG_STEPS)[middle], atol=1e-4, rtol=1e-3)
+torch.testing.assert_close(
+    ig_by_hand,
+    integrated_gradients(spliced, scored[:8], steps=IG_STEPS)[middle],
+    atol=1e-4,
+    rtol=1e-3,
+)
 print(f"AtP and IG by hand agree with the library on all {by_hand.numel():,} nodes of {middle}")
 
 # %%
@@ -283,11 +349,14 @@ scores = {
 }
 
 # %% [markdown]
-# Are they right? We patch a sample for real: the nodes that AtP thinks highest of, and some at random.
+# Are they right? We patch a sample for real: the nodes that AtP thinks highest of, and some at
+# random.
 
 # %%
 n_sample = 8 if QUICK else 24
-sample = SAEMasks.from_scores(scores["AtP"], n_sample).nodes() + list(random_nodes(scores["AtP"], n_sample, seed=SEED))
+sample = SAEMasks.from_scores(scores["AtP"], n_sample).nodes() + list(
+    random_nodes(scores["AtP"], n_sample, seed=SEED)
+)
 sample = list(dict.fromkeys(sample))
 patched = activation_patching(spliced, train[: 16 if QUICK else 24], sample, progress=True)
 
@@ -300,27 +369,32 @@ def at(scores, nodes):
 
 truth = at(patched, sample)
 estimates = {name: at(score, sample) for name, score in scores.items()}
-spearman = {name: pd.Series(y).corr(pd.Series(truth), method="spearman") for name, y in estimates.items()}
-title = f"Rank correlation with activation patching ({len(sample)} nodes): " + ", ".join(f"{k} {v:.2f}" for k, v in spearman.items())
+spearman = {
+    name: pd.Series(y).corr(pd.Series(truth), method="spearman") for name, y in estimates.items()
+}
+title = f"Rank correlation with activation patching ({len(sample)} nodes): " + ", ".join(
+    f"{k} {v:.2f}" for k, v in spearman.items()
+)
 show(
     scatter_figure(truth, estimates, "activation patching", "estimate", title),
     alt=f"Two scatter plots of estimated against true effects of {len(sample)} single nodes. {title}.",
 )
 
 # %% [markdown]
-# Good scores for single nodes are not yet a good *set* of nodes: two that do the same work both look dispensable, and
-# one that only helps another looks useless by itself. That is where a mask has the advantage.
+# Good scores for single nodes are not yet a good *set* of nodes: two that do the same work both
+# look dispensable, and one that only helps another looks useless by itself. That is where a mask
+# has the advantage.
 #
 # ## 5. A learned mask
 #
-# A mask m has one number per node: 1 keeps it, 0 puts the mean in its place, $\text{mean} + (f - \text{mean})\cdot m$.
-# We want few ones and an unchanged answer. Zeros and ones cannot be learned by gradient descent, so *continuous
-# sparsification* softens them:
+# A mask m has one number per node: 1 keeps it, 0 puts the mean in its place, $\text{mean} + (f -
+# \text{mean})\cdot m$. We want few ones and an unchanged answer. Zeros and ones cannot be learned
+# by gradient descent, so *continuous sparsification* softens them:
 #
 # $$m = \sigma(\tau\,\theta), \qquad \text{loss} = |LD_\text{spliced} - LD_\text{masked}| + \lambda \sum m \,/\, (\text{number of SAEs})$$
 #
-# θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to 200, where m is all but
-# binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
+# θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to 200,
+# where m is all but binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
 #
 # ### Exercise 4.3 · the loss
 #
@@ -333,7 +407,8 @@ show(
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# A prompt that is too sure and one that is too unsure must not cancel. And a node costs the same wherever it is.
+# A prompt that is too sure and one that is too unsure must not cancel. And a node costs the same
+# wherever it is.
 #
 # </details>
 
@@ -346,9 +421,11 @@ check(sparsification_loss)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - The loss is tiny and nothing is ever pruned: you took the mean of the masks where their sum is wanted.
+# - The loss is tiny and nothing is ever pruned: you took the mean of the masks where their sum is
+#   wanted.
 # - The loss falls below 0: the first term lacks its |·|.
-# - The mask keeps circuits that are wrong on every prompt, half of them upwards and half downwards: |·| stands outside the mean.
+# - The mask keeps circuits that are wrong on every prompt, half of them upwards and half downwards:
+#   |·| stands outside the mean.
 #
 # </details>
 #
@@ -363,7 +440,9 @@ soft = SAEMasks(list(theta), [torch.sigmoid(tau * value) for value in theta.valu
 ld_masked = spliced.run(batch.clean, masks=soft, means=means).logit_diff(batch)
 loss = sparsification_loss(spliced.logit_diff(batch), ld_masked, dict(soft.items()), price)
 loss.backward()
-print(f"the loss is {loss:.1f}: nearly all of it is the price of {sum(m.numel() for m in soft.masks):,} nodes that are partly on")
+print(
+    f"the loss is {loss:.1f}: nearly all of it is the price of {sum(m.numel() for m in soft.masks):,} nodes that are partly on"
+)
 print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in theta.values())}")
 
 # %% [markdown]
@@ -392,7 +471,8 @@ check(temperature)
 # <details><summary>My values look wrong</summary>
 #
 # - It ends a little below `tau_max`: the last step is number `steps − 1`.
-# - It goes beyond `tau_max`: the published code did that too. A mask that is learned further with a frozen 0/1 step learns nothing.
+# - It goes beyond `tau_max`: the published code did that too. A mask that is learned further with a
+#   frozen 0/1 step learns nothing.
 #
 # </details>
 #
@@ -402,12 +482,14 @@ check(temperature)
 #
 # <details><summary>Hint 1</summary>
 #
-# It is an ordinary training loop. What is trained is θ; what the loss sees is σ(τ·θ), with a new τ at each step.
+# It is an ordinary training loop. What is trained is θ; what the loss sees is σ(τ·θ), with a new τ
+# at each step.
 #
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `torch.optim.Adam` takes a list of tensors. Gradients of the last step must be gone before the next backward pass.
+# `torch.optim.Adam` takes a list of tensors. Gradients of the last step must be gone before the
+# next backward pass.
 #
 # </details>
 # <details><summary>Hint 3</summary>
@@ -425,7 +507,8 @@ check(learn_by_hand)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - The number of nodes does not change: no `optimizer.step()`, or the temperature was 200 from the start and no node had a gradient.
+# - The number of nodes does not change: no `optimizer.step()`, or the temperature was 200 from the
+#   start and no node had a gradient.
 # - All nodes go: λ is too high for so few steps, or old gradients pile up.
 # - The circuit is far worse than the last loss promised: the mask was still soft at the end.
 #
@@ -442,7 +525,12 @@ def loss_of(masks, step):
     """The sparsification loss of a batch of 16 training prompts, a new one each step."""
     rows = [(16 * step + i) % len(train) for i in range(16)]
     batch = train[rows]
-    run = spliced.run(batch.clean, masks=SAEMasks(list(masks), list(masks.values())), means=means, keep_latents=False)
+    run = spliced.run(
+        batch.clean,
+        masks=SAEMasks(list(masks), list(masks.values())),
+        means=means,
+        keep_latents=False,
+    )
     return sparsification_loss(ld_spliced[rows], run.logit_diff(batch), masks, 0.03)
 
 
@@ -457,8 +545,9 @@ mine = SAEMasks(list(mine), list(mine.values()))
 print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nodes are left")
 
 # %% [markdown]
-# `learn_masks` does the same, for 60 steps in full. Watch the bar. (Interrupt it, and you get the mask so far.)
-# Each step begins at the first SAE: what comes before it is the same at every step, and is run once per prompt.
+# `learn_masks` does the same, for 60 steps in full. Watch the bar. (Interrupt it, and you get the
+# mask so far.) Each step begins at the first SAE: what comes before it is the same at every step,
+# and is run once per prompt.
 
 # %%
 learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED, **LEARNING)
@@ -466,31 +555,43 @@ learned.masks.print_mask_statistics()
 
 # %%
 title = f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are left after {len(learned.history)} steps"
-show(history_figure(learned.history, title), alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.")
+show(
+    history_figure(learned.history, title),
+    alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.",
+)
 
 # %% [markdown]
-# Does this circuit do the job on sentences with nouns that it has never seen? Three ways to say it, since papers
-# differ: against the model, against the spliced model, and the plain ratio of the post. All compare *means* over prompts: a
-# circuit that is too sure of one prompt and too unsure of the next can score 1. So there is a fourth, the **gap**: how far
-# the circuit's logit difference is from the spliced model's *on each prompt* (0 = the same on every prompt, 1 = as far off
-# as with every latent ablated). It is what the mask was trained to make small. Brackets: 95 % intervals over prompts.
+# Does this circuit do the job on sentences with nouns that it has never seen? Three ways to say it,
+# since papers
+# differ: against the model, against the spliced model, and the plain ratio of the post. All compare
+# *means* over prompts: a circuit that is too sure of one prompt and too unsure of the next can
+# score 1. So there is a fourth, the **gap**: how far the circuit's logit difference is from the
+# spliced model's *on each prompt* (0 = the same on every prompt, 1 = as far off as with every
+# latent ablated). It is what the mask was trained to make small. Brackets: 95 % intervals over
+# prompts.
 
 # %%
 found = faithfulness(spliced, test, learned.masks, means, against=reference)
-pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(f"{learned.n_nodes} nodes, {found.n} prompts")
+pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(
+    f"{learned.n_nodes} nodes, {found.n} prompts"
+)
 
 # %% [markdown]
 # ## 6. The frontier
 #
-# One circuit proves little: with more nodes everything becomes faithful. What counts is the **frontier**, faithfulness
-# for each number of nodes. Against the mask stand the attribution methods, and two baselines that any method must beat:
-# the nodes whose activation changes most between clean and patch, and nodes drawn at random among those that fire.
-# "IG to means" is the integrated gradient towards the mean, which is the ablation that judges it. All choose their nodes
-# on training prompts; all are judged on the same held-out prompts. Mind one inequality: to save time, AtP and IG average over
-# `N_SCORED` of the `N_TRAIN` prompts that the mask learns on, so some of the mask's lead may be due to more data.
+# One circuit proves little: with more nodes everything becomes faithful. What counts is the
+# **frontier**, faithfulness for each number of nodes. Against the mask stand the attribution
+# methods, and two baselines that any method must beat: the nodes whose activation changes most
+# between clean and patch, and nodes drawn at random among those that fire. "IG to means" is the
+# integrated gradient towards the mean, which is the ablation that judges it. All choose their nodes
+# on training prompts; all are judged on the same held-out prompts. Mind one inequality: to save
+# time, AtP and IG average over `N_SCORED` of the `N_TRAIN` prompts that the mask learns on, so some
+# of the mask's lead may be due to more data.
 
 # %%
-scores["IG to means"] = integrated_gradients(spliced, scored, steps=IG_STEPS, means=means, baseline="mean", progress=True)
+scores["IG to means"] = integrated_gradients(
+    spliced, scored, steps=IG_STEPS, means=means, baseline="mean", progress=True
+)
 scores["largest change"] = largest_change(spliced, train)
 scores["random"] = random_scores(spliced, train, seed=SEED)
 
@@ -498,12 +599,24 @@ scores["random"] = random_scores(spliced, train, seed=SEED)
 frontier = Frontier.of(spliced, test)
 circuits = {}
 for price in PRICES:
-    result = learned if price == 0.03 else learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING)
+    result = (
+        learned
+        if price == 0.03
+        else learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING)
+    )
     circuits[f"{result.n_nodes} nodes"] = result.masks
-    frontier.add("learned mask", result.masks, faithfulness(spliced, test, result.masks, means, against=reference), sparsity=price, seed=SEED)
+    frontier.add(
+        "learned mask",
+        result.masks,
+        faithfulness(spliced, test, result.masks, means, against=reference),
+        sparsity=price,
+        seed=SEED,
+    )
 
 # %% [markdown]
-# Every other method cuts circuits of exactly the sizes that the mask found, and one of twice the largest.
+# Every other method cuts circuits of exactly the sizes that the mask found, and one of twice the
+# largest.
+
 
 # %%
 def sizes_of(frontier):
@@ -513,14 +626,27 @@ def sizes_of(frontier):
 
 
 for method, score in scores.items():
-    score_frontier(frontier, method, score, sizes_of(frontier), spliced, test, means, against=reference, seed=SEED)
+    score_frontier(
+        frontier,
+        method,
+        score,
+        sizes_of(frontier),
+        spliced,
+        test,
+        means,
+        against=reference,
+        seed=SEED,
+    )
 
 
 # %%
 def headline(frontier, n_nodes):
     """A title that says what the figure shows: every method's faithfulness with this many nodes."""
     points = [point for point in frontier.points if point.n_nodes == n_nodes]
-    said = [f"{point.method} {point.faithfulness.vs_spliced.value:.2f}/{point.faithfulness.gap.value:.2f}" for point in points]
+    said = [
+        f"{point.method} {point.faithfulness.vs_spliced.value:.2f}/{point.faithfulness.gap.value:.2f}"
+        for point in points
+    ]
     return f"{frontier.task} with {n_nodes} nodes, faithfulness/gap:\n" + ", ".join(said)
 
 
@@ -534,17 +660,20 @@ pd.DataFrame(frontier.rows())
 #
 # ⏱ 15 min · difficulty ●●○ · is it the scores that fail, or scoring only once?
 #
-# A score says what a node does *while all others are there*. So: drop a few nodes, score the rest again in what is left, and
-# so on. You write the dropping; the scoring is one backward pass through the mask.
+# A score says what a node does *while all others are there*. So: drop a few nodes, score the rest
+# again in what is left, and so on. You write the dropping; the scoring is one backward pass through
+# the mask.
 #
 # <details><summary>Hint 1</summary>
 #
-# `masks` says which nodes are still there. Those that are gone must not come back, whatever their score.
+# `masks` says which nodes are still there. Those that are gone must not come back, whatever their
+# score.
 #
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# The best n over *all* hook points: put all scores into one long vector, and cut it up again at the end.
+# The best n over *all* hook points: put all scores into one long vector, and cut it up again at the
+# end.
 #
 # </details>
 
@@ -563,23 +692,31 @@ check(prune)
 #
 # </details>
 #
-# The score of a node in the circuit so far is the gradient of its mask: how far the logit difference falls, by a straight
-# line, when the mean takes its place.
+# The score of a node in the circuit so far is the gradient of its mask: how far the logit
+# difference falls, by a straight line, when the mean takes its place.
 
 
 # %%
 def scores_in(masks, task):
-    """AtP to the means, in the circuit ``masks``: the gradient of the mean logit difference with respect to each mask."""
+    """AtP to the means, in the circuit ``masks``: the gradient of the mean logit difference with
+    respect to each mask.
+    """
     masks = {name: mask.clone().requires_grad_() for name, mask in masks.items()}
     for rows in range(0, len(task), 16):
         batch = task[rows : rows + 16]
-        run = spliced.run(batch.clean, masks=SAEMasks(list(masks), list(masks.values())), means=means, keep_latents=False)
+        run = spliced.run(
+            batch.clean,
+            masks=SAEMasks(list(masks), list(masks.values())),
+            means=means,
+            keep_latents=False,
+        )
         (run.logit_diff(batch).sum() / len(task)).backward()
     return {name: mask.grad for name, mask in masks.items()}
 
 
 # %% [markdown]
-# Eight rounds, from all nodes that ever fire down to the size of the learned mask, by the same factor each time:
+# Eight rounds, from all nodes that ever fire down to the size of the learned mask, by the same
+# factor each time:
 
 # %%
 fires = random_scores(spliced, train, seed=SEED)
@@ -591,26 +728,40 @@ for i in range(1, rounds + 1):
 iterated = SAEMasks(list(kept), list(kept.values()))
 
 # %%
-frontier.add("iterated AtP", iterated, faithfulness(spliced, test, iterated, means, against=reference), seed=SEED)
+frontier.add(
+    "iterated AtP",
+    iterated,
+    faithfulness(spliced, test, iterated, means, against=reference),
+    seed=SEED,
+)
 at_size = [row for row in frontier.rows() if row["nodes"] == learned.n_nodes]
 pd.DataFrame(at_size)
 
 # %% [markdown]
-# Compare its row with that of the learned mask (which saw all training prompts, and steps in place of rounds) and with AtP's,
-# which scored the same prompts once. If iterating comes out worse than scoring once, as it did when this was written: why? A guess to
-# test: a score says what a node does for the logit difference, whichever way the circuit is already off. The mask's loss asks
-# something else, whether the answer is still the same. (Change `scores_in` so that it asks that, and see.)
+# Compare its row with that of the learned mask (which saw all training prompts, and steps in place
+# of rounds) and with AtP's, which scored the same prompts once. If iterating comes out worse than
+# scoring once, as it did when this was written: why? A guess to
+# test: a score says what a node does for the logit difference, whichever way the circuit is already
+# off. The mask's loss asks something else, whether the answer is still the same. (Change
+# `scores_in` so that it asks that, and see.)
 #
 # ## 7. The circuit
 #
-# Where do the nodes sit? Rows are the SAEs, columns the positions. Before the verb can be chosen, the number of the
-# subject has to travel from its own position to the last one.
+# Where do the nodes sit? Rows are the SAEs, columns the positions. Before the verb can be chosen,
+# the number of the subject has to travel from its own position to the last one.
 
 # %%
 small = min((m for m in circuits.values() if m.get_num_latents() > 0), key=SAEMasks.get_num_latents)
 title = f"The smallest learned circuit: {small.get_num_latents()} nodes, {sum(n > 0 for n in nodes_per_layer(small).values())} layers"
-show(circuit_figure(small, test, title), alt=f"A grid of node counts by layer and position. {title}.")
-pd.DataFrame([{"hook point": h, "position": test.position_labels[p], "latent": i} for h, p, i in small.nodes()[:20]])
+show(
+    circuit_figure(small, test, title), alt=f"A grid of node counts by layer and position. {title}."
+)
+pd.DataFrame(
+    [
+        {"hook point": h, "position": test.position_labels[p], "latent": i}
+        for h, p, i in small.nodes()[:20]
+    ]
+)
 
 # %% [markdown]
 # The same prompt, coloured by the number of nodes at each token, in the largest circuit:
@@ -620,34 +771,40 @@ large = max(circuits.values(), key=SAEMasks.get_num_latents)
 coloured_prompt(test.position_labels, sum((mask > 0).sum(1) for mask in large.masks).tolist())
 
 # %% [markdown]
-# Slide the size, and see how faithful circuits of that size are, and which latents remain. (In a running notebook; elsewhere you see
-# the smallest circuit.)
+# Slide the size, and see how faithful circuits of that size are, and which latents remain. (In a
+# running notebook; elsewhere you see the smallest circuit.)
 
 # %%
 explore_frontier(frontier, list(circuits.values()), test)
 
 # %% [markdown]
-# The full run keeps its results: the frontier as JSON, the circuits as lists of nodes. (`Frontier.load` reads them back.)
+# The full run keeps its results: the frontier as JSON, the circuits as lists of nodes.
+# (`Frontier.load` reads them back.)
 
 # %%
 if not QUICK:
     path = frontier.save()
-    (path.parent / f"circuits_{lab.name}.json").write_text(json.dumps({name: masks.to_json() for name, masks in circuits.items()}))
+    (path.parent / f"circuits_{lab.name}.json").write_text(
+        json.dumps({name: masks.to_json() for name, masks in circuits.items()})
+    )
     assert Frontier.load(path) == frontier
     print(f"saved in {path.parent.relative_to(root)}")
 
 # %% [markdown]
 # ## 8. A harder task: indirect objects
 #
-# *When Mary and John went to the store, John gave a drink to* → *Mary*. The model has to notice which name is repeated
-# and move the other one to the end. In the patch prompt three other people take part, so nothing determines the answer.
+# *When Mary and John went to the store, John gave a drink to* → *Mary*. The model has to notice
+# which name is repeated and move the other one to the end. In the patch prompt three other people
+# take part, so nothing determines the answer.
 #
-# There is a catch. Latents that stand for *Mary* are of no use for *Laura*, so a circuit found on some names may not
-# know others. We judge on two sets: new prompts whose names occur in training, and new prompts with new names.
+# There is a catch. Latents that stand for *Mary* are of no use for *Laura*, so a circuit found on
+# some names may not know others. We judge on two sets: new prompts whose names occur in training,
+# and new prompts with new names.
 #
-# The fair rival of the mask here is AtP, which sees the same training prompts. IG is dear on longer prompts: it gets fewer of
-# them and fewer points, so a low IG may be a starved IG. (In the quick profile all see 16 prompts: too few for IOI, and what is learned
-# from them does not carry over. Run it in full for the result.)
+# The fair rival of the mask here is AtP, which sees the same training prompts. IG is dear on longer
+# prompts: it gets fewer of them and fewer points, so a low IG may be a starved IG. (In the quick
+# profile all see 16 prompts: too few for IOI, and what is learned from them does not carry over.
+# Run it in full for the result.)
 
 # %%
 ioi_all = load_task("ioi", lab.tokenizer, "train")
@@ -655,13 +812,23 @@ ioi_train, ioi_test = ioi_all[: 16 if QUICK else 256], ioi_all[-12 if QUICK else
 ioi_new_names = load_task("ioi", lab.tokenizer, "test", n=len(ioi_test))
 ioi_means = spliced.patch_means(ioi_train.patch)
 ioi_reference = references(spliced, ioi_test, ioi_means)
-pd.Series({"F(M)": ioi_reference.model.mean().item(), "F(S)": ioi_reference.spliced.mean().item(), "F(∅)": ioi_reference.empty.mean().item()}).round(3)
+pd.Series(
+    {
+        "F(M)": ioi_reference.model.mean().item(),
+        "F(S)": ioi_reference.spliced.mean().item(),
+        "F(∅)": ioi_reference.empty.mean().item(),
+    }
+).round(3)
 
 # %%
 ioi = Frontier.of(spliced, ioi_test)
 ioi_circuits = []
 for price in [0.003] if QUICK else [0.001, 0.003]:
-    ioi_circuits.append(learn_masks(spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED, **LEARNING).masks)
+    ioi_circuits.append(
+        learn_masks(
+            spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED, **LEARNING
+        ).masks
+    )
     found = faithfulness(spliced, ioi_test, ioi_circuits[-1], ioi_means, against=ioi_reference)
     ioi.add("learned mask", ioi_circuits[-1], found, sparsity=price, seed=SEED)
 
@@ -670,16 +837,31 @@ ioi_scored, ioi_steps = (ioi_train[:8], 1) if QUICK else (ioi_train[:24], 5)
 ioi_scores = {
     "AtP": atp(spliced, ioi_train),
     "IG": integrated_gradients(spliced, ioi_scored, steps=ioi_steps, progress=True),
-    "IG to means": integrated_gradients(spliced, ioi_scored, steps=ioi_steps, means=ioi_means, baseline="mean", progress=True),
+    "IG to means": integrated_gradients(
+        spliced, ioi_scored, steps=ioi_steps, means=ioi_means, baseline="mean", progress=True
+    ),
     "largest change": largest_change(spliced, ioi_train),
     "random": random_scores(spliced, ioi_train, seed=SEED),
 }
 for method, score in ioi_scores.items():
-    score_frontier(ioi, method, score, sizes_of(ioi), spliced, ioi_test, ioi_means, against=ioi_reference, seed=SEED)
+    score_frontier(
+        ioi,
+        method,
+        score,
+        sizes_of(ioi),
+        spliced,
+        ioi_test,
+        ioi_means,
+        against=ioi_reference,
+        seed=SEED,
+    )
 
 # %%
 title = headline(ioi, ioi.of_method("learned mask")[-1].n_nodes)
-show(frontier_figure(ioi, title), alt=f"Faithfulness on held-out IOI prompts against the number of nodes. {title}.")
+show(
+    frontier_figure(ioi, title),
+    alt=f"Faithfulness on held-out IOI prompts against the number of nodes. {title}.",
+)
 if not QUICK:
     ioi.save()
 pd.DataFrame(ioi.rows())
@@ -691,7 +873,9 @@ pd.DataFrame(ioi.rows())
 pd.DataFrame(
     {
         f"{masks.get_num_latents()} nodes": {
-            "names seen in training": str(faithfulness(spliced, ioi_test, masks, ioi_means).vs_spliced),
+            "names seen in training": str(
+                faithfulness(spliced, ioi_test, masks, ioi_means).vs_spliced
+            ),
             "new names": str(faithfulness(spliced, ioi_new_names, masks, ioi_means).vs_spliced),
         }
         for masks in ioi_circuits
@@ -701,15 +885,17 @@ pd.DataFrame(
 # %% [markdown]
 # ## 9. Beside the published circuits
 #
-# The post reports these circuits for Gemma 2 9B, with SAEs after layers 7, 14, 21 and 40. With `LAB = "gemma-2-9b"` (and a GPU
-# that holds it) the next cell learns circuits of the same sizes, and puts its numbers beside them. `F(C)/F(S)` is the post's
-# measure, without F(∅).
+# The post reports these circuits for Gemma 2 9B, with SAEs after layers 7, 14, 21 and 40. With `LAB
+# = "gemma-2-9b"` (and a GPU that holds it) the next cell learns circuits of the same sizes, and
+# puts its numbers beside them. `F(C)/F(S)` is the post's measure, without F(∅).
 
 # %%
 if LAB == "gemma-2-9b":
     table = pd.DataFrame(beside_published(spliced, published_circuits(LAB)))
 else:
-    print(f"Skipped: these are circuits of gemma-2-9b, and LAB is {LAB!r}. The published column alone:")
+    print(
+        f"Skipped: these are circuits of gemma-2-9b, and LAB is {LAB!r}. The published column alone:"
+    )
     table = pd.DataFrame([vars(circuit) for circuit in published_circuits("gemma-2-9b")])
 table
 
@@ -718,26 +904,35 @@ table
 
 # %%
 for result in (frontier, ioi):
-    mask = {point.n_nodes: point.faithfulness.gap for point in result.of_method("learned mask") if point.n_nodes}
+    mask = {
+        point.n_nodes: point.faithfulness.gap
+        for point in result.of_method("learned mask")
+        if point.n_nodes
+    }
     for method in result.methods[1:]:
         other = {point.n_nodes: point.faithfulness.gap for point in result.of_method(method)}
         both = [n for n in mask if n in other]
         better = [n for n in both if mask[n].high < other[n].low]
         worse = [n for n in both if mask[n].low > other[n].high]
-        print(f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {both}")
+        print(
+            f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {both}"
+        )
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# ("Clearly": the 95 % intervals do not overlap. The gap is the mask's own training loss, on new prompts, and was added to
-# this comparison after a first run in which IG passed the mask on average faithfulness: read both columns.)
+# ("Clearly": the 95 % intervals do not overlap. The gap is the mask's own training loss, on new
+# prompts, and was added to this comparison after a first run in which IG passed the mask on average
+# faithfulness: read both columns.)
 #
-# **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is learned. Section 4 shows
-# where the scores go wrong: a gradient at one point can miss an early node almost completely. The frontier shows how
-# much that costs, and to whom: compare the mask with AtP, with IG towards the patch prompt, and with IG towards the mean,
-# which knows the ablation that will judge it. On agreement, a strong attribution method can match the mask's *average*
-# faithfulness, overshooting 1 on the way; the gap, prompt by prompt, is the stricter judge, and its table says who wins where.
-# On IOI the answer is a name, the circuits are large, and part of them is about names: new names lose some of it.
+# **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is
+# learned. Section 4 shows where the scores go wrong: a gradient at one point can miss an early node
+# almost completely. The frontier shows how much that costs, and to whom: compare the mask with AtP,
+# with IG towards the patch prompt, and with IG towards the mean, which knows the ablation that will
+# judge it. On agreement, a strong attribution method can match the mask's *average* faithfulness,
+# overshooting 1 on the way; the gap, prompt by prompt, is the stricter judge, and its table says
+# who wins where. On IOI the answer is a name, the circuits are large, and part of them is about
+# names: new names lose some of it.
 #
-# **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the SAEs do not represent
-# is in no circuit. One seed per mask says nothing about stability. And a faithful circuit need not be complete: notebook
-# 05 asks what else in the model could do the work.
+# **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the
+# SAEs do not represent is in no circuit. One seed per mask says nothing about stability. And a
+# faithful circuit need not be complete: notebook 05 asks what else in the model could do the work.

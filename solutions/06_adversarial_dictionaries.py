@@ -18,17 +18,21 @@
 # >>> age['Ann']
 # ```
 #
-# Python answers with a `KeyError`. What does a model of code answer? To be right it must look for the key in the dictionary, and
-# **find nothing**. In this notebook you will see how it looks, with which latents, and what they take for the key although it is
-# not. From that you will *predict* dictionaries that fool the model, before you try them, and count how often they do.
+# Python answers with a `KeyError`. What does a model of code answer? To be right it must look for
+# the key in the dictionary, and **find nothing**. In this notebook you will see how it looks, with
+# which latents, and what they take for the key although it is not. From that you will *predict*
+# dictionaries that fool the model, before you try them, and count how often they do.
 #
-# *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall, rrenaud, 2025; "the post") found in Gemma 2 9B that
-# the model detects a missing key by the absence of a *duplicate*. We put the same questions to a smaller model that can do the task,
-# Qwen2.5-Coder-1.5B-Instruct (its published 4-bit weights), with SAEs that were trained for it, mostly on such sessions.
+# *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall, rrenaud, 2025;
+# "the post") found in Gemma 2 9B that the model detects a missing key by the absence of a
+# *duplicate*. We put the same questions to a smaller model that can do the task,
+# Qwen2.5-Coder-1.5B-Instruct (its published 4-bit weights), with SAEs that were trained for it,
+# mostly on such sessions.
 #
-# **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual stream, learned masks, faithfulness.
-# **You write** six functions; until you do, the course's versions run in their place.
-# **It runs** {times}. The first run fetches 1.1 GB of weights and converts them once, which takes a few minutes more.
+# **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual
+# stream, learned masks, faithfulness. **You write** six functions; until you do, the course's
+# versions run in their place. **It runs** {times}. The first run fetches 1.1 GB of weights and
+# converts them once, which takes a few minutes more.
 
 # %% tags=["setup"]
 # setup
@@ -48,8 +52,30 @@ from torch import Tensor
 started = time.perf_counter()
 
 # %%
-from course_utils import plots
-from course_utils.attacks import (
+from course_utils.circuits.attribution import integrated_gradients, random_scores
+from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.experiments import published_circuits
+from course_utils.circuits.frontier import Frontier, score_frontier
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.statistics import auc, mean_interval, proportion, ratio_interval
+from course_utils.display import figures
+from course_utils.display.figures import show
+from course_utils.display.widgets import answer_html, play
+from course_utils.labs.lab import load_lab
+from course_utils.labs.requirements import estimate
+from course_utils.prompts.sessions import (
+    DICTIONARIES,
+    KEYS,
+    MISSING,
+    SAYS_MISSING,
+    SessionError,
+    missing_key,
+    read_session,
+)
+from course_utils.prompts.tasks import load_task
+from course_utils.prompts.text import load_text
+from course_utils.studies.dictionaries import (
     FAMILIES,
     HONEST,
     LAST,
@@ -63,49 +89,50 @@ from course_utils.attacks import (
     tamper,
     twin,
 )
-from course_utils.attribution import integrated_gradients, random_scores
-from course_utils.bootstrap import mean_interval, ratio_interval, share
-from course_utils.evaluate import Frontier, faithfulness, references, score_frontier
-from course_utils.exercises_06 import check, exercise
-from course_utils.explain import separation
-from course_utils.labs import load_lab
-from course_utils.needs import estimate
-from course_utils.optimize import learn_masks
-from course_utils.plots import show
-from course_utils.published import published_circuits
-from course_utils.sessions import DICTIONARIES, KEYS, MISSING, SAYS_MISSING, SessionError, missing_key, read_session
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
-from course_utils.text import load_text
-from course_utils.widgets import answer_html, play
+from course_utils.teaching.nb06 import check, exercise
 
 # %% tags=["parameters"]
 LAB = "qwen-coder"
-PROFILE = os.environ.get("COURSE_PROFILE", "full")  # "quick" runs the same steps with fewer prompts and circuits
+PROFILE = os.environ.get(
+    "COURSE_PROFILE", "full"
+)  # "quick" runs the same steps with fewer prompts and circuits
 SEED = 0
 
 # %%
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (8, 4) if QUICK else (32, 24)  # prompts to learn on, and held-out prompts to judge on
-SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}  # nodes of a circuit; the larger are the post's
+N_TRAIN, N_TEST = (
+    (8, 4) if QUICK else (32, 24)
+)  # prompts to learn on, and held-out prompts to judge on
+SIZES = (
+    {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}
+)  # nodes of a circuit; the larger are the post's
 LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batch_size=4, lr=0.4)
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
-N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)  # honest prompts of each kind with training keys: to choose latents, and to try them
-N_HONEST, N_ATTACKS = (8, 3) if QUICK else (200, 200)  # honest prompts of each kind, and prompts of each family of attacks
+N_KNOWN, N_TRIED = (
+    (10, 2) if QUICK else (80, 6)
+)  # honest prompts of each kind with training keys: to choose latents, and to try them
+N_HONEST, N_ATTACKS = (
+    (8, 3) if QUICK else (200, 200)
+)  # honest prompts of each kind, and prompts of each family of attacks
 N_TWINS = 1 if QUICK else 30  # prompts of each family's own control
 N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
-GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)  # of the search, and attacks of a family to mend
+GROUPS, CANDIDATES, N_MEND = (
+    (3, 3, 1) if QUICK else (24, 6, 8)
+)  # of the search, and attacks of a family to mend
 
 # %% [markdown]
-# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply bfloat16 ten times as fast as float32; on
-# the others the full notebook takes hours, and the quick profile is the better choice (`PROFILE = "quick"` above). It goes
-# through the same steps with so few prompts that little of what it prints means anything: what the text says of results is about the full
-# run, whose outputs are in `solutions/`.
+# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply
+# bfloat16 ten times as fast as float32; on the others the full notebook takes hours, and the quick
+# profile is the better choice (`PROFILE = "quick"` above). It goes through the same steps with so
+# few prompts that little of what it prints means anything: what the text says of results is about
+# the full run, whose outputs are in `solutions/`.
 
 # %%
 needs = estimate(LAB)
 print(needs)
-print(f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of learning a mask")
+print(
+    f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of learning a mask"
+)
 
 # %%
 lab = load_lab(LAB)
@@ -116,21 +143,27 @@ lab
 # %% [markdown]
 # ## 1. The behaviour
 #
-# Three tasks, as sessions with Python's interactive interpreter. In `dict_key` the key is missing; its patch prompt differs in one
-# token, the key that makes it present. `dict_value` is its mirror. In `list_index` the index lies beyond the list's end.
+# Three tasks, as sessions with Python's interactive interpreter. In `dict_key` the key is missing;
+# its patch prompt differs in one token, the key that makes it present. `dict_value` is its mirror.
+# In `list_index` the index lies beyond the list's end.
 
 # %%
-tasks = {name: load_task(name, lab.tokenizer, "test", n=N_TEST) for name in ("dict_key", "dict_value", "list_index")}
+tasks = {
+    name: load_task(name, lab.tokenizer, "test", n=N_TEST)
+    for name in ("dict_key", "dict_value", "list_index")
+}
 for task in tasks.values():
     pair = task.pairs[0]
-    print(f"{task.name}\n{pair.clean_prefix}→ {pair.clean_answer!r}, and with the patch prompt {pair.patch_answer!r}\n")
+    print(
+        f"{task.name}\n{pair.clean_prefix}→ {pair.clean_answer!r}, and with the patch prompt {pair.patch_answer!r}\n"
+    )
 
 # %% [markdown]
 # ### Exercise 6.1 · How likely is an error message?
 # ⏱ 5 min · difficulty ●○○ · several tokens mean the same thing
 #
-# "Traceback" is two tokens to this model, "Trace" and "back", and now and then it starts with "KeyError" or "IndexError" at once.
-# All of them say: not there. Add up what the model gives them.
+# "Traceback" is two tokens to this model, "Trace" and "back", and now and then it starts with
+# "KeyError" or "IndexError" at once. All of them say: not there. Add up what the model gives them.
 #
 # <details><summary>Hint 1</summary> Probabilities first, over the whole vocabulary. Then pick.</details>
 # <details><summary>Hint 2</summary> A softmax over a few logits always adds up to 1.</details>
@@ -149,16 +182,24 @@ check(p_missing)
 # </details>
 
 # %%
-missing_ids = [lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in SAYS_MISSING]
+missing_ids = [
+    lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in SAYS_MISSING
+]
 rows, first_tokens = [], Counter()
 for name, task in tasks.items():
     both = spliced.model_logits(torch.cat([task.clean, task.patch])).float().cpu().chunk(2)
-    for kind, logits, right in zip(("clean", "patch"), both, (task.clean_answers, task.patch_answers)):
+    for kind, logits, right in zip(
+        ("clean", "patch"), both, (task.clean_answers, task.patch_answers)
+    ):
         top = [lab.tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
         first_tokens.update(top)
         is_missing = lab.tokenizer.decode([right[0]]) in SAYS_MISSING
-        hits = [token in SAYS_MISSING for token in top] if is_missing else (logits.argmax(-1) == right).tolist()
-        rows.append({"task": name, "prompt": kind, "right answer": "missing" if is_missing else "the value", "accuracy": share(hits),
+        hits = (
+            [token in SAYS_MISSING for token in top]
+            if is_missing
+            else (logits.argmax(-1) == right).tolist()
+        )
+        rows.append({"task": name, "prompt": kind, "right answer": "missing" if is_missing else "the value", "accuracy": proportion(hits),
                      "p(missing)": mean_interval(p_missing(logits, missing_ids)), "n": len(task)})  # fmt: skip
 pd.DataFrame(rows)
 
@@ -168,18 +209,26 @@ digits = sum(n for token, n in first_tokens.items() if token.isdigit())
 print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others: {said}")
 
 # %% [markdown]
-# With dictionaries the model is right nearly always. With lists it is not: now and then it makes up a value beyond the end. A circuit
-# can only explain what the model does, so keep that in mind where lists come up again.
+# With dictionaries the model is right nearly always. With lists it is not: now and then it makes up
+# a value beyond the end. A circuit can only explain what the model does, so keep that in mind where
+# lists come up again.
 #
 # ## 2. SAEs that know one thing
 #
-# The SAEs of this lab are narrow: 2048 latents each, for a residual stream of width 1536. They can be small because they were trained
-# mostly on interpreter sessions (with other names than the ones you see here, and all sorts of other words in their place), with some
-# Python source and English mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
+# The SAEs of this lab are narrow: 2048 latents each, for a residual stream of width 1536. They can
+# be small because they were trained mostly on interpreter sessions (with other names than the ones
+# you see here, and all sorts of other words in their place), with some Python source and English
+# mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
 
 # %%
-code = [path.read_text()[2000:2400] for path in sorted((root / "course_utils").glob("*.py"))][: 4 if QUICK else 16]
-code = [[lab.tokenizer.bos_token_id, *ids[:31]] for ids in lab.tokenizer(code, add_special_tokens=False)["input_ids"] if len(ids) > 31]
+code = [path.read_text()[2000:2400] for path in sorted((root / "course_utils").glob("*.py"))][
+    : 4 if QUICK else 16
+]
+code = [
+    [lab.tokenizer.bos_token_id, *ids[:31]]
+    for ids in lab.tokenizer(code, add_special_tokens=False)["input_ids"]
+    if len(ids) > 31
+]
 texts = {
     "dictionaries": torch.cat([tasks["dict_key"].clean, tasks["dict_key"].patch]),
     "Python source": torch.tensor(code),
@@ -201,15 +250,19 @@ for kind, tokens in texts.items():
     for layer, name in zip(LAYERS, keep.hook_points):
         x = run.starts[name].resid.flatten(0, 1).float()
         f = run.latents[name][:, 1:].flatten(0, 1)
-        rows.setdefault(f"{kind} ({len(x):,} tokens)", {})[f"after layer {layer}"] = unexplained(x, lab.saes[layer].decode(f).float())
+        rows.setdefault(f"{kind} ({len(x):,} tokens)", {})[f"after layer {layer}"] = unexplained(
+            x, lab.saes[layer].decode(f).float()
+        )
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has seen in training. On the ground that they
-# were trained for the SAEs lose little, elsewhere a good deal more.
+# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has
+# seen in training. On the ground that they were trained for the SAEs lose little, elsewhere a good
+# deal more.
 #
-# And what is left of the behaviour, with all of them spliced at once? `drop` is what you know: the reconstruction alone goes on. `mean` puts
-# back the average error of each position, `keep` each prompt's own, which makes it the model again.
+# And what is left of the behaviour, with all of them spliced at once? `drop` is what you know: the
+# reconstruction alone goes on. `mean` puts back the average error of each position, `keep` each
+# prompt's own, which makes it the model again.
 
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
@@ -220,28 +273,46 @@ rows = []
 for name, train in trains.items():
     put_back = with_mean.logit_diff(tasks[name], means=with_mean.patch_means(train.patch)).cpu()
     f_model, f_spliced = reference[name].model.cpu(), reference[name].spliced.cpu()
-    for error, left in {"keep (the model itself)": f_model, "mean": put_back, "drop": f_spliced}.items():
+    for error, left in {
+        "keep (the model itself)": f_model,
+        "mean": put_back,
+        "drop": f_spliced,
+    }.items():
         kept = ratio_interval(left, f_model)
-        rows.append({"task": name, "error": error, "logit difference": mean_interval(left), "kept": kept, "n": len(left)})
+        rows.append(
+            {
+                "task": name,
+                "error": error,
+                "logit difference": mean_interval(left),
+                "kept": kept,
+                "n": len(left),
+            }
+        )
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# In the column "kept", 1 is all of the logit difference. (These prompts had a hand in choosing the layers and the last step of the SAEs'
-# training, so the figure may flatter them a little; the SAEs' README says how. The prompts of sections 4 to 6 had none.)
+# In the column "kept", 1 is all of the logit difference. (These prompts had a hand in choosing the
+# layers and the last step of the SAEs' training, so the figure may flatter them a little; the SAEs'
+# README says how. The prompts of sections 4 to 6 had none.)
 #
 # ## 3. The circuits
 #
-# As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those that fire, all judged on prompts
-# with other keys. We name the number of nodes (`n_nodes`), and λ, the price of a node, is adjusted on the way until the mask has it. IG sees
-# fewer prompts than the mask, for the time that it takes.
+# As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those
+# that fire, all judged on prompts with other keys. We name the number of nodes (`n_nodes`), and λ,
+# the price of a node, is adjusted on the way until the mask has it. IG sees fewer prompts than the
+# mask, for the time that it takes.
 
 # %%
 frontiers = {name: Frontier.of(spliced, tasks[name]) for name in trains}
 circuits = {}
 for name, sizes in SIZES.items():
     for size in sizes:
-        learned = learn_masks(spliced, trains[name], means=means[name], n_nodes=size, seed=SEED, **LEARNING)
-        found = faithfulness(spliced, tasks[name], learned.masks, means[name], against=reference[name])
+        learned = learn_masks(
+            spliced, trains[name], means=means[name], n_nodes=size, seed=SEED, **LEARNING
+        )
+        found = faithfulness(
+            spliced, tasks[name], learned.masks, means[name], against=reference[name]
+        )
         frontiers[name].add("learned mask", learned.masks, found, seed=SEED)
         circuits[name, size] = learned.masks
 
@@ -254,22 +325,39 @@ for name, train in trains.items():
     sizes = sorted({point.n_nodes for point in frontiers[name].of_method("learned mask")})
     sizes += [] if QUICK else [2 * sizes[-1]]
     for method, score in scores.items():
-        score_frontier(frontiers[name], method, score, sizes, spliced, tasks[name], means[name], against=reference[name], seed=SEED)
+        score_frontier(
+            frontiers[name],
+            method,
+            score,
+            sizes,
+            spliced,
+            tasks[name],
+            means[name],
+            against=reference[name],
+            seed=SEED,
+        )
 
 # %%
 for name, frontier in frontiers.items():
     best = max(frontier.of_method("learned mask"), key=lambda point: point.n_nodes)
     rival = next(point for point in frontier.of_method("IG") if point.n_nodes == best.n_nodes)
     title = f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, IG {rival.faithfulness.vs_spliced.value:.2f}"
-    show(plots.frontier_figure(frontier, title), alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.")
-pd.concat([pd.DataFrame(f.rows()).assign(task=name) for name, f in frontiers.items()], ignore_index=True).drop(columns="sparsity")
+    show(
+        figures.frontier_figure(frontier, title),
+        alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.",
+    )
+pd.concat(
+    [pd.DataFrame(f.rows()).assign(task=name) for name, f in frontiers.items()], ignore_index=True
+).drop(columns="sparsity")
 
 # %% [markdown]
-# Left, 0 is the answer with everything ablated and 1 that of the spliced model; right, 0 is no difference on any prompt. Random nodes stay
-# where nothing is: a circuit is not to be had by chance.
+# Left, 0 is the answer with everything ablated and 1 that of the spliced model; right, 0 is no
+# difference on any prompt. Random nodes stay where nothing is: a circuit is not to be had by
+# chance.
 #
-# The post's numbers are F(C)/F(S), without F(∅) taken off; so here are ours in the same unit. (Another model, other SAEs, other prompts: the
-# same number of nodes is not the same share of the nodes that there are.)
+# The post's numbers are F(C)/F(S), without F(∅) taken off; so here are ours in the same unit.
+# (Another model, other SAEs, other prompts: the same number of nodes is not the same share of the
+# nodes that there are.)
 
 # %%
 rows = [
@@ -278,28 +366,64 @@ rows = [
 ]  # fmt: skip
 for circuit in published_circuits("gemma-2-9b"):
     if circuit.task in trains:
-        rows.append({"task": circuit.task, "nodes": circuit.nodes, "found by": "the post, Gemma 2 9B", "F(C)/F(S)": circuit.faithfulness})
+        rows.append(
+            {
+                "task": circuit.task,
+                "nodes": circuit.nodes,
+                "found by": "the post, Gemma 2 9B",
+                "F(C)/F(S)": circuit.faithfulness,
+            }
+        )
 pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 
 # %% [markdown]
-# At the post's sizes a mask keeps about what the post's do, or more. But the post found IG far behind its masks, and **here IG is not far
-# behind**. At 60 nodes for keys the intervals overlap. At 183 the mask keeps more on average, beyond the spliced model itself, and yet its gap,
-# prompt by prompt, is not clearly smaller. For indices IG keeps as much as the mask, or more. And there is a cliff: 30 nodes for keys and 60 for
-# indices keep next to nothing, whoever chose them.
+# At the post's sizes a mask keeps about what the post's do, or more. But the post found IG far
+# behind its masks, and **here IG is not far behind**. At 60 nodes for keys the intervals overlap.
+# At 183 the mask keeps more on average, beyond the spliced model itself, and yet its gap, prompt by
+# prompt, is not clearly smaller. For indices IG keeps as much as the mask, or more. And there is a
+# cliff: 30 nodes for keys and 60 for indices keep next to nothing, whoever chose them.
 #
-# Why? Our prompts all have one layout and our SAEs are narrow, so that there is less to choose wrongly from; and 40 steps on 32 prompts, with one
-# seed, are little for a mask. Which of these it is we have not tested. Notebook 04 compares the two at greater length, on other tasks.
+# Why? Our prompts all have one layout and our SAEs are narrow, so that there is less to choose
+# wrongly from; and 40 steps on 32 prompts, with one seed, are little for a mask. Which of these it
+# is we have not tested. Notebook 04 compares the two at greater length, on other tasks.
 
 # %% [markdown]
 # ## 4. The causal story
 #
-# Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens, and only a few of them are worth a name:
+# Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens, and only a
+# few of them are worth a name:
 
 # %%
 entry, item = ["a key", "':", "␣", "a value", ",", "'"], ["a value", ",", "␣"]
 PLACES = {
-    "dict_key": ["BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}", ">>>", "variable", "['", "the queried key", "']"],
-    "list_index": ["BOS", ">>>", "variable", "=", "[", *(item * 5)[:-2], "] (list)", ">>>", "variable", "[", "the index", "]"],
+    "dict_key": [
+        "BOS",
+        ">>>",
+        "variable",
+        "=",
+        "{'",
+        *(entry * 5)[:-2],
+        "}",
+        ">>>",
+        "variable",
+        "['",
+        "the queried key",
+        "']",
+    ],
+    "list_index": [
+        "BOS",
+        ">>>",
+        "variable",
+        "=",
+        "[",
+        *(item * 5)[:-2],
+        "] (list)",
+        ">>>",
+        "variable",
+        "[",
+        "the index",
+        "]",
+    ],
 }
 assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if name in PLACES)
 
@@ -307,7 +431,9 @@ assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if 
 def where_nodes_are(name):
     """How many nodes a task's largest circuit has after each layer, at each place."""
     nodes = circuits[name, SIZES[name][-1]].nodes()
-    table = pd.DataFrame([{"after layer": int(h.split(".")[1]), "at": PLACES[name][p]} for h, p, _ in nodes])
+    table = pd.DataFrame(
+        [{"after layer": int(h.split(".")[1]), "at": PLACES[name][p]} for h, p, _ in nodes]
+    )
     in_order = [place for place in dict.fromkeys(PLACES[name]) if place in set(table["at"])]
     return pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
 
@@ -318,19 +444,25 @@ where_nodes_are("dict_key")
 # And of the circuit for `list_index`:
 
 # %%
-where_nodes_are("list_index") if "list_index" in SIZES else "the quick profile has no circuit for list_index"
+where_nodes_are(
+    "list_index"
+) if "list_index" in SIZES else "the quick profile has no circuit for list_index"
 
 # %% [markdown]
-# Most of them sit at two places near the prompt's end: at the queried key (or the index) in the early layers, at the closing bracket in the
-# late ones. Something is found out at the one place and brought to the other. With dictionaries, at **the queried key** the model can look
-# back for the same name: is this a repeat? At **`']`**, the last token, it has to know what to answer. So we ask, at each SAE and at both
-# places: which latents fire when the key is in the dictionary and not when it is missing, and which do the opposite?
+# Most of them sit at two places near the prompt's end: at the queried key (or the index) in the
+# early layers, at the closing bracket in the late ones. Something is found out at the one place and
+# brought to the other. With dictionaries, at **the queried key** the model can look back for the
+# same name: is this a repeat? At **`']`**, the last token, it has to know what to answer. So we
+# ask, at each SAE and at both
+# places: which latents fire when the key is in the dictionary and not when it is missing, and which
+# do the opposite?
 #
 # ### Exercise 6.2 · How well does a latent tell two kinds of prompts apart?
 # ⏱ 10 min · difficulty ●●○ · a number that needs no threshold
 #
-# Draw a prompt with the key present and one where it is missing. How often is the latent stronger on the first? That is the area under the
-# ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never. Write it for all latents at once; ties count half.
+# Draw a prompt with the key present and one where it is missing. How often is the latent stronger
+# on the first? That is the area under the ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never.
+# Write it for all latents at once; ties count half.
 #
 # <details><summary>Hint 1</summary> One row of `present` against all of `missing` is a table of `[m, d_sae]` comparisons. Average it over m,
 # then over the rows of `present`.</details>
@@ -349,9 +481,10 @@ check(separations)
 # - *One number:* average over pairs of prompts only, not over latents.
 # </details>
 #
-# Honest prompts with the *training* keys choose the latents. At each site (an SAE and a place) we take those that tell the two kinds apart
-# at least four times in five: up to five that rise most when the key is there ("a repeat"), and up to five that rise most when it is not
-# ("none"). All that we claim of them later is measured with other keys.
+# Honest prompts with the *training* keys choose the latents. At each site (an SAE and a place) we
+# take those that tell the two kinds apart at least four times in five: up to five that rise most
+# when the key is there ("a repeat"), and up to five that rise most when it is not ("none"). All
+# that we claim of them later is measured with other keys.
 
 # %%
 sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
@@ -359,7 +492,10 @@ sites = [(LAYERS[1], QUERIED), (LAYERS[2], LAST)] if QUICK else sites
 where = {QUERIED: "the queried key", LAST: "']"}
 hook_point = dict(zip(LAYERS, spliced.hook_points))
 honest = {family: attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST}
-known_missing, known_present = (found.latents for found in answers_each(spliced, honest, read=sites, progress="training keys").values())
+known_missing, known_present = (
+    found.latents
+    for found in answers_each(spliced, honest, read=sites, progress="training keys").values()
+)
 
 
 def name_of(site):
@@ -371,18 +507,33 @@ def telling(site, n=5):
     """Up to ``n`` latents of a site that fire for a repeat, and up to ``n`` that fire for none."""
     rise = known_present[site].mean(0) - known_missing[site].mean(0)
     order = rise.argsort(descending=True).tolist()
-    return [i for i in order if auc[site][i] > 0.8][:n], [i for i in reversed(order) if auc[site][i] < 0.2][:n]
+    return [i for i in order if auc[site][i] > 0.8][:n], [
+        i for i in reversed(order) if auc[site][i] < 0.2
+    ][:n]
 
 
 # %%
 auc = {site: separations(known_present[site], known_missing[site]) for site in sites}
 TELLING = {site: telling(site) for site in sites}
-rows = [(name_of(site), (a > 0.8).sum().item(), a.max().item(), (a < 0.2).sum().item(), 1 - a.min().item()) for site, a in auc.items()]
-pd.DataFrame(rows, columns=["site", "fire for a repeat", "best AUC", "fire for none", "best AUC, turned round"]).round(3)
+rows = [
+    (
+        name_of(site),
+        (a > 0.8).sum().item(),
+        a.max().item(),
+        (a < 0.2).sum().item(),
+        1 - a.min().item(),
+    )
+    for site, a in auc.items()
+]
+pd.DataFrame(
+    rows,
+    columns=["site", "fire for a repeat", "best AUC", "fire for none", "best AUC, turned round"],
+).round(3)
 
 # %% [markdown]
-# At every site some latents tell, even single ones. Does the model *listen* to them? We hold them at their mean over the other kind of
-# prompt, at this one place, and keep everything else as it is (`error="keep"`: nothing but these few latents changes).
+# At every site some latents tell, even single ones. Does the model *listen* to them? We hold them
+# at their mean over the other kind of prompt, at this one place, and keep everything else as it is
+# (`error="keep"`: nothing but these few latents changes).
 #
 # ### Exercise 6.3 · Hold latents at one place
 # ⏱ 10 min · difficulty ●●○ · prompts of different lengths end at different places
@@ -412,39 +563,80 @@ check(hold)
 def held(site, like):
     """The telling latents of a site, held at their means over honest prompts of one kind."""
     layer, place = site
-    return Clamp({(hook_point[layer], i): like[site][:, i].mean().item() for i in sum(TELLING[site], [])}, place)
+    return Clamp(
+        {(hook_point[layer], i): like[site][:, i].mean().item() for i in sum(TELLING[site], [])},
+        place,
+    )
 
 
 site = LAYERS[1], QUERIED
 clamp = held(site, known_present)
 values = {i: value for (_, i), value in clamp.values.items()}
 [session] = attacks(HONEST[0], 1, split="train", seed=SEED + 1)
-tokens = torch.tensor([[lab.tokenizer.bos_token_id, *lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]]])
+tokens = torch.tensor(
+    [
+        [
+            lab.tokenizer.bos_token_id,
+            *lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"],
+        ]
+    ]
+)
 lengths = torch.tensor([tokens.shape[1] - 1])  # without BOS
-by_hand = keep.run(tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])})
+by_hand = keep.run(
+    tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])}
+)
 p_by_hand = p_missing(by_hand.logits.detach().float().cpu(), missing_ids)
-torch.testing.assert_close(p_by_hand, answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02)
-print(f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as the library has it")
+torch.testing.assert_close(
+    p_by_hand, answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02
+)
+print(
+    f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as the library has it"
+)
 
 # %% [markdown]
-# Now all sites, still with training keys: which of them turn an error message into a value, or a value into an error message?
+# Now all sites, still with training keys: which of them turn an error message into a value, or a
+# value into an error message?
 
 # %%
-tried_missing, tried_present = (attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST)
-to_value = {site: 1 - answers_with(keep, tried_missing, held(site, known_present), progress=name_of(site)).p_missing for site in sites}
-to_error = {site: answers_with(keep, tried_present, held(site, known_missing), progress=name_of(site)).p_missing for site in sites}
+tried_missing, tried_present = (
+    attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST
+)
+to_value = {
+    site: 1
+    - answers_with(keep, tried_missing, held(site, known_present), progress=name_of(site)).p_missing
+    for site in sites
+}
+to_error = {
+    site: answers_with(
+        keep, tried_present, held(site, known_missing), progress=name_of(site)
+    ).p_missing
+    for site in sites
+}
 plain = [answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
 rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
-rows += [(name_of(site), sum(map(len, TELLING[site])), to_value[site].mean().item(), to_error[site].mean().item()) for site in sites]
-pd.DataFrame(rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]).round(2)
+rows += [
+    (
+        name_of(site),
+        sum(map(len, TELLING[site])),
+        to_value[site].mean().item(),
+        to_error[site].mean().item(),
+    )
+    for site in sites
+]
+pd.DataFrame(
+    rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]
+).round(2)
 
 # %% [markdown]
-# In the early layers the queried key turns the answer, in the late ones the last token does. Only attention moves anything between
-# positions, so a head in between must have read the queried key's token. We keep the *last* SAE at which holding the queried key still turns
-# at least half of the errors, and call its telling latents **seen** (was this name there before?); and the *first* at which the last
-# token does: **verdict** (is the key there?). The labels are ours; what the latents do comes next.
+# In the early layers the queried key turns the answer, in the late ones the last token does. Only
+# attention moves anything between positions, so a head in between must have read the queried key's
+# token. We keep the *last* SAE at which holding the queried key still turns at least half of the
+# errors, and call its telling latents **seen** (was this name there before?); and the *first* at
+# which the last token does: **verdict** (is the key there?). The labels are ours; what the latents
+# do comes next.
 #
-# They were chosen by what they tell. The mask of section 3 chose nodes by what the answer needs. Do the two agree?
+# They were chosen by what they tell. The mask of section 3 chose nodes by what the answer needs. Do
+# the two agree?
 
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
@@ -463,25 +655,33 @@ print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
 n_at = Counter((h, place) for h, place, _ in nodes)
 n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
 n_shared = sum(row["in the circuit"] for row in rows)
-print(f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at the site of seen and {n_verdict} at that of verdict")
+print(
+    f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at the site of seen and {n_verdict} at that of verdict"
+)
 pd.DataFrame(rows).round(1)
 
 # %% [markdown]
-# In the full run they do: the latents that tell the two kinds of prompt apart are among the nodes that the mask kept for the answer's sake.
+# In the full run they do: the latents that tell the two kinds of prompt apart are among the nodes
+# that the mask kept for the answer's sake.
 #
-# Now one number a prompt and site: 0 where the latents are as in an honest prompt without the key, 1 where they are as in one with it. In new
-# prompts, with keys that had no part in choosing these latents:
+# Now one number a prompt and site: 0 where the latents are as in an honest prompt without the key,
+# 1 where they are as in one with it. In new prompts, with keys that had no part in choosing these
+# latents:
 
 
 # %%
 def balance(site, latents):
-    """The sum of a site's latents that fire for a repeat, less the sum of those that fire for none: ``[n]``."""
+    """The sum of a site's latents that fire for a repeat, less the sum of those that fire for none:
+    ``[n]``.
+    """
     there, absent = TELLING[site]
     return latents[site][:, there].sum(1) - latents[site][:, absent].sum(1)
 
 
 def signal(site, latents):
-    """The balance, so scaled that honest training prompts have a mean of 0 if the key is missing and 1 if it is there."""
+    """The balance, so scaled that honest training prompts have a mean of 0 if the key is missing
+    and 1 if it is there.
+    """
     low, high = (balance(site, known).mean() for known in (known_missing, known_present))
     return (balance(site, latents) - low) / (high - low)
 
@@ -489,30 +689,49 @@ def signal(site, latents):
 # %%
 unseen_missing, unseen_present = (attacks(family, N_HONEST, seed=SEED) for family in HONEST)
 unseen = {"missing": unseen_missing, "present": unseen_present}
-missing, present = answers_each(spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys").values()
+missing, present = answers_each(
+    spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys"
+).values()
 says = {
     f"{label}, key {kind}": signal(site, some.latents)
     for label, site in LABELLED.items() for kind, some in (("missing", missing), ("present", present))
 }  # fmt: skip
 is_present = torch.arange(2 * N_HONEST) >= N_HONEST
-both_kinds = {label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]]) for label in LABELLED}
-aucs = {label: separation(values, is_present) for label, values in both_kinds.items()}
+both_kinds = {
+    label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]])
+    for label in LABELLED
+}
+aucs = {label: auc(values, is_present) for label, values in both_kinds.items()}
 title = f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
-show(plots.histograms_figure(says, "signal", "prompts", title), alt=f"Four histograms of what the latents say of honest prompts. {title}.")
+show(
+    figures.histograms_figure(says, "signal", "prompts", title),
+    alt=f"Four histograms of what the latents say of honest prompts. {title}.",
+)
 
 # %% [markdown]
-# And their hold on the answer, with these keys. The control: *strangers*, as many other latents that fire at the same site, moved by as much
-# and in the same directions (though not below 0); a new draw of them for every few prompts.
+# And their hold on the answer, with these keys. The control: *strangers*, as many other latents
+# that fire at the same site, moved by as much and in the same directions (though not below 0); a
+# new draw of them for every few prompts.
 
 
 # %%
 def strangers(site, like, seed):
-    """As many other latents that fire at a site, each moved as a telling latent is when it is held as in ``like``."""
+    """As many other latents that fire at a site, each moved as a telling latent is when it is held
+    as in ``like``.
+    """
     before = (known_missing if like is known_present else known_present)[site].mean(0)
     moves = (like[site].mean(0) - before)[sum(TELLING[site], [])].tolist()
-    others = [i for i in before.argsort(descending=True).tolist() if i not in sum(TELLING[site], [])]
+    others = [
+        i for i in before.argsort(descending=True).tolist() if i not in sum(TELLING[site], [])
+    ]
     drawn = random.Random(seed).sample(others[: 4 * len(moves)], len(moves))
-    return Clamp({(hook_point[site[0]], i): max(0.0, before[i].item() + move) for i, move in zip(drawn, moves)}, site[1])
+    return Clamp(
+        {
+            (hook_point[site[0]], i): max(0.0, before[i].item() + move)
+            for i, move in zip(drawn, moves)
+        },
+        site[1],
+    )
 
 
 # %%
@@ -521,40 +740,60 @@ forced = {}
 for label, site in LABELLED.items():
     up = answers_with(keep, asked_missing, held(site, known_present), progress=label)
     down = answers_with(keep, asked_present, held(site, known_missing), progress=label)
-    forced[f"{label} held as for a repeat: values"] = share(~up.says_missing)
-    stands_there = [token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)]
-    print(f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value that stands in the dictionary")
-    forced[f"{label} held as for none: errors"] = share(down.says_missing)
-    for kind, asked, like in (("missing", asked_missing, known_present), ("present", asked_present, known_missing)):
-        draws = [answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw)).says_missing for draw in range(N_DRAWS)]
+    forced[f"{label} held as for a repeat: values"] = proportion(~up.says_missing)
+    stands_there = [
+        token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)
+    ]
+    print(
+        f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value that stands in the dictionary"
+    )
+    forced[f"{label} held as for none: errors"] = proportion(down.says_missing)
+    for kind, asked, like in (
+        ("missing", asked_missing, known_present),
+        ("present", asked_present, known_missing),
+    ):
+        draws = [
+            answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw)).says_missing
+            for draw in range(N_DRAWS)
+        ]
         turned = torch.cat(draws) if kind == "present" else ~torch.cat(draws)
-        forced[f"strangers of {label}, key {kind}"] = share(turned)
-forced["nothing held, key missing"] = share(~missing[:N_TEST].says_missing)
-forced["nothing held, key present"] = share(present[:N_TEST].says_missing)
+        forced[f"strangers of {label}, key {kind}"] = proportion(turned)
+forced["nothing held, key missing"] = proportion(~missing[:N_TEST].says_missing)
+forced["nothing held, key present"] = proportion(present[:N_TEST].says_missing)
 
 # %%
 orange = [name for name in forced if "held as" in name]
-title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(*(forced[name].value for name in orange))
+title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(
+    *(forced[name].value for name in orange)
+)
 x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
-show(plots.flips_figure(forced, x_label, title, highlight=orange), alt=f"Bars with intervals. {title}.")
+show(
+    figures.flips_figure(forced, x_label, title, highlight=orange),
+    alt=f"Bars with intervals. {title}.",
+)
 
 # %% [markdown]
-# *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen* works one way. Raised, it makes the model
-# answer with a value though the key is not there, and mostly with one that stands in the dictionary: it looks up *something*. Lowered, it
-# changes nothing: a key that is there is still found. So a duplicate is enough for a value, but these latents are not needed for one: other
-# latents, or what our SAEs do not see (their errors are kept here), carry the news as well. The post says that Gemma 2 knows a
-# missing key by the absence of a duplicate. Here that is half of the story, and it is the half that an attack needs.
+# *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen*
+# works one way. Raised, it makes the model answer with a value though the key is not there, and
+# mostly with one that stands in the dictionary: it looks up *something*. Lowered, it changes
+# nothing: a key that is there is still found. So a duplicate is enough for a value, but these
+# latents are not needed for one: other latents, or what our SAEs do not see (their errors are kept
+# here), carry the news as well. The post says that Gemma 2 knows a missing key by the absence of a
+# duplicate. Here that is half of the story, and it is the half that an attack needs.
 #
 # ## 5. From the story to an attack
 #
-# Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then whatever makes them fire without the key
-# should fool it. Here are families of dictionaries. In each, Python's answer is sure, and the looks speak against it.
+# Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then
+# whatever makes them fire without the key should fool it. Here are families of dictionaries. In
+# each, Python's answer is sure, and the looks speak against it.
 #
-# Eleven *lure*. The key is missing, and yet its name stands there: in other letters, inside a longer name, with a space, as a value, in a
-# comment, in another dictionary, in one from which it has been deleted, or as text where bytes are asked for.
+# Eleven *lure*. The key is missing, and yet its name stands there: in other letters, inside a
+# longer name, with a space, as a value, in a comment, in another dictionary, in one from which it
+# has been deleted, or as text where bytes are asked for.
 #
-# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by side are one string to Python, `'\x41'` is
-# an A, a sum of strings is a string, and `update(Ann=3)` adds the key `'Ann'`.
+# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by
+# side are one string to Python, `'\x41'` is an A, a sum of strings is a string, and `update(Ann=3)`
+# adds the key `'Ann'`.
 
 # %%
 examples = {family: attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
@@ -573,7 +812,8 @@ pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-alig
 # ### Exercise 6.4 · A prediction from latents alone
 # ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
 #
-# On which share of a family's prompts do the latents hold the key to be there? Draw the line with honest prompts alone.
+# On which share of a family's prompts do the latents hold the key to be there? Draw the line with
+# honest prompts alone.
 #
 # <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway between them.</details>
 # <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present" side.</details>
@@ -587,13 +827,15 @@ check(predicted_share)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *About a half for every family:* the threshold moves with the family. It is set once, on honest prompts.
+# - *About a half for every family:* the threshold moves with the family. It is set once, on honest
+#   prompts.
 # - *All turned round:* below the threshold means "missing".
 # </details>
 #
-# A family changes the prompt in more ways than one: a comment might confuse the model whatever it says. So each family has a **twin**, the same
-# change made with a name that nobody asks for (`'kim'` where `'ann'` would lure). One pass reads the latents and the answers of all; we
-# keep the answers closed for now.
+# A family changes the prompt in more ways than one: a comment might confuse the model whatever it
+# says. So each family has a **twin**, the same change made with a name that nobody asks for
+# (`'kim'` where `'ann'` would lure). One pass reads the latents and the answers of all; we keep the
+# answers closed for now.
 
 # %%
 asked = {family: attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
@@ -605,7 +847,9 @@ got = answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
 # %%
 def predicted(site, family):
     """The share of a family's prompts on which a site's latents say "there"."""
-    return predicted_share(*(balance(site, latents) for latents in (known_missing, known_present, got[family].latents)))
+    return predicted_share(
+        *(balance(site, latents) for latents in (known_missing, known_present, got[family].latents))
+    )
 
 
 rows = [
@@ -617,21 +861,26 @@ rows = [
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# Honest prompts have signals of 0 (missing) and 1 (there). The prediction of the story stands in "seen says there"; *verdict* sits on the
-# last token after a late layer, close to the answer, so it is no great feat if it knows it.
+# Honest prompts have signals of 0 (missing) and 1 (there). The prediction of the story stands in
+# "seen says there"; *verdict* sits on the last token after a late layer, close to the answer, so it
+# is no great feat if it knows it.
 #
-# Now the answers. "Fooled": no error message where Python has one, or one where Python has none. "Twin" and "honest": the same error where
-# nothing tries to fool. "Says a digit" tells a lured value from other nonsense.
+# Now the answers. "Fooled": no error message where Python has one, or one where Python has none.
+# "Twin" and "honest": the same error where nothing tries to fool. "Says a digit" tells a lured
+# value from other nonsense.
 
 # %%
-fooled = {family: share(got[family].fooled(family.lures)) for family in FAMILIES}
-of_twins = {family: share(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
-control = {True: share(~missing.says_missing), False: share(present.says_missing)}
+fooled = {family: proportion(got[family].fooled(family.lures)) for family in FAMILIES}
+of_twins = {family: proportion(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
+control = {True: proportion(~missing.says_missing), False: proportion(present.says_missing)}
 
 
 def most_said(family, n):
     """A family's commonest first tokens, with their shares."""
-    return ", ".join(f"{token!r} {count / len(got[family].top):.0%}" for token, count in Counter(got[family].top).most_common(n))
+    return ", ".join(
+        f"{token!r} {count / len(got[family].top):.0%}"
+        for token, count in Counter(got[family].top).most_common(n)
+    )
 
 
 rows = [
@@ -639,76 +888,129 @@ rows = [
      "says a digit": got[family].says_value.float().mean().item(), "most said": most_said(family, 3), "by the twin": most_said(twin_of[family], 1)}
     for family in FAMILIES
 ]  # fmt: skip
-print(f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind")
+print(
+    f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind"
+)
 pd.DataFrame(rows).round(2)
 
 # %%
 label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
-over = [label_of[family] for family in FAMILIES if fooled[family].low > max(control[family.lures].high, of_twins[family].high)]
+over = [
+    label_of[family]
+    for family in FAMILIES
+    if fooled[family].low > max(control[family.lures].high, of_twins[family].high)
+]
 title = f"{len(over)} of {len(FAMILIES)} families (orange) fool more often than honest prompts and than their twins"
-bars = dict(sorted(((label_of[family], fooled[family]) for family in FAMILIES), key=lambda item: -item[1].value))
+bars = dict(
+    sorted(
+        ((label_of[family], fooled[family]) for family in FAMILIES), key=lambda item: -item[1].value
+    )
+)
 bars |= {"honest, key missing": control[True], "honest, key present": control[False]}
 x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
-show(plots.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}.")
+show(
+    figures.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}."
+)
 
 # %% [markdown]
-# Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name that does it. As a value the name fools every
-# other time (the answer begins with a quote mark), in a comment it does not. A key that was deleted is known to be gone; but delete *another*
-# key, and ask for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story of ours foresaw that. Of the four that
-# hide, three fool now and then, far less often than the lures: the model puts `'A' 'nn'` together more often than not, and it knows `update`.
+# Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name
+# that does it. As a value the name fools every other time (the answer begins with a quote mark), in
+# a comment it does not. A key that was deleted is known to be gone; but delete *another* key, and
+# ask for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story
+# of ours foresaw that. Of the four that hide, three fool now and then, far less often than the
+# lures: the model puts `'A' 'nn'` together more often than not, and it knows `update`.
 #
 # ### Where the story holds, and where it fails
 #
-# Two questions. Across families: does the share that the latents predict go with the share on which the model says "there"? And *within* a
-# family, prompt by prompt: are those on which it says so the ones whose latents say so? (AUC again, for families with some of both.)
+# Two questions. Across families: does the share that the latents predict go with the share on which
+# the model says "there"? And *within* a family, prompt by prompt: are those on which it says so the
+# ones whose latents say so? (AUC again, for families with some of both.)
 
 # %%
-says_there = torch.tensor([1 - got[family].says_missing.float().mean().item() for family in FAMILIES])
-guesses = {label: torch.tensor([predicted(site, family) for family in FAMILIES]) for label, site in LABELLED.items()}
-ranks = {label: pd.Series(guess).corr(pd.Series(says_there), method="spearman") for label, guess in guesses.items()}
-title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(f"{label} {rank:.2f}" for label, rank in ranks.items())
+says_there = torch.tensor(
+    [1 - got[family].says_missing.float().mean().item() for family in FAMILIES]
+)
+guesses = {
+    label: torch.tensor([predicted(site, family) for family in FAMILIES])
+    for label, site in LABELLED.items()
+}
+ranks = {
+    label: pd.Series(guess).corr(pd.Series(says_there), method="spearman")
+    for label, guess in guesses.items()
+}
+title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(
+    f"{label} {rank:.2f}" for label, rank in ranks.items()
+)
 names = [family.name.partition(":")[0] for family in FAMILIES]
-figure = plots.scatter_figure(says_there, guesses, "the model says there", "the latents say there", title, names=names)
+figure = figures.scatter_figure(
+    says_there, guesses, "the model says there", "the latents say there", title, names=names
+)
 show(figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}.")
 
 
 # %%
 def auc_among(families):
-    """How well the signals tell the prompts on which the model says "there" from the others, for both sites."""
+    """How well the signals tell the prompts on which the model says "there" from the others, for
+    both sites.
+    """
     there = ~torch.cat([got[family].says_missing for family in families])
-    signals = {label: torch.cat([signal(site, got[family].latents) for family in families]) for label, site in LABELLED.items()}
-    return {label: separation(values, there) for label, values in signals.items()} | {"says there": int(there.sum()), "of": len(there)}
+    signals = {
+        label: torch.cat([signal(site, got[family].latents) for family in families])
+        for label, site in LABELLED.items()
+    }
+    return {label: auc(values, there) for label, values in signals.items()} | {
+        "says there": int(there.sum()),
+        "of": len(there),
+    }
 
 
-of_both_kinds = [family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95]
-rows = {"all families together": auc_among(FAMILIES)} | {family.name: auc_among([family]) for family in of_both_kinds}
+of_both_kinds = [
+    family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95
+]
+rows = {"all families together": auc_among(FAMILIES)} | {
+    family.name: auc_among([family]) for family in of_both_kinds
+}
 pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
 
 # %%
 for label, site in LABELLED.items():
-    pairs = [(family.name, predicted(site, family), there) for family, there in zip(FAMILIES, says_there.tolist())]
-    off = [f"{name} ({guess:.2f}, measured {there:.2f})" for name, guess, there in pairs if abs(guess - there) > 0.3]
-    print(f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} families: {'; '.join(off)}")
+    pairs = [
+        (family.name, predicted(site, family), there)
+        for family, there in zip(FAMILIES, says_there.tolist())
+    ]
+    off = [
+        f"{name} ({guess:.2f}, measured {there:.2f})"
+        for name, guess, there in pairs
+        if abs(guess - there) > 0.3
+    ]
+    print(
+        f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} families: {'; '.join(off)}"
+    )
 
 # %% [markdown]
-# *Seen* answers the question that it was named for: was this name there before? Where the name stands in another spelling, in a longer key, or in
-# another dictionary, that is enough to fool the model, and *seen* foretells it. But it says so as well where the name stands as a value, where
-# it stood until it was deleted, and for `b'Ann'`, which is another key to Python, and there the model is not to be had so easily. And where a
-# key is written in pieces, *seen* mostly misses it, and the model mostly does not. So over all families it ranks the answers no better than
-# chance. *Verdict* foretells nearly all of them, within families too; but it is closer to the answer. Between the two the model weighs more than
-# the repeat. That is where a story from honest prompts alone falls short: in them, "the name was there before" and "the key is in this
-# dictionary" are one and the same.
+# *Seen* answers the question that it was named for: was this name there before? Where the name
+# stands in another spelling, in a longer key, or in another dictionary, that is enough to fool the
+# model, and *seen* foretells it. But it says so as well where the name stands as a value, where it
+# stood until it was deleted, and for `b'Ann'`, which is another key to Python, and there the model
+# is not to be had so easily. And where a key is written in pieces, *seen* mostly misses it, and the
+# model mostly does not. So over all families it ranks the answers no better than chance. *Verdict*
+# foretells nearly all of them, within families too; but it is closer to the answer. Between the two
+# the model weighs more than the repeat. That is where a story from honest prompts alone falls
+# short: in them, "the name was there before" and "the key is in this dictionary" are one and the
+# same.
 #
 # ### A search that never looks at the answer
 #
-# If the latents know what will fool the model, we can write attacks without asking it: draw candidates, and take the one whose latents
-# say "there" most. For the *seen* latents the layers after theirs need not even run. They have just failed for whole families, *verdict* has
+# If the latents know what will fool the model, we can write attacks without asking it: draw
+# candidates, and take the one whose latents say "there" most. For the *seen* latents the layers
+# after theirs need not even run. They have just failed for whole families, *verdict* has
 # not: which of the two will find attacks?
 #
 # ### Exercise 6.5 · What is the search worth?
 # ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
 #
-# In each group take the candidate with the highest signal. How often does it fool, and how often does any candidate? (The lift is their ratio.)
+# In each group take the candidate with the highest signal. How often does it fool, and how often
+# does any candidate? (The lift is their ratio.)
 #
 # <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether that one fools.</details>
 # <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on average.</details>
@@ -731,12 +1033,18 @@ rng = random.Random(SEED)
 luring = [family for family in FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
-    session = missing_key(KEYS["test"], DICTIONARIES["test"], rng)  # one query, and several ways to tamper with its dictionary
+    session = missing_key(
+        KEYS["test"], DICTIONARIES["test"], rng
+    )  # one query, and several ways to tamper with its dictionary
     groups.append([tamper(session, luring, rng) for _ in range(CANDIDATES)])
 candidates = sum(groups, [])
-seen_says = signal(SEEN, {SEEN: read_latents(spliced, candidates, SEEN[0], progress="seen latents only")})
+seen_says = signal(
+    SEEN, {SEEN: read_latents(spliced, candidates, SEEN[0], progress="seen latents only")}
+)
 choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
-print(f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, before the model is asked:")
+print(
+    f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, before the model is asked:"
+)
 print(*(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
 # %%
@@ -747,24 +1055,30 @@ for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.
     strength = strength.view(GROUPS, CANDIDATES)
     by_latents, by_chance = lift(strength, fools).tolist()
     picks = fools[torch.arange(GROUPS), strength.argmax(1)]
-    rows[f"by the {label} latents"] = {"fooled": str(share(picks)), "lift": round(by_latents / max(by_chance, 1e-9), 2)}
+    rows[f"by the {label} latents"] = {
+        "fooled": str(proportion(picks)),
+        "lift": round(by_latents / max(by_chance, 1e-9), 2),
+    }
 print(f"{GROUPS} groups of {CANDIDATES} candidates")
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# *Verdict* finds attacks without a look at the answer. *Seen* does not, for the reason that we saw: it fires as strongly for bytes and for a deleted
-# key as for the best lures, and those hardly ever fool. (A caution: the candidates come from several families, and most of what there is to
-# choose is the family. What the latents know within a family stands in the table before.)
+# *Verdict* finds attacks without a look at the answer. *Seen* does not, for the reason that we saw:
+# it fires as strongly for bytes and for a deleted key as for the best lures, and those hardly ever
+# fool. (A caution: the candidates come from several families, and most of what there is to choose
+# is the family. What the latents know within a family stands in the table before.)
 #
 # ## 6. Mending
 #
-# Hold the latents as they are when the key is missing, whatever the prompt, and the lures should lose their bait. But an honest key makes
-# them fire, too. A model that always says "missing" undoes every lure, and answers no question any more: does holding do better?
+# Hold the latents as they are when the key is missing, whatever the prompt, and the lures should
+# lose their bait. But an honest key makes them fire, too. A model that always says "missing" undoes
+# every lure, and answers no question any more: does holding do better?
 #
 # ### Exercise 6.6 · Undone, and broken
 # ⏱ 5 min · difficulty ●○○ · a cure has two numbers
 #
-# Of the attacks that fooled, which share no longer does? Of the honest answers that were right, which share is wrong now?
+# Of the attacks that fooled, which share no longer does? Of the honest answers that were right,
+# which share is wrong now?
 #
 # <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer can be broken.</details>
 
@@ -777,39 +1091,69 @@ check(mended)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *Too small:* the shares are of the attacks that fooled before, and of the prompts that were right before.
+# - *Too small:* the shares are of the attacks that fooled before, and of the prompts that were
+#   right before.
 # </details>
 #
-# Two cures, each at one site, and a control that holds strangers; the attacks are the first of those above, from the families that fooled in
-# more than three of ten cases.
+# Two cures, each at one site, and a control that holds strangers; the attacks are the first of
+# those above, from the families that fooled in more than three of ten cases.
 
 # %%
 working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
 n = 3 * N_MEND
-to_mend = {family: asked[family][:N_MEND] for family in working} | {"missing": unseen_missing[:n], "present": unseen_present[:n]}
+to_mend = {family: asked[family][:N_MEND] for family in working} | {
+    "missing": unseen_missing[:n],
+    "present": unseen_present[:n],
+}
 cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()}
 cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
-cured = {name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()}
+cured = {
+    name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()
+}
 
 
 # %%
 def is_right(found, sessions):
-    """Whether each answer is Python's: an error message for a missing key, the very value for one that is there."""
-    return torch.tensor([(token in SAYS_MISSING) if s.outcome() == MISSING else token == s.outcome() for token, s in zip(found.top, sessions)])
+    """Whether each answer is Python's: an error message for a missing key, the very value for one
+    that is there.
+    """
+    return torch.tensor(
+        [
+            (token in SAYS_MISSING) if s.outcome() == MISSING else token == s.outcome()
+            for token, s in zip(found.top, sessions)
+        ]
+    )
 
 
 before = {family: got[family][:N_MEND].fooled(True) for family in working}
-right = {"missing": is_right(missing[:n], unseen_missing), "present": is_right(present[:n], unseen_present)}
+right = {
+    "missing": is_right(missing[:n], unseen_missing),
+    "present": is_right(present[:n], unseen_present),
+}
 fooled_before = torch.cat([*before.values()])
-mending, by_family = {"(a model that always says missing)": {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}}, {}
+mending, by_family = (
+    {
+        "(a model that always says missing)": {
+            "attacks undone": 1.0,
+            "broken, key missing": 0.0,
+            "broken, key present": 1.0,
+        }
+    },
+    {},
+)
 for name, after in cured.items():
     fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in working]), {}
     for kind, was_right in right.items():
-        undone, broken = mended(fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])).tolist()
+        undone, broken = mended(
+            fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])
+        ).tolist()
         mending[name] |= {"attacks undone": undone, f"broken, key {kind}": broken}
-    by_family[name] = {f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item() for f in working}
-    of_those = share(~is_right(after["present"], to_mend["present"])[right["present"]])
-    print(f"{name}: undone {share(~fooled_after[fooled_before])} of {int(fooled_before.sum())} attacks that fooled; "
+    by_family[name] = {
+        f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item()
+        for f in working
+    }
+    of_those = proportion(~is_right(after["present"], to_mend["present"])[right["present"]])
+    print(f"{name}: undone {proportion(~fooled_after[fooled_before])} of {int(fooled_before.sum())} attacks that fooled; "
           f"broken {of_those} of {int(right['present'].sum())} right answers to a key that is there")  # fmt: skip
 pd.DataFrame(mending).T.round(2)
 
@@ -817,16 +1161,18 @@ pd.DataFrame(mending).T.round(2)
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
-# Holding *seen* down undoes about half of the attacks and breaks none of the right answers, for the reason that we saw in section 4: a key that is
-# there is found without it. Strangers undo nothing. So it is a cure, if a partial one; of the attacks with a space it undid none. Holding
-# *verdict* is no cure: it is the model that always says "missing".
+# Holding *seen* down undoes about half of the attacks and breaks none of the right answers, for the
+# reason that we saw in section 4: a key that is there is found without it. Strangers undo nothing.
+# So it is a cure, if a partial one; of the attacks with a space it undid none. Holding *verdict* is
+# no cure: it is the model that always says "missing".
 #
 # ## 7. Playground
 #
-# Type a dictionary and a key, and ask. The prompt is coloured by the two *seen* latents that rise most at a repeat; below it stand the model's
-# likeliest first tokens. Orange at a token says that these latents take it for a repeat (the darkest: as firmly as in an honest
-# prompt with the key); the answer is another matter. Try a bait in another place of the dictionary, two baits, or a bait beside the true
-# key. Only literals are accepted, so nothing that you type can do harm.
+# Type a dictionary and a key, and ask. The prompt is coloured by the two *seen* latents that rise
+# most at a repeat; below it stand the model's likeliest first tokens. Orange at a token says that
+# these latents take it for a repeat (the darkest: as firmly as in an honest prompt with the key);
+# the answer is another matter. Try a bait in another place of the dictionary, two baits, or a bait
+# beside the true key. Only literals are accepted, so nothing that you type can do harm.
 
 
 # %%
@@ -839,48 +1185,78 @@ def respond(dictionary, query):
     rising = TELLING[SEEN][0][:2]
     fires = run.latents[hook_point[SEEN[0]]][0, 1:, rising].sum(1)
     probabilities = run.logits[0].float().softmax(-1)
-    likely = [(lab.tokenizer.decode([i]), probabilities[i].item()) for i in probabilities.topk(5).indices.tolist()]
-    at = {site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()} for site in (SEEN, VERDICT)}
-    signals = ", ".join(f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items())
+    likely = [
+        (lab.tokenizer.decode([i]), probabilities[i].item())
+        for i in probabilities.topk(5).indices.tolist()
+    ]
+    at = {
+        site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()}
+        for site in (SEEN, VERDICT)
+    }
+    signals = ", ".join(
+        f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items()
+    )
     outcome = session.outcome()
     text = f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
     darkest = known_present[SEEN][:, rising].sum(1).mean().item()
-    return answer_html([lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=darkest)
+    return answer_html(
+        [lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=darkest
+    )
 
 
 def as_typed(family):
     """An example of a family, if it can be typed into two lines."""
     session = attacks(family, 1, seed=SEED + 1)[0]
-    plain = not (session.before or session.between or session.comment) and session.query.startswith("'")
+    plain = not (session.before or session.between or session.comment) and session.query.startswith(
+        "'"
+    )
     return (session.dictionary, session.query[1:-1]) if plain else None
 
 
-to_try = {family.name: as_typed(family) for family in (*HONEST, *FAMILIES[: 1 if QUICK else None]) if as_typed(family)}
-play(respond, "{'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}", "Ann", to_try, refused=SessionError)
+to_try = {
+    family.name: as_typed(family)
+    for family in (*HONEST, *FAMILIES[: 1 if QUICK else None])
+    if as_typed(family)
+}
+play(
+    respond,
+    "{'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}",
+    "Ann",
+    to_try,
+    refused=SessionError,
+)
 
 # %% [markdown]
 # ## What we saw
 
 # %%
-print(f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)")
+print(
+    f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)"
+)
 for name in forced:
     print(f"{name}: {forced[name]}")
 for family in FAMILIES:
-    print(f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)")
+    print(
+        f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)"
+    )
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What was predicted.** From honest prompts alone: the model finds a key by finding its name a second time, so whatever repeats the name
-# fools it.
+# **What was predicted.** From honest prompts alone: the model finds a key by finding its name a
+# second time, so whatever repeats the name fools it.
 #
-# **Where it held.** A handful of latents on the queried key after layer 11 know a repeat, with keys that they were not chosen on; held as for a
-# repeat, they turn nearly every error into a value, and strangers do not. Seven families of dictionaries that repeat the name within a key fool the
-# model in most cases, each far more often than its twin.
+# **Where it held.** A handful of latents on the queried key after layer 11 know a repeat, with keys
+# that they were not chosen on; held as for a repeat, they turn nearly every error into a value, and
+# strangers do not. Seven families of dictionaries that repeat the name within a key fool the model
+# in most cases, each far more often than its twin.
 #
-# **Where it failed.** These latents are not needed: without them a true key is found all the same, and half of the attacks still work. Nor is a
-# repeat always enough: a value, a deleted key and bytes repeat the name, and fool half of the time or hardly ever. So *seen* alone does not
-# find attacks; the *verdict* on the last token does, after layer 18. One change that was only meant as a control, deleting another key, fooled
-# the model every time, and we cannot say why. And unlike the post we do not find IG far behind the mask.
+# **Where it failed.** These latents are not needed: without them a true key is found all the same,
+# and half of the attacks still work. Nor is a repeat always enough: a value, a deleted key and
+# bytes repeat the name, and fool half of the time or hardly ever. So *seen* alone does not find
+# attacks; the *verdict* on the last token does, after layer 18. One change that was only meant as a
+# control, deleting another key, fooled the model every time, and we cannot say why. And unlike the
+# post we do not find IG far behind the mask.
 #
-# **What was not tested.** Another model, or the same one with its full weights (these have 4 bits); larger dictionaries, keys of several tokens,
-# other formats of prompts; more than one seed; and whether the SAEs' errors carry what *seen* lacks.
+# **What was not tested.** Another model, or the same one with its full weights (these have 4 bits);
+# larger dictionaries, keys of several tokens, other formats of prompts; more than one seed; and
+# whether the SAEs' errors carry what *seen* lacks.

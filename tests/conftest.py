@@ -30,9 +30,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from course_utils.labs import Lab
-from course_utils.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSING
-from course_utils.tasks import VOCABULARIES, Task, inflect, load_task
+from course_utils.labs.lab import Lab
+from course_utils.prompts.grammar import VOCABULARIES, inflect
+from course_utils.prompts.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSING
+from course_utils.prompts.tasks import Task, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
 ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neox")
@@ -41,13 +42,30 @@ ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neo
 @functools.cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Words are tokens, with their leading space, as in the tokenizers of real models."""
-    people = [inflect(word, number) for words in VOCABULARIES.values() for word in words.people for number in ("singular", "plural")]
-    words = ["The", *(f" {word}" for word in dict.fromkeys(people)), " near", " by", " the", " is", " are", " was", " were"]
+    people = [
+        inflect(word, number)
+        for words in VOCABULARIES.values()
+        for word in words.people
+        for number in ("singular", "plural")
+    ]
+    words = [
+        "The",
+        *(f" {word}" for word in dict.fromkeys(people)),
+        " near",
+        " by",
+        " the",
+        " is",
+        " are",
+        " was",
+        " were",
+    ]
     vocab = {word: i for i, word in enumerate(["<unk>", "<bos>", *dict.fromkeys(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
-    with tempfile.TemporaryDirectory() as folder:  # TransformerLens wants one that came from a folder
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # TransformerLens wants one that came from a folder
         made.save_pretrained(folder)
         loaded = PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=True)
     return loaded
@@ -61,17 +79,26 @@ PLAIN_WORDS = (
 
 @functools.cache
 def session_tokenizer(without: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """For interpreter sessions: names, variables and the runs of punctuation around them are tokens, and single characters."""
+    """For interpreter sessions: names, variables and the runs of punctuation around them are
+    tokens, and single characters.
+    """
     words = [*PLAIN_WORDS, *SAYS_MISSING]
     for names in (KEYS, DICTIONARIES, LISTS):
-        words += [spelling for split in names.values() for name in split for spelling in (name, name.lower())]
+        words += [
+            spelling
+            for split in names.values()
+            for name in split
+            for spelling in (name, name.lower())
+        ]
     words = [word for word in dict.fromkeys(words) if len(word) > 1 and word not in without]
     runs = [">>> ", " = {'", "': ", ", '", "['", "']\n", "}\n"]
     longest_first = sorted(words + runs, key=len, reverse=True)
     characters = [chr(i) for i in range(32, 127)] + ["\n"]
     vocab = {token: i for i, token in enumerate(["<unk>", "<bos>", *longest_first, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first)) + r"|[\s\S]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("|".join(map(re.escape, longest_first)) + r"|[\s\S]"), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
 

@@ -1,17 +1,15 @@
 """The benchmark's parts on a tiny lab, and the README's table against the measured record."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_lab
 
-from course_utils.optimize import learn_masks
+from course_utils.circuits.optimize import learn_masks
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
 import benchmark
 
@@ -30,23 +28,38 @@ def test_ratios_are_of_the_same_work_done_twice(bench):
     rows = bench.ratios(repeats=2, steps=2)
     assert len(rows) == 4
     for row in rows.values():
-        assert 0 < row["fast_s"] and row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["repeats"] == 2
+        assert (
+            0 < row["fast_s"]
+            and row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+            and row["repeats"] == 2
+        )
 
 
 def test_library_and_plain_recipe_agree(bench):
     found = bench.agreement(steps=12)
-    assert found["nodes_agree"] >= 0.99 and found["nodes_on_in_both"] <= min(found["nodes_on"], found["nodes_on_plain"])
+    assert found["nodes_agree"] >= 0.99 and found["nodes_on_in_both"] <= min(
+        found["nodes_on"], found["nodes_on_plain"]
+    )
     assert found["ig_relative_difference"] < 1e-4 and found["faithfulness_difference"] < 1e-4
 
 
 def test_the_arithmetic_is_that_of_the_layers_after_the_first_sae(bench, task):
-    """Matrix products of layers 2 and 3 and of the SAEs, forward and back, for 4 prompts of 5 tokens (BOS is cached)."""
+    """Matrix products of layers 2 and 3 and of the SAEs, forward and back, for 4 prompts of 5
+    tokens (BOS is cached).
+    """
     flops = bench.arithmetic(1.0)["gflop_per_step"] * 1e9
     layer = sum(p.numel() for p in bench.lab.hf_model.model.layers[2].parameters() if p.ndim == 2)
     tokens = 4 * 5
-    keep = len(learn_masks(bench.fast, task, means=bench.means, steps=1, batch_size=4, progress=False).theta["blocks.1.hook_resid_post"][0].isfinite().nonzero())
+    keep = len(
+        learn_masks(bench.fast, task, means=bench.means, steps=1, batch_size=4, progress=False)
+        .theta["blocks.1.hook_resid_post"][0]
+        .isfinite()
+        .nonzero()
+    )
     body, first, last = 4 * tokens * 2 * layer, 4 * tokens * 16 * keep, 4 * 4 * 2 * 16 * 24
-    assert flops == pytest.approx(body + first + last, rel=0.25)  # attention's own products are the rest
+    assert flops == pytest.approx(
+        body + first + last, rel=0.25
+    )  # attention's own products are the rest
 
 
 def test_a_random_sae_fires_about_as_often_as_it_should():
@@ -58,11 +71,13 @@ def test_a_random_sae_fires_about_as_often_as_it_should():
 
 def test_plain_units_are_seconds_per_prompt(bench):
     units = benchmark.plain_units(bench, repeats=1)
-    assert set(units) == {"both", "fwd", "single"} and all(0 < value < 5 for value in units.values())
+    assert set(units) == {"both", "fwd", "single"} and all(
+        0 < value < 5 for value in units.values()
+    )
 
 
 def test_the_readme_shows_the_measured_table():
-    """If this fails: paste what `python tools/benchmark.py --only --out data/benchmarks` prints."""
+    """If this fails: paste what `python -m tools.benchmark --only --out data/benchmarks` prints."""
     assert benchmark.summary(json.loads(RECORD.read_text())) in (ROOT / "README.md").read_text()
 
 
@@ -70,4 +85,8 @@ def test_the_record_says_that_both_compute_the_same():
     agreement = json.loads(RECORD.read_text())["agreement"]
     assert set(agreement) == {"sva_nounpp", "ioi"}
     for row in agreement.values():
-        assert row["nodes_agree"] >= 0.99 and row["ig_relative_difference"] < 1e-4 and row["faithfulness_difference"] < 1e-4
+        assert (
+            row["nodes_agree"] >= 0.99
+            and row["ig_relative_difference"] < 1e-4
+            and row["faithfulness_difference"] < 1e-4
+        )

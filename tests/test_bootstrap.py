@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from course_utils.bootstrap import band, mean_interval, ratio_interval, resampled_means
+from course_utils.circuits.statistics import (
+    mean_interval,
+    mean_intervals,
+    ratio_interval,
+    resampled_means,
+)
 
 
 def test_a_constant_has_no_interval():
@@ -27,12 +32,14 @@ def test_a_ratio_uses_the_same_draws_above_and_below():
 def test_draws_are_means_of_the_rows_drawn():
     values = torch.arange(12.0).reshape(4, 3)
     rows = torch.randint(4, (5, 4), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(resampled_means(values, n_bootstrap=5, seed=3), values[rows].double().mean(1))
+    torch.testing.assert_close(
+        resampled_means(values, n_bootstrap=5, seed=3), values[rows].double().mean(1)
+    )
 
 
 def test_a_band_is_an_interval_a_column():
     values = torch.rand(9, 3)
-    assert band(values)[1] == mean_interval(values[:, 1])
+    assert mean_intervals(values)[1] == mean_interval(values[:, 1])
 
 
 def test_other_numbers_of_prompts_are_refused():

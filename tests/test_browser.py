@@ -1,4 +1,6 @@
-"""A reader's browser: notebook 00 opened in JupyterLab, run from the menu, its slider moved with the keyboard."""
+"""A reader's browser: notebook 00 opened in JupyterLab, run from the menu, its slider moved with
+the keyboard.
+"""
 
 import json
 import os
@@ -13,17 +15,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 NOTEBOOK = "00_start_here.ipynb"
 
 if CHROMIUM is None and not os.environ.get("CI"):
-    pytest.skip("no Chromium on this machine (on Debian: apt-get install chromium)", allow_module_level=True)
+    pytest.skip(
+        "no Chromium on this machine (on Debian: apt-get install chromium)", allow_module_level=True
+    )
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """A copy of the reader's notebook in a course of links, so that running it changes nothing here."""
+    """A copy of the reader's notebook in a course of links, so that running it changes nothing
+    here.
+    """
     folder = tmp_path_factory.mktemp("course")
     (folder / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder / "notebooks")
@@ -37,14 +52,32 @@ def jupyter(course, tmp_path_factory):
     """JupyterLab's address, with every cell in the page whether or not it is in view."""
     settings = tmp_path_factory.mktemp("settings")
     (settings / "@jupyterlab" / "notebook-extension").mkdir(parents=True)
-    (settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+    (settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings").write_text(
+        json.dumps({"windowingMode": "none"})
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--no-browser", "--allow-root", f"--port={port}", f"--ServerApp.root_dir={course}", "--IdentityProvider.token=", "--ServerApp.password="]
-    environment = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings), "COURSE_PROFILE": "quick"}
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        f"--ServerApp.root_dir={course}",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+    ]
+    environment = {
+        **os.environ,
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "COURSE_PROFILE": "quick",
+    }
     log = open(settings / "log", "w")
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *options],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api", server, settings / "log")
         yield f"http://127.0.0.1:{port}"
@@ -80,7 +113,9 @@ def page(jupyter):
         browser.close()
 
 
-def test_the_notebook_runs_from_the_menu_to_its_end_and_its_slider_changes_the_picture(page, tmp_path):
+def test_the_notebook_runs_from_the_menu_to_its_end_and_its_slider_changes_the_picture(
+    page, tmp_path
+):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.locator(".jp-OutputArea-output", has_text="This notebook took").wait_for(timeout=300_000)

@@ -5,7 +5,7 @@ import torch
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from transformers import AutoModelForCausalLM
 
-from course_utils.catalog import LABS, LabError, Release, hub_file, placement, spec_of
+from course_utils.labs.catalog import LABS, LabError, Release, hub_file, placement, spec_of
 
 PUBLIC = [name for name, spec in LABS.items() if isinstance(spec.saes, Release)]
 
@@ -37,7 +37,9 @@ def test_every_placement_is_in_saelens_own_registry(name):
     assert tuple(chosen) == spec_of(name).placement
     for layer, choice in chosen.items():
         assert choice.sae_id in entry.saes_map and 0 <= layer < n_layers and choice.l0 > 0
-    assert {choice.layer for choice in release.choices()} == set(range(n_layers))  # one or more for each layer
+    assert {choice.layer for choice in release.choices()} == set(
+        range(n_layers)
+    )  # one or more for each layer
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -48,7 +50,12 @@ def test_the_registry_means_the_same_model(name):
 
 
 def test_gemma_2_9b_gets_the_saes_of_the_post():
-    assert {layer: choice.l0 for layer, choice in placement("gemma-2-9b").items()} == {7: 92, 14: 67, 21: 129, 40: 125}
+    assert {layer: choice.l0 for layer, choice in placement("gemma-2-9b").items()} == {
+        7: 92,
+        14: 67,
+        21: 129,
+        40: 125,
+    }
     assert placement("gemma-2-9b")[7].sae_id == "layer_7/width_16k/average_l0_92"
 
 
@@ -66,13 +73,20 @@ def test_a_gap_takes_every_kth_layer_and_the_l0_that_is_nearest():
 
 def test_a_resid_pre_sae_belongs_to_the_layer_before():
     chosen = placement("gpt2-small", [7, 10, 11])
-    assert [choice.sae_id for choice in chosen.values()] == ["blocks.8.hook_resid_pre", "blocks.11.hook_resid_pre", "blocks.11.hook_resid_post"]
+    assert [choice.sae_id for choice in chosen.values()] == [
+        "blocks.8.hook_resid_pre",
+        "blocks.11.hook_resid_pre",
+        "blocks.11.hook_resid_post",
+    ]
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (dict(name="gemma-2-9b", layers=[42]), r"no SAE for layer 42; there are SAEs for layers \[0, 1,"),
+        (
+            dict(name="gemma-2-9b", layers=[42]),
+            r"no SAE for layer 42; there are SAEs for layers \[0, 1,",
+        ),
         (dict(name="gemma-2-9b", gap=0), "gap must be 1 or more"),
         (dict(name="gemma-2-9b", gap=43), "none asked for"),
         (dict(name="gemma-2-9b", gap=2, layers=[2]), "not both"),
@@ -86,5 +100,8 @@ def test_a_placement_that_cannot_be_says_why(asked, says):
 
 
 def test_the_file_of_an_sae_on_the_hub():
-    assert hub_file("gemma-scope-9b-pt-res", "layer_7/width_16k/average_l0_92") == ("google/gemma-scope-9b-pt-res", "layer_7/width_16k/average_l0_92/params.npz")
+    assert hub_file("gemma-scope-9b-pt-res", "layer_7/width_16k/average_l0_92") == (
+        "google/gemma-scope-9b-pt-res",
+        "layer_7/width_16k/average_l0_92/params.npz",
+    )
     assert hub_file("qwen-scope-3-1.7b-base-w32k-l50", "layer3")[1] == "layer3.sae.pt"

@@ -6,12 +6,10 @@ import math
 import pytest
 import torch
 
-from course_utils.attribution import largest_change
-from course_utils.bootstrap import bootstrap, share
-from course_utils.evaluate import (
+from course_utils.circuits.attribution import largest_change
+from course_utils.circuits.evaluate import (
     MIB_FRACTIONS,
     Evaluator,
-    Frontier,
     References,
     areas,
     completeness,
@@ -23,16 +21,14 @@ from course_utils.evaluate import (
     needed,
     nesting,
     nodes_per_layer,
-    only,
-    random_subsets,
     references,
-    score_frontier,
     sizes_at,
-    without,
 )
-from course_utils.labs import hook_point
-from course_utils.masks import SAEMasks
-from course_utils.splice import SplicedModel
+from course_utils.circuits.frontier import Frontier, score_frontier
+from course_utils.circuits.masks import SAEMasks, only, random_subsets, without
+from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.statistics import bootstrap, proportion
+from course_utils.labs.lab import hook_point
 
 A, B = hook_point(1), hook_point(3)
 
@@ -48,13 +44,23 @@ class Fixed:
 
 
 def test_the_three_faithfulnesses_by_hand():
-    against = References(model=torch.tensor([4.0, 6.0]), spliced=torch.tensor([3.0, 5.0]), empty=torch.tensor([1.0, 1.0]))
+    against = References(
+        model=torch.tensor([4.0, 6.0]),
+        spliced=torch.tensor([3.0, 5.0]),
+        empty=torch.tensor([1.0, 1.0]),
+    )
     found = faithfulness(Fixed([2.0, 4.0]), None, None, None, against=against)
     assert found.vs_model.value == pytest.approx((3 - 1) / (5 - 1))
     assert found.vs_spliced.value == pytest.approx((3 - 1) / (4 - 1))
     assert found.raw.value == pytest.approx(3 / 4)
     assert found.gap.value == pytest.approx((1 + 1) / (2 + 4))
-    assert (found.f_model, found.f_spliced, found.f_circuit, found.f_empty, found.n) == (5, 4, 3, 1, 2)
+    assert (found.f_model, found.f_spliced, found.f_circuit, found.f_empty, found.n) == (
+        5,
+        4,
+        3,
+        1,
+        2,
+    )
 
 
 def test_the_interval_holds_the_value_and_shrinks_with_more_prompts():
@@ -62,22 +68,36 @@ def test_the_interval_holds_the_value_and_shrinks_with_more_prompts():
     widths = []
     for n in (20, 2000):
         noise = torch.randn(n)
-        against = References(model=torch.full((n,), 4.0), spliced=torch.full((n,), 3.0), empty=torch.zeros(n))
-        found = faithfulness(Fixed((2 + noise).tolist()), None, None, None, against=against).vs_model
+        against = References(
+            model=torch.full((n,), 4.0), spliced=torch.full((n,), 3.0), empty=torch.zeros(n)
+        )
+        found = faithfulness(
+            Fixed((2 + noise).tolist()), None, None, None, against=against
+        ).vs_model
         assert found.low < found.value < found.high
         widths.append(found.high - found.low)
-    assert widths[1] == pytest.approx(2 * 1.96 / 4 / 2000**0.5, rel=0.15) and widths[0] > 5 * widths[1]
+    assert (
+        widths[1] == pytest.approx(2 * 1.96 / 4 / 2000**0.5, rel=0.15) and widths[0] > 5 * widths[1]
+    )
 
 
 def test_resampling_keeps_prompts_together():
     """Where every prompt's circuit is half its model, so is every resample: no width at all."""
     model = torch.tensor([1.0, 5.0, 9.0])
-    found = faithfulness(Fixed((model / 2).tolist()), None, None, None, against=References(model, model, torch.zeros(3)))
+    found = faithfulness(
+        Fixed((model / 2).tolist()),
+        None,
+        None,
+        None,
+        against=References(model, model, torch.zeros(3)),
+    )
     assert found.vs_model.low == pytest.approx(0.5) and found.vs_model.high == pytest.approx(0.5)
 
 
 def test_a_circuit_that_is_right_on_average_only_has_a_gap():
-    against = References(model=torch.tensor([4.0, 4.0]), spliced=torch.tensor([4.0, 4.0]), empty=torch.zeros(2))
+    against = References(
+        model=torch.tensor([4.0, 4.0]), spliced=torch.tensor([4.0, 4.0]), empty=torch.zeros(2)
+    )
     found = faithfulness(Fixed([1.0, 7.0]), None, None, None, against=against)
     assert found.vs_spliced.value == pytest.approx(1) and found.gap.value == pytest.approx(3 / 4)
 
@@ -87,8 +107,12 @@ def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(lab, task):
     means = spliced.patch_means(task.patch)
     whole = faithfulness(spliced, task, SAEMasks.full(means.latents, 1.0), means)
     none = faithfulness(spliced, task, SAEMasks.full(means.latents, 0.0), means)
-    assert whole.vs_spliced.value == pytest.approx(1, abs=1e-3) and whole.raw.value == pytest.approx(1, abs=1e-3)
-    assert none.vs_spliced.value == pytest.approx(0, abs=1e-3) and none.vs_model.value == pytest.approx(0, abs=1e-3)
+    assert whole.vs_spliced.value == pytest.approx(
+        1, abs=1e-3
+    ) and whole.raw.value == pytest.approx(1, abs=1e-3)
+    assert none.vs_spliced.value == pytest.approx(
+        0, abs=1e-3
+    ) and none.vs_model.value == pytest.approx(0, abs=1e-3)
     against = references(spliced, task, means)
     torch.testing.assert_close(against.model, spliced.model_logit_diff(task))
 
@@ -157,16 +181,25 @@ def test_random_subsets_are_seeded_subsets_of_many_sizes():
     subsets = random_subsets(nodes, 200, seed=1)
     assert subsets == random_subsets(nodes, 200, seed=1) != random_subsets(nodes, 200, seed=2)
     sizes = [len(subset) for subset in subsets]
-    assert min(sizes) == 1 and max(sizes) >= 18 and 0.3 < sum(size <= 4 for size in sizes) / 200 < 0.7
+    assert (
+        min(sizes) == 1 and max(sizes) >= 18 and 0.3 < sum(size <= 4 for size in sizes) / 200 < 0.7
+    )
     assert all(set(subset) <= set(nodes) and len(set(subset)) == len(subset) for subset in subsets)
 
 
 def test_a_spare_outside_the_circuit_shows_as_incompleteness_by_hand():
     everything = SAEMasks([A, B], [torch.ones(3, 4), torch.ones(3, 4)])
     faithful = masks_with(FIRST, LAST)
-    found = completeness(a_model_with_a_spare, faithful, everything, [[], [FIRST], [LAST], [FIRST, LAST]])
+    found = completeness(
+        a_model_with_a_spare, faithful, everything, [[], [FIRST], [LAST], [FIRST, LAST]]
+    )
     assert found.tolist() == [[2, 2], [0, 2], [0, 0], [0, 0]]  # without FIRST, the whole has TWIN
-    complete = completeness(a_model_with_a_spare, masks_with(FIRST, TWIN, LAST), everything, [[], [FIRST], [FIRST, TWIN], [LAST]])
+    complete = completeness(
+        a_model_with_a_spare,
+        masks_with(FIRST, TWIN, LAST),
+        everything,
+        [[], [FIRST], [FIRST, TWIN], [LAST]],
+    )
     assert complete.tolist() == [[2, 2], [2, 2], [0, 0], [0, 0]]
 
 
@@ -175,32 +208,55 @@ def test_drops_and_needed_by_hand():
     dropped = drops(a_model_with_a_spare, circuit, circuit.nodes())
     by_node = dict(zip(circuit.nodes(), dropped.tolist()))
     assert by_node == {FIRST: [1, 2, 3, 2], LAST: [1, 2, 3, 2], OTHER: [0, 0, 0, 0]}
-    assert dict(zip(circuit.nodes(), needed(dropped, 0.1).tolist())) == {FIRST: True, LAST: True, OTHER: False}
+    assert dict(zip(circuit.nodes(), needed(dropped, 0.1).tolist())) == {
+        FIRST: True,
+        LAST: True,
+        OTHER: False,
+    }
     assert not needed(dropped, 2.5).any()
-    twins = masks_with(FIRST, TWIN, LAST)  # each of the two looks dispensable while the other is there
+    twins = masks_with(
+        FIRST, TWIN, LAST
+    )  # each of the two looks dispensable while the other is there
     assert drops(a_model_with_a_spare, twins, [FIRST, TWIN]).abs().max() == 0
 
 
 def test_jaccard_nesting_and_iou_per_layer_by_hand():
     a, b = masks_with(FIRST, TWIN, LAST), masks_with(FIRST, LAST, OTHER)
     assert jaccard(a.nodes(), b.nodes()) == pytest.approx(2 / 4)
-    assert nesting([1, 2, 3, 4], [1, 2, 3, 9, 8]) == pytest.approx(3 / 4) and nesting([1], [1, 2, 3]) == 1
+    assert (
+        nesting([1, 2, 3, 4], [1, 2, 3, 9, 8]) == pytest.approx(3 / 4)
+        and nesting([1], [1, 2, 3]) == 1
+    )
     assert iou_per_layer(a, b) == {A: pytest.approx(1 / 2), B: pytest.approx(1 / 2)}
-    assert math.isnan(jaccard([], [])) and math.isnan(nesting([], [1])) and math.isnan(iou_per_layer(masks_with(), masks_with())[A])
+    assert (
+        math.isnan(jaccard([], []))
+        and math.isnan(nesting([], [1]))
+        and math.isnan(iou_per_layer(masks_with(), masks_with())[A])
+    )
 
 
 def test_the_expected_jaccard_is_the_mean_over_all_pairs_of_circuits():
     """Independent: every pair of circuits of 2 and 3 nodes out of 5, counted."""
-    pairs = [(set(a), set(b)) for a in itertools.combinations(range(5), 2) for b in itertools.combinations(range(5), 3)]
+    pairs = [
+        (set(a), set(b))
+        for a in itertools.combinations(range(5), 2)
+        for b in itertools.combinations(range(5), 3)
+    ]
     counted = sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
     assert expected_jaccard(2, 3, 5) == pytest.approx(counted)
-    assert expected_jaccard(1, 1, 4) == pytest.approx(1 / 4) and expected_jaccard(4, 4, 4) == 1 and expected_jaccard(0, 3, 9) == 0
+    assert (
+        expected_jaccard(1, 1, 4) == pytest.approx(1 / 4)
+        and expected_jaccard(4, 4, 4) == 1
+        and expected_jaccard(0, 3, 9) == 0
+    )
     with pytest.raises(ValueError, match="cannot be drawn from 4"):
         expected_jaccard(5, 2, 4)
 
 
 def test_the_areas_by_hand():
-    """f rises from 0 to 1 over the first half and to 2 over the second: the area under it is 1/4 + 3/4, from 1 it is 1/4 + 1/4."""
+    """f rises from 0 to 1 over the first half and to 2 over the second: the area under it is 1/4 +
+    3/4, from 1 it is 1/4 + 1/4.
+    """
     cpr, cmd = areas([0, 0.5, 1], [0.0, 1.0, 2.0])
     assert (cpr.item(), cmd.item()) == pytest.approx((1.0, 0.5))
     perfect = areas(MIB_FRACTIONS, [1.0] * 10)
@@ -217,13 +273,29 @@ def test_areas_refuse_sizes_that_do_not_rise(fractions):
 
 
 def test_sizes_are_rounded_down_and_none_is_empty():
-    assert sizes_at(MIB_FRACTIONS, 900) == {0.002: 1, 0.005: 4, 0.01: 9, 0.02: 18, 0.05: 45, 0.1: 90, 0.2: 180, 0.5: 450, 1.0: 900}
+    assert sizes_at(MIB_FRACTIONS, 900) == {
+        0.002: 1,
+        0.005: 4,
+        0.01: 9,
+        0.02: 18,
+        0.05: 45,
+        0.1: 90,
+        0.2: 180,
+        0.5: 450,
+        1.0: 900,
+    }
 
 
 def test_the_bootstrap_agrees_with_faithfulness_and_with_theory():
     torch.manual_seed(0)
     circuit, spliced = torch.randn(50) + 2, torch.randn(50) + 3
-    found = faithfulness(Fixed(circuit.tolist()), None, None, None, against=References(spliced, spliced, torch.zeros(50)))
+    found = faithfulness(
+        Fixed(circuit.tolist()),
+        None,
+        None,
+        None,
+        against=References(spliced, spliced, torch.zeros(50)),
+    )
     assert bootstrap(lambda c, s: c / s, [circuit, spliced]) == found.raw
     x = torch.randn(400)
     interval = bootstrap(lambda mean: mean, [x])
@@ -231,12 +303,17 @@ def test_the_bootstrap_agrees_with_faithfulness_and_with_theory():
 
 
 def test_the_share_has_wilsons_interval():
-    found = share([True] * 8 + [False] * 2)
-    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)  # Wilson 1927, by hand
-    assert share([0.5] * 4 + [0.0] * 6) == share([True] * 2 + [False] * 8)
-    assert share([True] * 10).low == pytest.approx(0.7225, abs=1e-4) and share([True] * 10).high == 1
+    found = proportion([True] * 8 + [False] * 2)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (0.8, 0.4902, 0.9433), abs=1e-4
+    )  # Wilson 1927, by hand
+    assert proportion([0.5] * 4 + [0.0] * 6) == proportion([True] * 2 + [False] * 8)
+    assert (
+        proportion([True] * 10).low == pytest.approx(0.7225, abs=1e-4)
+        and proportion([True] * 10).high == 1
+    )
     with pytest.raises(ValueError, match="no cases"):
-        share([])
+        proportion([])
 
 
 def test_going_on_from_where_masks_part_gives_the_same_numbers(lab, task):
@@ -247,7 +324,18 @@ def test_going_on_from_where_masks_part_gives_the_same_numbers(lab, task):
     evaluate.remember(everything)
     evaluate.remember(nothing)
     first, last = spliced.hook_points
-    for masks in (everything, nothing, without(everything, [(last, 5, 3)]), only(nothing, [(first, 2, 1)]), only(nothing, [(last, 5, 0)])):
-        torch.testing.assert_close(evaluate(masks), spliced.logit_diff(task, masks=masks, means=means).cpu())
+    for masks in (
+        everything,
+        nothing,
+        without(everything, [(last, 5, 3)]),
+        only(nothing, [(first, 2, 1)]),
+        only(nothing, [(last, 5, 0)]),
+    ):
+        torch.testing.assert_close(
+            evaluate(masks), spliced.logit_diff(task, masks=masks, means=means).cpu()
+        )
     late = evaluate._start_of(without(everything, [(last, 5, 3)]), *evaluate.known[0])
-    assert late.layer == spliced.layers[-1] and evaluate._start_of(nothing, *evaluate.known[0]).layer == spliced.layers[0]
+    assert (
+        late.layer == spliced.layers[-1]
+        and evaluate._start_of(nothing, *evaluate.known[0]).layer == spliced.layers[0]
+    )

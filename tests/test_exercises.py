@@ -1,9 +1,11 @@
-"""Unwritten exercises run the course's version, written ones the reader's, and `check` says what is what."""
+"""Unwritten exercises run the course's version, written ones the reader's, and `check` says what is
+what.
+"""
 
 import pytest
 import torch
 
-from course_utils.exercises import Checked, Workbook, Wrong, compare
+from course_utils.teaching.workbook import Checked, Workbook, Wrong, compare
 
 book = Workbook()
 
@@ -17,7 +19,12 @@ def double(x):
 @book.checker(double)
 def _(attempt):
     x = torch.tensor([1.0, -3.0])
-    compare(attempt(x), 2 * x, {"you squared it": x**2, "you took its size": 2 * x.abs()}, what="the double")
+    compare(
+        attempt(x),
+        2 * x,
+        {"you squared it": x**2, "you took its size": 2 * x.abs()},
+        what="the double",
+    )
 
 
 def attempt(body):

@@ -1,9 +1,11 @@
-"""The checkers of notebook 01 accept the solutions, and reject the usual mistakes for the right reason."""
+"""The checkers of notebook 01 accept the solutions, and reject the usual mistakes for the right
+reason.
+"""
 
 import pytest
 import torch
 
-from course_utils.exercises_01 import book
+from course_utils.teaching.nb01 import book
 
 WRONG = {
     "toy_loss": {
@@ -63,7 +65,11 @@ WRONG = {
         "return (f > 0).sum(1).float().mean()": "two numbers are to be returned",
     },
 }
-CASES = [pytest.param(name, body, says, id=f"{name}: {says}") for name, wrong in WRONG.items() for body, says in wrong.items()]
+CASES = [
+    pytest.param(name, body, says, id=f"{name}: {says}")
+    for name, wrong in WRONG.items()
+    for body, says in wrong.items()
+]
 ARGUMENTS = {
     "toy_loss": "W, b, x, importance",
     "sae_forward": "x, W_enc, b_enc, W_dec, b_dec, activation=torch.relu",
@@ -108,10 +114,19 @@ def test_a_wrong_version_is_rejected_for_the_right_reason(name, body, says):
             "toy_loss",
             "h = torch.einsum('hf,bf->bh', W, x); return torch.einsum('bf,f->b', (x - (h @ W + b).clamp(min=0)).square(), importance).mean()",
         ),
-        ("l1_loss", "return ((x - x_hat).square().sum() + l1 * (f @ W_dec.norm(dim=1)).sum()) / len(x)"),
+        (
+            "l1_loss",
+            "return ((x - x_hat).square().sum() + l1 * (f @ W_dec.norm(dim=1)).sum()) / len(x)",
+        ),
         ("topk", "return torch.where(pre >= pre.topk(k).values[:, -1:], pre, 0).clamp(min=0)"),
-        ("explained_variance", "return 1 - (x - x_hat).pow(2).sum(1).mean() / x.var(0, correction=0).sum()"),
-        ("l0_and_dead", "return (f != 0).sum().item() / len(f), f.shape[1] - f.amax(0).gt(0).sum().item()"),
+        (
+            "explained_variance",
+            "return 1 - (x - x_hat).pow(2).sum(1).mean() / x.var(0, correction=0).sum()",
+        ),
+        (
+            "l0_and_dead",
+            "return (f != 0).sum().item() / len(f), f.shape[1] - f.amax(0).gt(0).sum().item()",
+        ),
     ],
 )
 def test_another_right_way_is_accepted(name, body):

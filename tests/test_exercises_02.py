@@ -3,9 +3,16 @@
 import pytest
 import torch
 
-from course_utils.exercises_02 import book, cross_entropy, mean_error, place, splice, splice_with_error
-from course_utils.labs import hook_point
-from course_utils.splice import SplicedModel
+from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.lab import hook_point
+from course_utils.teaching.nb02 import (
+    book,
+    cross_entropy,
+    mean_error,
+    place,
+    splice,
+    splice_with_error,
+)
 
 
 @pytest.mark.parametrize("name", list(book.solutions))
@@ -100,7 +107,11 @@ WRONG = {
         (lambda n_layers, gap: torch.arange(n_layers - 1, -1, -gap).flip(0), "a list of integers"),
     ],
 }  # fmt: skip
-CASES = [pytest.param(name, function, says, id=f"{name}: {says}") for name, wrong in WRONG.items() for function, says in wrong]
+CASES = [
+    pytest.param(name, function, says, id=f"{name}: {says}")
+    for name, wrong in WRONG.items()
+    for function, says in wrong
+]
 
 
 @pytest.mark.parametrize(("name", "wrong", "says"), CASES)
@@ -120,9 +131,14 @@ def test_every_exercise_has_wrong_versions():
 
 
 def test_the_spliced_hook_is_the_spliced_model(lab, task):
-    hooks = [(hook_point(layer), lambda x, hook, sae=sae: splice(x, sae)) for layer, sae in lab.saes.items()]
+    hooks = [
+        (hook_point(layer), lambda x, hook, sae=sae: splice(x, sae))
+        for layer, sae in lab.saes.items()
+    ]
     by_hand = lab.model.run_with_hooks(task.clean, fwd_hooks=hooks)
-    torch.testing.assert_close(by_hand[:, -1], SplicedModel(lab).run(task.clean).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        by_hand[:, -1], SplicedModel(lab).run(task.clean).logits, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_mean_error_is_the_spliced_models(lab, task):
@@ -130,7 +146,9 @@ def test_mean_error_is_the_spliced_models(lab, task):
     means = SplicedModel(lab, error="mean").patch_means(task.patch)
     for layer, sae in lab.saes.items():
         name = hook_point(layer)
-        torch.testing.assert_close(mean_error(cache[name], sae), means.errors[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            mean_error(cache[name], sae), means.errors[name], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_keeping_the_error_gives_back_the_stream(lab, task):
@@ -141,9 +159,15 @@ def test_keeping_the_error_gives_back_the_stream(lab, task):
 
 def test_cross_entropy_is_torchs():
     logits, tokens = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
-    right = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+    right = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+    ).mean(1)
     torch.testing.assert_close(cross_entropy(logits, tokens), right)
 
 
 def test_place_gives_the_courses_placement():
-    assert place(30, 6) == [5, 11, 17, 23, 29] and place(30, 3) == [2, 5, 8, 11, 14, 17, 20, 23, 26, 29] and place(30, 30) == [29]
+    assert (
+        place(30, 6) == [5, 11, 17, 23, 29]
+        and place(30, 3) == [2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
+        and place(30, 30) == [29]
+    )

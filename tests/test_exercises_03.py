@@ -6,9 +6,9 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from course_utils.exercises_03 import _tiny_sae, book
-from course_utils.masks import MaskError, SAEMasks
-from course_utils.splice import PatchMeans, SplicedModel
+from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.splice import PatchMeans, SplicedModel
+from course_utils.teaching.nb03 import _tiny_sae, book
 
 ARGUMENTS = {
     "switch_off": "x, hook, *, sae, latent, position",
@@ -101,7 +101,7 @@ WRONG = {
 
 def attempt(name, body):
     """The reader's function ``name``, with that body."""
-    from course_utils.masks import ablate
+    from course_utils.circuits.masks import ablate
 
     space = {
         "torch": torch,
@@ -117,7 +117,10 @@ def attempt(name, body):
 
 
 def test_every_exercise_has_a_checker_and_wrong_versions():
-    assert set(book.solutions) == set(book.checkers) == set(ARGUMENTS) == set(WRONG) and min(map(len, WRONG.values())) >= 3
+    assert (
+        set(book.solutions) == set(book.checkers) == set(ARGUMENTS) == set(WRONG)
+        and min(map(len, WRONG.values())) >= 3
+    )
 
 
 @pytest.mark.parametrize("name", book.solutions)
@@ -131,7 +134,10 @@ def test_an_unwritten_exercise_is_open(name):
     assert book.checked(attempt(name, "raise NotImplementedError")).status == "open"
 
 
-@pytest.mark.parametrize(("name", "body", "says"), [(name, *wrong) for name, all_wrong in WRONG.items() for wrong in all_wrong])
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [(name, *wrong) for name, all_wrong in WRONG.items() for wrong in all_wrong],
+)
 def test_the_checker_names_what_is_wrong(name, body, says):
     found = book.checked(attempt(name, body))
     assert found.status == "wrong" and says in found.says, found.says
@@ -141,7 +147,10 @@ def test_the_checker_names_what_is_wrong(name, body, says):
 def test_docstrings_say_what_values_mean(name):
     solution = book.solutions[name]
     assert len(inspect.getdoc(solution)) > 100
-    assert all(p.annotation is not inspect.Parameter.empty for p in inspect.signature(solution).parameters.values())
+    assert all(
+        p.annotation is not inspect.Parameter.empty
+        for p in inspect.signature(solution).parameters.values()
+    )
 
 
 def test_other_right_ways_of_writing_them_are_accepted():
@@ -163,11 +172,18 @@ def test_the_hook_by_hand_equals_the_spliced_model(lab, task):
     layer, latent, position = 3, 7, 4
     spliced = SplicedModel(lab, [layer])
     [name] = spliced.hook_points
-    hook = lambda x, hook: book.solutions["switch_off"](x, hook, sae=lab.saes[layer], latent=latent, position=position)  # noqa: E731
+    hook = lambda x, hook: book.solutions["switch_off"](
+        x, hook, sae=lab.saes[layer], latent=latent, position=position
+    )
     by_hand = lab.model.run_with_hooks(task.clean, fwd_hooks=[(name, hook)])[:, -1]
     mask = torch.ones(task.seq_len, lab.saes[layer].cfg.d_sae)
     mask[0] = mask[position, latent] = 0
-    torch.testing.assert_close(by_hand, spliced.run(task.clean, masks=SAEMasks([name], [mask])).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        by_hand,
+        spliced.run(task.clean, masks=SAEMasks([name], [mask])).logits,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_mean_latents_equal_the_librarys(lab, task):
@@ -176,20 +192,29 @@ def test_mean_latents_equal_the_librarys(lab, task):
     x = []
     lab.model.run_with_hooks(task.patch, fwd_hooks=[(name, lambda value, hook: x.append(value))])
     found = book.solutions["mean_latents"](x[0], lab.saes[1])
-    torch.testing.assert_close(found, spliced.patch_means(task.patch).latents[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found, spliced.patch_means(task.patch).latents[name], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_readers_forward_makes_a_class_that_masks_as_saemasks_does():
     class MyMasks(SAEMasks):
         forward = book.exercise(book.solutions["forward"])
 
-    mask, x, mean = (torch.rand(4, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    mask, x, mean = (
+        torch.rand(4, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    )
     mine, library = (kind(["blocks.1.hook_resid_post"], [mask]) for kind in (MyMasks, SAEMasks))
-    torch.testing.assert_close(mine(x[None], "blocks.1.hook_resid_post", mean), library(x[None], "blocks.1.hook_resid_post", mean))
+    torch.testing.assert_close(
+        mine(x[None], "blocks.1.hook_resid_post", mean),
+        library(x[None], "blocks.1.hook_resid_post", mean),
+    )
 
 
 def test_knocked_out_and_kept_make_every_node():
-    masks = SAEMasks.from_scores({"a": torch.rand(4, 5, generator=torch.Generator().manual_seed(0))}, 6)
+    masks = SAEMasks.from_scores(
+        {"a": torch.rand(4, 5, generator=torch.Generator().manual_seed(0))}, 6
+    )
     masks["a"][0] = 0
     count = book.solutions["count_nodes"]
     assert count(masks, 4) + count(book.solutions["knock_out"](masks), 4) == 3 * 5
@@ -202,7 +227,8 @@ def test_a_circuit_with_all_its_nodes_knocked_out_is_what_the_library_ablates(la
     nothing = book.solutions["knock_out"](everything)
     assert nothing.get_num_latents() == 0
     torch.testing.assert_close(
-        spliced.logit_diff(task, masks=nothing, means=means), spliced.logit_diff(task, masks=SAEMasks.full(means.latents, 0.0), means=means)
+        spliced.logit_diff(task, masks=nothing, means=means),
+        spliced.logit_diff(task, masks=SAEMasks.full(means.latents, 0.0), means=means),
     )
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from course_utils.exercises_04 import book, temperature
+from course_utils.teaching.nb04 import book, temperature
 
 S = book.solutions
 
@@ -17,7 +17,9 @@ def scores(body):
 
 def ig(share=lambda j, steps: j / steps, divide=True, sign=1):
     def integrated_gradient(gradient_at, clean, patch, steps):
-        total = sum(gradient_at(clean + share(j, steps) * (patch - clean)) for j in range(steps))
+        total = sum(
+            gradient_at(clean + proportion(j, steps) * (patch - clean)) for j in range(steps)
+        )
         return sign * total / (steps if divide else 1) * (clean - patch)
 
     return integrated_gradient
@@ -27,14 +29,19 @@ def loop(*, zero=True, step_it=True, tau=temperature, binary=True, sign=1, doubl
     def learn_by_hand(loss_of, theta, *, steps, tau_max=200.0, lr=0.3):
         optimizer = torch.optim.Adam(theta.values(), lr=lr)
         for step in range(steps):
-            soft = {name: torch.sigmoid(tau(step, steps, tau_max) * value) for name, value in theta.items()}
+            soft = {
+                name: torch.sigmoid(tau(step, steps, tau_max) * value)
+                for name, value in theta.items()
+            }
             loss = loss_of(soft, step) + (loss_of(soft, step) if double else 0)
             if zero:
                 optimizer.zero_grad()
             loss.backward()
             if step_it:
                 optimizer.step()
-        return {name: (sign * value > 0).float() for name, value in theta.items()} if binary else soft
+        return (
+            {name: (sign * value > 0).float() for name, value in theta.items()} if binary else soft
+        )
 
     return learn_by_hand
 
@@ -75,11 +82,34 @@ WRONG = {
         (ig(share=lambda j, steps: j / max(1, steps - 1)), "ends on the patch itself"),
     ],
     "sparsification_loss": [
-        (lambda s, m, masks, p: (s - m).mean().abs() + p * sum(x.sum() for x in masks.values()) / len(masks), "opposite sign cancel"),
-        (lambda s, m, masks, p: (s - m).mean() + p * sum(x.sum() for x in masks.values()) / len(masks), "can be below 0"),
-        (lambda s, m, masks, p: ((s - m) ** 2).mean() + p * sum(x.sum() for x in masks.values()) / len(masks), "squared"),
-        (lambda s, m, masks, p: (s - m).abs().mean() + p * sum(x.sum() for x in masks.values()), "divide by the number of SAEs"),
-        (lambda s, m, masks, p: (s - m).abs().mean() + p * sum(x.mean() for x in masks.values()) / len(masks), "mean of each mask"),
+        (
+            lambda s, m, masks, p: (
+                (s - m).mean().abs() + p * sum(x.sum() for x in masks.values()) / len(masks)
+            ),
+            "opposite sign cancel",
+        ),
+        (
+            lambda s, m, masks, p: (
+                (s - m).mean() + p * sum(x.sum() for x in masks.values()) / len(masks)
+            ),
+            "can be below 0",
+        ),
+        (
+            lambda s, m, masks, p: (
+                ((s - m) ** 2).mean() + p * sum(x.sum() for x in masks.values()) / len(masks)
+            ),
+            "squared",
+        ),
+        (
+            lambda s, m, masks, p: (s - m).abs().mean() + p * sum(x.sum() for x in masks.values()),
+            "divide by the number of SAEs",
+        ),
+        (
+            lambda s, m, masks, p: (
+                (s - m).abs().mean() + p * sum(x.mean() for x in masks.values()) / len(masks)
+            ),
+            "mean of each mask",
+        ),
         (lambda s, m, masks, p: (s - m).abs().mean(), "price of the nodes is missing"),
     ],
     "temperature": [
@@ -101,7 +131,10 @@ WRONG = {
     "prune": [
         (prune_with(lambda score, mask: score.abs()), "a node came back"),
         (prune_with(lambda score, mask: score * mask), r"rank by \|score\|"),
-        (prune_with(lambda score, mask: score.abs() * mask, per_sae=True), "you kept n nodes of each SAE"),
+        (
+            prune_with(lambda score, mask: score.abs() * mask, per_sae=True),
+            "you kept n nodes of each SAE",
+        ),
         (prune_with(lambda score, mask: -score.abs() - 100 * (1 - mask)), "kept the worst"),
         (lambda scores, masks, n: list(masks), "as a dictionary like masks"),
     ],
@@ -123,7 +156,10 @@ def test_the_courses_version_is_accepted(name):
     assert book.checked(S[name]).status == "right"
 
 
-@pytest.mark.parametrize(("name", "wrong", "says"), [(name, wrong, says) for name, rows in WRONG.items() for wrong, says in rows])
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [(name, wrong, says) for name, rows in WRONG.items() for wrong, says in rows],
+)
 def test_every_wrong_version_is_rejected_for_its_own_reason(name, wrong, says):
     found = book.checked(named(wrong, name))
     assert found.status == "wrong"

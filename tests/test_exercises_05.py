@@ -1,4 +1,6 @@
-"""Notebook 05's checkers accept the course's solutions and name the bug in wrong versions; the solutions agree with `evaluate`."""
+"""Notebook 05's checkers accept the course's solutions and name the bug in wrong versions; the
+solutions agree with `evaluate`.
+"""
 
 import inspect
 import math
@@ -7,17 +9,24 @@ import textwrap
 import pytest
 import torch
 
-from course_utils import exercises_05 as sheet
-from course_utils.evaluate import areas, completeness, drops, expected_jaccard, without
-from course_utils.exercises_05 import FIRST, HARM, IDLE, LAST, TWIN, book, toy, toy_circuit
-from course_utils.masks import SAEMasks
+from course_utils.circuits.evaluate import areas, completeness, drops, expected_jaccard
+from course_utils.circuits.masks import SAEMasks, without
+from course_utils.teaching import nb05 as sheet
+from course_utils.teaching.nb05 import FIRST, HARM, IDLE, LAST, TWIN, book, toy, toy_circuit
 
 
 def attempt(name, body):
     """A reader's version of an exercise, with the signature that the course gave it."""
     arguments = ", ".join(inspect.signature(book.solutions[name]).parameters)
     space = {**vars(sheet), "torch": torch, "math": math}
-    exec(compile(f"def {name}({arguments}):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}", "<reader>", "exec"), space)
+    exec(
+        compile(
+            f"def {name}({arguments}):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}",
+            "<reader>",
+            "exec",
+        ),
+        space,
+    )
     return book.exercise(space[name])
 
 
@@ -94,7 +103,9 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "body", "says"), [pytest.param(*case, id=f"{case[0]}: {case[2]}") for case in WRONG])
+@pytest.mark.parametrize(
+    ("name", "body", "says"), [pytest.param(*case, id=f"{case[0]}: {case[2]}") for case in WRONG]
+)
 def test_a_wrong_version_is_refused_for_the_right_reason(name, body, says):
     found = book.checked(attempt(name, body))
     assert found.status == "wrong" and says in found.says
@@ -106,14 +117,24 @@ def test_every_checker_refuses_at_least_three_wrong_versions(name):
 
 
 def test_the_solutions_agree_with_the_courses_functions():
-    circuit, everything = toy_circuit(FIRST, IDLE, LAST, HARM), SAEMasks([sheet.A, sheet.B], [torch.ones(3, 4), torch.ones(3, 4)])
+    circuit, everything = (
+        toy_circuit(FIRST, IDLE, LAST, HARM),
+        SAEMasks([sheet.A, sheet.B], [torch.ones(3, 4), torch.ones(3, 4)]),
+    )
     subsets = [[], [FIRST], [LAST, HARM]]
-    torch.testing.assert_close(sheet.completeness_points(toy, circuit, everything, subsets), completeness(toy, circuit, everything, subsets))
-    torch.testing.assert_close(sheet.drop_each(toy, circuit, circuit.nodes()), drops(toy, circuit, circuit.nodes()))
+    torch.testing.assert_close(
+        sheet.completeness_points(toy, circuit, everything, subsets),
+        completeness(toy, circuit, everything, subsets),
+    )
+    torch.testing.assert_close(
+        sheet.drop_each(toy, circuit, circuit.nodes()), drops(toy, circuit, circuit.nodes())
+    )
     assert sheet.knock_out(circuit, [FIRST]).to_json() == without(circuit, [FIRST]).to_json()
     assert sheet.chance_jaccard(7, 4, 30) == pytest.approx(expected_jaccard(7, 4, 30))
     fractions, f = [0.01, 0.1, 1.0], [0.2, 1.2, 1.0]
-    torch.testing.assert_close(sheet.cpr_cmd(fractions, f).double(), torch.stack(areas(fractions, f)), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        sheet.cpr_cmd(fractions, f).double(), torch.stack(areas(fractions, f)), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_the_toy_is_faithful_without_the_twin_and_incomplete():

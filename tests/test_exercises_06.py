@@ -1,4 +1,6 @@
-"""Notebook 06's checkers accept the course's solutions and name the bug in wrong versions; the solutions agree with `attacks` and `explain`."""
+"""Notebook 06's checkers accept the course's solutions and name the bug in wrong versions; the
+solutions agree with `attacks` and `explain`.
+"""
 
 import ast
 import inspect
@@ -8,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from course_utils import exercises_06 as sheet
-from course_utils.attacks import Clamp, _held
-from course_utils.exercises_06 import book
-from course_utils.explain import separation
+from course_utils.circuits.statistics import auc
+from course_utils.studies.dictionaries import Clamp, _held
+from course_utils.teaching import nb06 as sheet
+from course_utils.teaching.nb06 import book
 
 
 def attempt(name, body):
@@ -19,7 +21,12 @@ def attempt(name, body):
     arguments = ", ".join(inspect.signature(book.solutions[name]).parameters)
     space = {**vars(sheet), "torch": torch}
     exec(
-        compile(f"def {name}({arguments}):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}", "<reader>", "exec"), space
+        compile(
+            f"def {name}({arguments}):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}",
+            "<reader>",
+            "exec",
+        ),
+        space,
     )
     return book.exercise(space[name])
 
@@ -43,7 +50,7 @@ RIGHT = [
     ("predicted_share", "t = (missing.mean() + present.mean()) / 2\nreturn (attack > t).double().mean()"),
     ("predicted_share", "t = missing.mean() + (present.mean() - missing.mean()) / 2\nreturn sum(float(x) > t for x in attack) / len(attack)"),
     ("lift", "return torch.tensor([fooled.gather(1, signal.argmax(1, keepdim=True)).double().mean(), fooled.double().mean()])"),
-    ("mended", "share = lambda a, b: float((~b[a]).double().mean()) if a.any() else 0\nreturn torch.tensor([share(fooled_before, fooled_after), share(right_before, right_after)])"),
+    ("mended", "share = lambda a, b: float((~b[a]).double().mean()) if a.any() else 0\nreturn torch.tensor([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])"),
 ]  # fmt: skip
 
 
@@ -65,7 +72,9 @@ ZIPPED = """
     return total / (len(present) * len(present))
 """
 HELD = "held, rows = f.clone(), torch.arange(len(f))\nfor i, v in latents.items():\n    {}\nreturn held"
-SHARE = "a, b = missing.mean(), present.mean()\nabove = lambda t: (attack > t).float().mean().item()\n"
+SHARE = (
+    "a, b = missing.mean(), present.mean()\nabove = lambda t: (attack > t).float().mean().item()\n"
+)
 LIFT = "e, g, c = fooled.float(), torch.arange(len(fooled)), signal.argmax(1)\nhit, chance = e[g, c].mean(), e.mean()\n"
 BOTH = """
     gone, broken = (fooled_before & ~fooled_after).sum(), (right_before & ~right_after).sum()
@@ -202,14 +211,16 @@ WRONG = [
     ("mended", BOTH.format("gone / c", "broken / d").replace("torch.stack([gone / c, broken / d])", "gone / c - broken / d"), "you gave one number"),
     ("mended", BOTH.format("gone / f1", "broken / d"), "if no attack fooled before, you divide by zero"),
     ("mended", BOTH.format("gone / c", "broken / r1"), "if no honest prompt was right before, you divide by zero"),
-    ("mended", "share = lambda a, b: (a & ~b).sum().item() / a.sum().item()\nreturn torch.tensor([share(fooled_before, fooled_after), share(right_before, right_after)])", "if no attack fooled before, you divide by zero"),
-    ("mended", "share = lambda a, b: (~b[a]).float().mean() if a.any() else torch.tensor(1.0)\nreturn torch.stack([share(fooled_before, fooled_after), share(right_before, right_after)])", "if no attack fooled before, the pair of shares is off"),
+    ("mended", "share = lambda a, b: (a & ~b).sum().item() / a.sum().item()\nreturn torch.tensor([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])", "if no attack fooled before, you divide by zero"),
+    ("mended", "share = lambda a, b: (~b[a]).float().mean() if a.any() else torch.tensor(1.0)\nreturn torch.stack([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])", "if no attack fooled before, the pair of shares is off"),
     ("mended", BOTH.format("gone / c", "broken / d").replace("torch.stack([gone / c, broken / d])", "gone / c, broken / d"), "to be a tensor, not tuple"),
     ("mended", BOTH.format("gone / c", "broken / d").replace("return ", ""), "Is the return missing?"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "body", "says"), [pytest.param(*case, id=f"{case[0]}: {case[2]}") for case in WRONG])
+@pytest.mark.parametrize(
+    ("name", "body", "says"), [pytest.param(*case, id=f"{case[0]}: {case[2]}") for case in WRONG]
+)
 def test_a_wrong_version_is_refused_for_the_right_reason(name, body, says):
     found = book.checked(attempt(name, body))
     assert found.status == "wrong" and says in found.says
@@ -221,11 +232,15 @@ def test_every_checker_refuses_at_least_five_wrong_versions(name):
 
 
 def pieces(name):
-    """Every piece of a solution's code that would give it away: its statements, and the calls, operations and look-ups in them."""
+    """Every piece of a solution's code that would give it away: its statements, and the calls,
+    operations and look-ups in them.
+    """
     function = ast.parse(inspect.getsource(book.solutions[name])).body[0]
     nodes = [node for statement in function.body[1:] for node in ast.walk(statement)]
     code = [
-        ast.unparse(node) for node in nodes if isinstance(node, ast.stmt | ast.Call | ast.BinOp | ast.Subscript | ast.Compare)
+        ast.unparse(node)
+        for node in nodes
+        if isinstance(node, ast.stmt | ast.Call | ast.BinOp | ast.Subscript | ast.Compare)
     ]
     return {"".join(text.split()) for text in code if len(text) > 5}
 
@@ -233,27 +248,50 @@ def pieces(name):
 @pytest.mark.parametrize("name", list(book.solutions))
 def test_no_message_holds_a_piece_of_the_solutions_code(name):
     checker = ast.parse(textwrap.dedent(inspect.getsource(book.checkers[name])))
-    texts = [node.value for node in ast.walk(checker) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    texts += [book.checked(attempt(*case[:2])).says for case in WRONG if case[0] == name and not case[2].startswith("raised")]
+    texts = [
+        node.value
+        for node in ast.walk(checker)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    texts += [
+        book.checked(attempt(*case[:2])).says
+        for case in WRONG
+        if case[0] == name and not case[2].startswith("raised")
+    ]
     assert len(pieces(name)) > 3 and len(texts) > 10
-    assert not [(piece, text) for piece in pieces(name) for text in texts if piece in "".join(text.split())]
+    assert not [
+        (piece, text) for piece in pieces(name) for text in texts if piece in "".join(text.split())
+    ]
 
 
 def test_p_missing_is_the_sum_of_exponentials_over_the_sum_of_all():
-    logits, ids = torch.randn(5, 30, generator=torch.Generator().manual_seed(0)).double(), (7, 2, 29)
+    logits, ids = (
+        torch.randn(5, 30, generator=torch.Generator().manual_seed(0)).double(),
+        (7, 2, 29),
+    )
     slow = [sum(row[i].exp() for i in ids) / sum(x.exp() for x in row) for row in logits]
-    torch.testing.assert_close(sheet.p_missing(logits, ids).double(), torch.stack(slow), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(sheet.p_missing(logits, range(30)), torch.ones(5), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        sheet.p_missing(logits, ids).double(), torch.stack(slow), rtol=1e-5, atol=1e-7
+    )
+    torch.testing.assert_close(
+        sheet.p_missing(logits, range(30)), torch.ones(5), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_separations_are_the_courses_separation_of_each_latent():
     rng = torch.Generator().manual_seed(1)
     present, missing = (torch.randint(-3, 5, (n, 9), generator=rng).relu().float() for n in (7, 4))
     yes = torch.arange(11) < 7
-    one_by_one = torch.tensor([separation(values, yes) for values in torch.cat([present, missing]).T])
-    torch.testing.assert_close(sheet.separations(present, missing), one_by_one, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(sheet.separations(missing, present), 1 - one_by_one, rtol=1e-6, atol=1e-6)
-    assert torch.equal(sheet.separations(torch.zeros(7, 2), torch.zeros(4, 2)), torch.full((2,), 0.5))
+    one_by_one = torch.tensor([auc(values, yes) for values in torch.cat([present, missing]).T])
+    torch.testing.assert_close(
+        sheet.separations(present, missing), one_by_one, rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        sheet.separations(missing, present), 1 - one_by_one, rtol=1e-6, atol=1e-6
+    )
+    assert torch.equal(
+        sheet.separations(torch.zeros(7, 2), torch.zeros(4, 2)), torch.full((2,), 0.5)
+    )
 
 
 @pytest.mark.parametrize("place", [-1, -2, -3])
@@ -263,19 +301,30 @@ def test_hold_is_the_courses_clamp_where_lengths_count_no_bos(place):
     spliced = SimpleNamespace(hook_points=["here"], first=1)
     clamp = Clamp({("here", latent): value for latent, value in latents.items()}, place)
     with_bos = lengths + 1
-    assert torch.equal(sheet.hold(f, lengths, latents, place), _held(spliced, clamp, with_bos)["here"](f))
+    assert torch.equal(
+        sheet.hold(f, lengths, latents, place), _held(spliced, clamp, with_bos)["here"](f)
+    )
 
 
 def test_hold_changes_as_many_numbers_as_there_are_latents_in_each_prompt():
-    f, lengths = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(2)), torch.tensor([6, 3, 4])
+    f, lengths = (
+        torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(2)),
+        torch.tensor([6, 3, 4]),
+    )
     changed = (sheet.hold(f, lengths, {0: 1.5, 4: 9.0}, -2) != f).nonzero().tolist()
     assert changed == [[b, n - 2, latent] for b, n in enumerate([6, 3, 4]) for latent in (0, 4)]
 
 
 def test_predicted_share_by_hand():
-    missing, present = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0, 4.0, 3.0])  # means 0.5 and 3: the threshold is 1.75
+    missing, present = (
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([2.0, 3.0, 4.0, 3.0]),
+    )  # means 0.5 and 3: the threshold is 1.75
     assert sheet.predicted_share(missing, present, torch.tensor([0.0, 1.7, 1.8, 9.0])) == 0.5
-    assert sheet.predicted_share(missing, present, present) == 1 and sheet.predicted_share(missing, present, missing) == 0
+    assert (
+        sheet.predicted_share(missing, present, present) == 1
+        and sheet.predicted_share(missing, present, missing) == 0
+    )
     assert type(sheet.predicted_share(missing, present, missing)) is float
 
 
@@ -283,7 +332,9 @@ def test_lift_is_what_a_loop_over_the_groups_finds_and_no_gain_where_the_signal_
     rng = torch.Generator().manual_seed(3)
     signal, fooled = torch.rand(20, 6, generator=rng), torch.rand(20, 6, generator=rng) < 0.3
     hits = [fooled[g, max(range(6), key=lambda c: signal[g, c])].item() for g in range(20)]
-    assert sheet.lift(signal, fooled).tolist() == pytest.approx([sum(hits) / 20, fooled.sum().item() / 120])
+    assert sheet.lift(signal, fooled).tolist() == pytest.approx(
+        [sum(hits) / 20, fooled.sum().item() / 120]
+    )
     assert sheet.lift(fooled.float(), fooled).tolist() == pytest.approx(
         [fooled.any(1).float().mean().item(), fooled.float().mean().item()]
     )

@@ -1,4 +1,6 @@
-"""Where latents fire, what they write and what forcing them does, against the slow and plain way of finding out."""
+"""Where latents fire, what they write and what forcing them does, against the slow and plain way of
+finding out.
+"""
 
 import copy
 import math
@@ -6,19 +8,17 @@ import math
 import pytest
 import torch
 
-from course_utils.explain import (
+from course_utils.circuits.explain import (
     Context,
     contexts_by_layer,
-    force,
-    forced_logit_diff,
     lens_difference,
     logit_lens,
-    passed_on,
-    separation,
     top_contexts,
 )
-from course_utils.labs import Lab
-from course_utils.splice import SplicedModel
+from course_utils.circuits.interventions import edge_effects, forced_logit_diff, intervene
+from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.statistics import auc
+from course_utils.labs.lab import Lab
 
 HERE = "blocks.1.hook_resid_post"
 
@@ -28,7 +28,9 @@ def test_top_contexts_are_those_where_the_latent_is_largest(lab, task):
     latent = int(f.amax((0, 1)).argmax())
     contexts = top_contexts(lab, 1, [latent], task.clean, k=3)[latent]
     expected = f[..., latent].amax(1).sort(descending=True).values[:3]
-    torch.testing.assert_close(torch.tensor([context.values[context.peak] for context in contexts]), expected)
+    torch.testing.assert_close(
+        torch.tensor([context.values[context.peak] for context in contexts]), expected
+    )
     assert all(len(context.tokens) == len(context.values) <= 16 for context in contexts)
     assert all(context.values[context.peak] == max(context.values) for context in contexts)
 
@@ -44,12 +46,18 @@ def test_the_logit_lens_is_the_unembedding_of_the_normed_decoder_row(any_lab):
     sae, model = any_lab.saes[3], any_lab.hf_model
     found = logit_lens(any_lab, 3, [5], k=4)[5]
     base = model.base_model
-    norm = next(getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name))
+    norm = next(
+        getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name)
+    )
     with torch.no_grad():
         row = sae.W_dec[5][None]
         logits = model.get_output_embeddings()(norm(row) - norm(torch.zeros_like(row)))[0]
-    assert found["promotes"] == [any_lab.tokenizer.decode([i]) for i in logits.topk(4).indices.tolist()]
-    assert found["suppresses"] == [any_lab.tokenizer.decode([i]) for i in (-logits).topk(4).indices.tolist()]
+    assert found["promotes"] == [
+        any_lab.tokenizer.decode([i]) for i in logits.topk(4).indices.tolist()
+    ]
+    assert found["suppresses"] == [
+        any_lab.tokenizer.decode([i]) for i in (-logits).topk(4).indices.tolist()
+    ]
 
 
 def test_forcing_the_values_that_are_there_changes_nothing(lab, task):
@@ -62,7 +70,7 @@ def test_forcing_the_values_that_are_there_changes_nothing(lab, task):
 def test_what_is_forced_upstream_is_seen_downstream(lab, task):
     spliced = SplicedModel(lab)
     first, last = spliced.hook_points
-    run = force(spliced, task.clean, {(first, 2, 7): 3.0, (last, 4, 1): 2.0})
+    run = intervene(spliced, task.clean, {(first, 2, 7): 3.0, (last, 4, 1): 2.0})
     plain = spliced.run(task.clean)
     assert (run.latents[first][:, 2, 7] == 3).all() and (run.latents[last][:, 4, 1] == 2).all()
     f = plain.latents[first].clone()
@@ -73,8 +81,10 @@ def test_what_is_forced_upstream_is_seen_downstream(lab, task):
 
 
 def test_forcing_a_node_that_is_not_spliced_is_refused(lab, task):
-    with pytest.raises(ValueError, match="nothing is spliced at blocks.2.hook_resid_post; there is blocks.1"):
-        force(SplicedModel(lab), task.clean, {("blocks.2.hook_resid_post", 1, 1): 0.0})
+    with pytest.raises(
+        ValueError, match="nothing is spliced at blocks.2.hook_resid_post; there is blocks.1"
+    ):
+        intervene(SplicedModel(lab), task.clean, {("blocks.2.hook_resid_post", 1, 1): 0.0})
 
 
 def test_contexts_by_layer_are_those_of_each_layer_by_itself(lab, task):
@@ -82,60 +92,92 @@ def test_contexts_by_layer_are_those_of_each_layer_by_itself(lab, task):
     found = contexts_by_layer(lab, wanted, task.clean, k=2, batch_size=5)
     for layer, latents in wanted.items():
         for latent, contexts in top_contexts(lab, layer, latents, task.clean, k=2).items():
-            assert [context.tokens for context in found[layer, latent]] == [context.tokens for context in contexts]
+            assert [context.tokens for context in found[layer, latent]] == [
+                context.tokens for context in contexts
+            ]
             for a, b in zip(found[layer, latent], contexts):
-                torch.testing.assert_close(torch.tensor(a.values), torch.tensor(b.values), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    torch.tensor(a.values), torch.tensor(b.values), rtol=1e-4, atol=1e-5
+                )
 
 
 def test_contexts_do_not_peak_at_the_tokens_that_are_skipped(lab, task):
     f = SplicedModel(lab, [1], error="keep").run(task.clean).latents[HERE][:, 1:]
     latent = int(f[:, 2:].amax((0, 1)).argmax())
     [best, *_] = contexts_by_layer(lab, {1: [latent]}, task.clean, skip=2)[1, latent]
-    assert best.peak >= 2 and best.values[best.peak] == pytest.approx(f[:, 2:, latent].max().item(), rel=1e-4)
+    assert best.peak >= 2 and best.values[best.peak] == pytest.approx(
+        f[:, 2:, latent].max().item(), rel=1e-4
+    )
 
 
 def test_the_word_at_the_peak_is_put_together_from_its_pieces():
     tokens = [" the", " ca", "th", "ed", "rals", " (", "old", ")", "."]
-    assert [Context(tokens, [1.0] * 9, peak).word for peak in (0, 2, 4, 6, 8)] == ["the", "cathedrals", "cathedrals", "old", "."]
+    assert [Context(tokens, [1.0] * 9, peak).word for peak in (0, 2, 4, 6, 8)] == [
+        "the",
+        "cathedrals",
+        "cathedrals",
+        "old",
+        ".",
+    ]
 
 
 def test_the_lens_difference_is_the_difference_of_two_logits(lab):
     model, row = lab.hf_model, lab.saes[3].W_dec[[4]]
     with torch.no_grad():
         logits = model.get_output_embeddings()(model.base_model.norm(row))[0]
-    ids = {text: lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (" are", " is", " were", " was")}
-    by_hand = (logits[ids[" are"]] - logits[ids[" is"]] + logits[ids[" were"]] - logits[ids[" was"]]) / 2
-    torch.testing.assert_close(lens_difference(lab, 3, [4], [(" are", " is"), (" were", " was")])[0], by_hand)
+    ids = {
+        text: lab.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        for text in (" are", " is", " were", " was")
+    }
+    by_hand = (
+        logits[ids[" are"]] - logits[ids[" is"]] + logits[ids[" were"]] - logits[ids[" was"]]
+    ) / 2
+    torch.testing.assert_close(
+        lens_difference(lab, 3, [4], [(" are", " is"), (" were", " was")])[0], by_hand
+    )
     with pytest.raises(ValueError, match="is 2 tokens"):
         lens_difference(lab, 3, [4], [(" are is", " was")])
 
 
 def test_separation_counts_pairs_by_hand():
     values, yes = torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, False, False])
-    assert separation(values, yes) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
-    assert separation(values, torch.tensor([True, False, True, False])) == 1
-    assert math.isnan(separation(values, torch.ones(4, dtype=torch.bool)))
+    assert auc(values, yes) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert auc(values, torch.tensor([True, False, True, False])) == 1
+    assert math.isnan(auc(values, torch.ones(4, dtype=torch.bool)))
 
 
 def test_what_is_passed_on_agrees_with_forcing_by_hand(lab, task):
     spliced = SplicedModel(lab)
     first, last = spliced.hook_points
     before, after = (spliced.run(tokens).latents for tokens in (task.clean, task.patch))
-    moves = ((after[first] - before[first])[:, 2].abs().sum(0)).argmax().item()  # position 2: the subject
+    moves = (
+        ((after[first] - before[first])[:, 2].abs().sum(0)).argmax().item()
+    )  # position 2: the subject
     reads = ((after[last] - before[last])[:, 5].abs().sum(0)).argmax().item()
     nodes = [(first, 2, moves), (last, 5, reads)]
-    found = passed_on(spliced, task.clean, task.patch, nodes)
-    moved = force(spliced, task.clean, {nodes[0]: after[first][:, 2, moves]}).latents[last][:, 5, reads] - before[last][:, 5, reads]
+    found = edge_effects(spliced, task.clean, task.patch, nodes)
+    moved = (
+        intervene(spliced, task.clean, {nodes[0]: after[first][:, 2, moves]}).latents[last][
+            :, 5, reads
+        ]
+        - before[last][:, 5, reads]
+    )
     whole = (after[last] - before[last])[:, 5, reads]
-    torch.testing.assert_close(found[0, 1], (moved * whole).sum() / whole.pow(2).sum(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found[0, 1], (moved * whole).sum() / whole.pow(2).sum(), rtol=1e-3, atol=1e-4
+    )
     assert found[1, 0] == 0 and found.diagonal().abs().sum() == 0  # nothing flows back
 
 
 def test_all_nodes_of_a_layer_together_pass_on_the_whole_change(lab, task):
-    """Everything that the last SAE sees has passed the first: patch all of the first, and the last has its patch value."""
+    """Everything that the last SAE sees has passed the first: patch all of the first, and the last
+    has its patch value.
+    """
     spliced = SplicedModel(lab)
     first, last = spliced.hook_points
     after = spliced.run(task.patch).latents
     _, seq, d_sae = after[first].shape
     values = {(first, p, i): after[first][:, p, i] for p in range(1, seq) for i in range(d_sae)}
-    torch.testing.assert_close(force(spliced, task.clean, values).latents[last], after[last], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        intervene(spliced, task.clean, values).latents[last], after[last], rtol=1e-3, atol=1e-4
+    )

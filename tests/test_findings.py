@@ -1,6 +1,7 @@
 """Every solutions notebook, run by papermill in the quick profile, finds what it says.
 
-A claim is a sentence, and an expression over the notebook's own variables that is true where the claim holds.
+A claim is a sentence, and an expression over the notebook's own variables that is true where the
+claim holds.
 """
 
 import json
@@ -97,9 +98,16 @@ def test_a_quick_run_finds_what_the_notebook_says(source, tmp_path):
     path = tmp_path / f"{source.stem}.ipynb"
     nbformat.write(notebook, path)
     run = papermill.execute_notebook(
-        path, None, parameters={"PROFILE": "quick"}, cwd=source.parent, kernel_name="python3", progress_bar=False
+        path,
+        None,
+        parameters={"PROFILE": "quick"},
+        cwd=source.parent,
+        kernel_name="python3",
+        progress_bar=False,
     )
-    said = "".join(output.text for output in run.cells[-1].outputs if output.output_type == "stream")
+    said = "".join(
+        output.text for output in run.cells[-1].outputs if output.output_type == "stream"
+    )
     held = json.loads(said.partition("FINDINGS")[2])
     assert set(held) == set(claims)
     assert all(held.values()), [f"{claim}: {claims[claim]}" for claim in held if not held[claim]]

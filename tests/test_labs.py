@@ -1,21 +1,30 @@
-"""The default lab for real (its weights are fetched on the first run), labs of one's own, and what is refused."""
+"""The default lab for real (its weights are fetched on the first run), labs of one's own, and what
+is refused.
+"""
 
 import time
 
 import pytest
 import torch
 from conftest import make_lab, make_task, tiny_hf_model, tiny_sae, tiny_tokenizer
-from sae_lens import GatedSAE, GatedSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import (
+    GatedSAE,
+    GatedSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from transformers import AutoModelForCausalLM
 
-from course_utils.catalog import LABS, LabError
-from course_utils.labs import Lab, load_lab, sae_metrics
-from course_utils.loaders import load_saes
-from course_utils.masks import SAEMasks
-from course_utils.needs import fast_dtype
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
-from course_utils.weights import converted
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.catalog import LABS, LabError
+from course_utils.labs.lab import Lab, load_lab, sae_metrics
+from course_utils.labs.loading import load_saes
+from course_utils.labs.requirements import fast_dtype
+from course_utils.labs.weights import converted
+from course_utils.prompts.tasks import load_task
 
 GAP_6 = [5, 11, 17, 23, 29]
 
@@ -31,7 +40,9 @@ def test_an_unknown_lab_lists_the_known_ones():
 
 
 def test_a_layer_without_an_sae_lists_those_that_have_one():
-    with pytest.raises(LabError, match=r"no SAE for layer 6.*\[2, 5, 8, 11, 14, 17, 20, 23, 26, 29\]"):
+    with pytest.raises(
+        LabError, match=r"no SAE for layer 6.*\[2, 5, 8, 11, 14, 17, 20, 23, 26, 29\]"
+    ):
         load_lab("smollm2", layers=[5, 6])
 
 
@@ -58,19 +69,29 @@ def test_the_fast_dtype_is_the_one_that_multiplies_faster_here():
 
     found = fast_dtype("cpu")
     ratio = seconds(torch.float32) / seconds(torch.bfloat16)
-    assert found == (torch.bfloat16 if ratio > 1.5 else torch.float32) or 0.7 < ratio < 3  # near the border, either
+    assert (
+        found == (torch.bfloat16 if ratio > 1.5 else torch.float32) or 0.7 < ratio < 3
+    )  # near the border, either
 
 
 def test_smollm2_knows_who_got_the_ring(smollm2):
-    tokens = smollm2.tokenizer.bos_token + "When Laura and Aaron went to the park, Aaron gave a ring to"
+    tokens = (
+        smollm2.tokenizer.bos_token + "When Laura and Aaron went to the park, Aaron gave a ring to"
+    )
     ids = torch.tensor([smollm2.tokenizer(tokens, add_special_tokens=False)["input_ids"]])
     assert smollm2.tokenizer.decode(smollm2.model(ids)[0, -1].argmax()) == " Laura"
 
 
 @pytest.mark.parametrize("name", ["sva_nounpp", "sva_rc", "ioi"])
 def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
-    """On a third of the held-out prompts, the share of the logit difference that is left is the measured one."""
-    [row] = [r for r in sae_metrics("smollm2")["held_out_prompts"] if (r["task"], r["placement"], r["error"]) == (name, "gap 6", "drop")]
+    """On a third of the held-out prompts, the share of the logit difference that is left is the
+    measured one.
+    """
+    [row] = [
+        r
+        for r in sae_metrics("smollm2")["held_out_prompts"]
+        if (r["task"], r["placement"], r["error"]) == (name, "gap 6", "drop")
+    ]
     assert row["layers"] == GAP_6
     task = load_task(name, smollm2.tokenizer, "test", n=50)
     spliced = SplicedModel(smollm2, GAP_6)
@@ -81,19 +102,27 @@ def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
 
 
 def test_bos_is_the_token_that_preceded_plain_text_in_pretraining(smollm2):
-    """With it the model is right more often than with the chat token that the tokenizer calls BOS."""
+    """With it the model is right more often than with the chat token that the tokenizer calls
+    BOS.
+    """
     task = load_task("sva_nounpp", smollm2.tokenizer, "test", n=60)
     chat = task.clean.clone()
     chat[:, 0] = smollm2.tokenizer.convert_tokens_to_ids("<|im_start|>")
     with torch.no_grad():
         right = [
-            (logits.gather(1, task.clean_answers[:, None]) > logits.gather(1, task.patch_answers[:, None])).float().mean()
+            (
+                logits.gather(1, task.clean_answers[:, None])
+                > logits.gather(1, task.patch_answers[:, None])
+            )
+            .float()
+            .mean()
             for logits in (smollm2.model(task.clean)[:, -1], smollm2.model(chat)[:, -1])
         ]
     assert right[0] > 0.9 and right[0] > right[1]
 
 
-# -- a lab of one's own ------------------------------------------------------------------------------
+# -- a lab of one's own
+# ------------------------------------------------------------------------------
 
 
 def saved_parts(tmp_path, architecture="qwen3"):
@@ -113,17 +142,25 @@ def saved_parts(tmp_path, architecture="qwen3"):
 def test_a_lab_of_folders_equals_a_lab_of_objects(tmp_path):
     model, saes = saved_parts(tmp_path)
     objects = Lab.from_parts(model=model, tokenizer=tiny_tokenizer(), saes=saes)
-    folders = Lab.from_parts(model=tmp_path / "model", saes={layer: tmp_path / f"sae_{layer}" for layer in saes}, device="cpu")
+    folders = Lab.from_parts(
+        model=tmp_path / "model",
+        saes={layer: tmp_path / f"sae_{layer}" for layer in saes},
+        device="cpu",
+    )
     assert folders.name == "model" and folders.sae_layers == [1, 3] and not folders.saes.loaded
     task = make_task(folders.tokenizer)
-    torch.testing.assert_close(SplicedModel(objects).logit_diff(task), SplicedModel(folders).logit_diff(task))
+    torch.testing.assert_close(
+        SplicedModel(objects).logit_diff(task), SplicedModel(folders).logit_diff(task)
+    )
     assert set(folders.saes.loaded) == {1, 3}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saes_from_folders_take_the_models_dtype(tmp_path, dtype):
     saved_parts(tmp_path)
-    lab = Lab.from_parts(model=tmp_path / "model", saes={1: tmp_path / "sae_1"}, device="cpu", dtype=dtype)
+    lab = Lab.from_parts(
+        model=tmp_path / "model", saes={1: tmp_path / "sae_1"}, device="cpu", dtype=dtype
+    )
     assert lab.saes[1].W_dec.dtype == lab.dtype == dtype
     assert SplicedModel(lab).logit_diff(make_task(lab.tokenizer)).isfinite().all()
 
@@ -132,7 +169,9 @@ def test_a_model_without_bos_is_spliced_at_every_position(tmp_path):
     saved_parts(tmp_path)
     tokenizer = tiny_tokenizer().__class__.from_pretrained(tmp_path / "model")
     tokenizer.bos_token = None
-    lab = Lab.from_parts(model=tmp_path / "model", tokenizer=tokenizer, saes={1: tmp_path / "sae_1"}, device="cpu")
+    lab = Lab.from_parts(
+        model=tmp_path / "model", tokenizer=tokenizer, saes={1: tmp_path / "sae_1"}, device="cpu"
+    )
     task = make_task(lab.tokenizer)
     assert not task.has_bos
     with pytest.raises(ValueError, match=r"no BOS token: SplicedModel\(…, has_bos=False\)"):
@@ -151,7 +190,9 @@ SAES = {
 
 @pytest.mark.parametrize("kind", SAES)
 def test_every_kind_of_sae_is_spliced_and_narrowed_exactly(kind):
-    """`keep_latents=False` narrows SAEs to what fires; with whole ones the answer must be the same."""
+    """`keep_latents=False` narrows SAEs to what fires; with whole ones the answer must be the
+    same.
+    """
     torch.manual_seed(0)
     saes = {layer: SAES[kind]() for layer in (1, 3)}
     for sae in saes.values():
@@ -171,16 +212,22 @@ def test_every_kind_of_sae_is_spliced_and_narrowed_exactly(kind):
     [
         (dict(saes={7: tiny_sae}), "layers 0 to 3"),
         (dict(saes={1: lambda: tiny_sae(d_in=8)}), "width 8, and the model's have 16"),
-        (dict(saes={1: lambda: _made_for("blocks.2.hook_resid_post")}), r"made for blocks\.2\.hook_resid_post: give it as layer 2"),
+        (
+            dict(saes={1: lambda: _made_for("blocks.2.hook_resid_post")}),
+            r"made for blocks\.2\.hook_resid_post: give it as layer 2",
+        ),
         (dict(saes={1: lambda: _made_for("blocks.1.hook_resid_pre")}), "give it as layer 0"),
-        (dict(saes={1: lambda: _made_for("blocks.1.hook_mlp_out")}), "the residual stream after a layer is wanted"),
+        (
+            dict(saes={1: lambda: _made_for("blocks.1.hook_mlp_out")}),
+            "the residual stream after a layer is wanted",
+        ),
         (dict(tokenizer=None), "without a tokenizer"),
         (dict(model="/no/such/folder", tokenizer=None), "no folder '/no/such/folder'"),
     ],
 )
 def test_parts_that_do_not_fit_say_which(change, says, monkeypatch):
     base = make_lab()
-    monkeypatch.setattr("course_utils.hub.unreachable", lambda: "no network in tests")
+    monkeypatch.setattr("course_utils.labs.hub.unreachable", lambda: "no network in tests")
     parts = dict(model=base.hf_model, tokenizer=base.tokenizer, saes={1: tiny_sae}) | change
     parts["saes"] = {layer: sae() for layer, sae in parts["saes"].items()}
     with pytest.raises(LabError, match=says):
@@ -201,13 +248,22 @@ def _made_for(hook_name):
 
 
 def test_layers_that_wait_on_disk_give_the_same_mask_gradient(tmp_path):
-    """``device_map``: layers whose weights are fetched when they are called; with activations recomputed on the way back."""
+    """``device_map``: layers whose weights are fetched when they are called; with activations
+    recomputed on the way back.
+    """
     saved_parts(tmp_path, "llama")
     saes = {layer: tmp_path / f"sae_{layer}" for layer in (1, 3)}
     here = Lab.from_parts(model=tmp_path / "model", saes=saes, device="cpu")
-    parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    parts = {
+        "model.embed_tokens": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
     parts |= {f"model.layers.{i}": "disk" if i == 2 else "cpu" for i in range(4)}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "offload")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=parts, offload_folder=tmp_path / "offload"
+    )
     away = Lab.from_parts(model=model, tokenizer=here.tokenizer, saes=saes)
     assert away.offloaded and not here.offloaded
     gradients = []
@@ -216,7 +272,9 @@ def test_layers_that_wait_on_disk_give_the_same_mask_gradient(tmp_path):
         assert spliced.stack.recompute == lab.offloaded
         means = spliced.patch_means(task.patch)
         masks = [torch.full_like(f, 0.7, requires_grad=True) for f in means.latents.values()]
-        spliced.run(task.clean, masks=SAEMasks(list(means.latents), masks), means=means).logit_diff(task).sum().backward()
+        spliced.run(task.clean, masks=SAEMasks(list(means.latents), masks), means=means).logit_diff(
+            task
+        ).sum().backward()
         gradients.append(masks[0].grad)
     torch.testing.assert_close(*gradients)
     assert gradients[0].abs().max() > 0

@@ -8,8 +8,9 @@ import torch
 from conftest import tiny_hf_model
 from torch import nn
 
-from course_utils.layers import LayerError, LayerStack
-from course_utils.splice import SplicedModel, decode, encode, narrow_sae
+from course_utils.circuits.saes import decode, encode, narrow_sae
+from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.layers import LayerError, LayerStack
 
 BOS = 1
 
@@ -33,7 +34,9 @@ def test_layer_by_layer_gives_the_models_logits(any_lab, bos, seq):
     assert x.shape[1] == seq - (bos is not None)
     torch.testing.assert_close(stack.logits(normed), expected, atol=2e-5, rtol=1e-4)
     answers = torch.arange(5) + 3
-    torch.testing.assert_close(stack.logits_of(normed, answers), expected[torch.arange(5), answers], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        stack.logits_of(normed, answers), expected[torch.arange(5), answers], atol=2e-5, rtol=1e-4
+    )
 
 
 def test_the_cached_bos_stays_as_it_is_for_batches_of_any_size(lab):
@@ -41,9 +44,14 @@ def test_the_cached_bos_stays_as_it_is_for_batches_of_any_size(lab):
     before = [layer.keys.clone() for layer in stack._bos_cache.layers]
     with torch.no_grad():
         whole = stack.run(stack.embed(prompts(6, 5)), range(4))
-        pieces = torch.cat([stack.run(stack.embed(piece), range(4)) for piece in prompts(6, 5).split([1, 3, 2])])
+        pieces = torch.cat(
+            [stack.run(stack.embed(piece), range(4)) for piece in prompts(6, 5).split([1, 3, 2])]
+        )
     torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(layer.keys, old) and layer.get_seq_length() == 1 for layer, old in zip(stack._bos_cache.layers, before))
+    assert all(
+        torch.equal(layer.keys, old) and layer.get_seq_length() == 1
+        for layer, old in zip(stack._bos_cache.layers, before)
+    )
 
 
 def test_gradients_equal_those_of_a_hook_on_the_model(lab):
@@ -55,7 +63,9 @@ def test_gradients_equal_those_of_a_hook_on_the_model(lab):
     found = torch.autograd.grad(stack.logits_of(normed, torch.tensor([3, 4, 5])).sum(), point)[0]
 
     there = x.clone().requires_grad_()
-    handle = lab.hf_model.model.layers[2].register_forward_pre_hook(lambda module, args: (torch.cat([args[0][:, :1], there], dim=1),))
+    handle = lab.hf_model.model.layers[2].register_forward_pre_hook(
+        lambda module, args: (torch.cat([args[0][:, :1], there], dim=1),)
+    )
     try:
         logits = lab.hf_model(tokens).logits[:, -1]
     finally:
@@ -87,7 +97,9 @@ def test_a_model_without_an_unembedding_or_layers_is_refused(lab):
 
 
 def test_the_bridge_shares_its_weights_with_the_model(any_lab):
-    """Hooks of one's own see the same model, and cost no second copy of it (but of fused matrices, which TransformerLens splits)."""
+    """Hooks of one's own see the same model, and cost no second copy of it (but of fused matrices,
+    which TransformerLens splits).
+    """
     lab, tokens = any_lab, prompts(3, 6)
     assert lab.model is lab.model
     ours = {p.data_ptr() for p in lab.hf_model.parameters()}
@@ -104,7 +116,9 @@ def test_a_narrow_sae_is_the_sae_without_the_other_latents(lab):
     torch.testing.assert_close(encode(small, x), f[..., keep])
     others = torch.zeros_like(f)
     others[..., keep] = f[..., keep]
-    torch.testing.assert_close(decode(small, f[..., keep]), decode(sae, others), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        decode(small, f[..., keep]), decode(sae, others), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_spliced_model_narrowed_to_what_fires_is_the_same_model(any_lab, task):
@@ -112,7 +126,9 @@ def test_a_spliced_model_narrowed_to_what_fires_is_the_same_model(any_lab, task)
     run = spliced.run(task.clean)
     keep = {name: (f != 0).flatten(0, 1).any(0).nonzero()[:, 0] for name, f in run.latents.items()}
     assert any(len(at) < 24 for at in keep.values())
-    torch.testing.assert_close(spliced.narrow(keep).logit_diff(task), spliced.logit_diff(task), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        spliced.narrow(keep).logit_diff(task), spliced.logit_diff(task), atol=1e-5, rtol=1e-5
+    )
     assert spliced.saes[spliced.hook_points[0]].cfg.d_sae == 24
 
 
@@ -120,19 +136,34 @@ def test_a_start_can_be_used_again_and_cut(lab, task):
     spliced = SplicedModel(lab, error="keep")
     start = spliced.start(task.clean)
     for _ in range(2):
-        torch.testing.assert_close(spliced.logit_diff(task, start=start, batch_size=5), spliced.logit_diff(task), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            spliced.logit_diff(task, start=start, batch_size=5),
+            spliced.logit_diff(task),
+            atol=1e-5,
+            rtol=1e-5,
+        )
     later = spliced.run(start).starts[spliced.hook_points[1]]
     assert later.layer == 3
-    torch.testing.assert_close(spliced.run(later[2:4]).logits, spliced.run(task.clean[2:4]).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        spliced.run(later[2:4]).logits, spliced.run(task.clean[2:4]).logits, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_batch_size_follows_memory_and_length(lab, monkeypatch):
     spliced = SplicedModel(lab)
-    free = lambda gigabytes: monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": gigabytes * 1e9}))  # noqa: E731
+    free = lambda gigabytes: monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: type("M", (), {"available": gigabytes * 1e9})
+    )
     free(16)
-    assert spliced.batch_size(8) == 512 and spliced.batch_size(16) == 256 and spliced.batch_size(10**6) == 1
+    assert (
+        spliced.batch_size(8) == 512
+        and spliced.batch_size(16) == 256
+        and spliced.batch_size(10**6) == 1
+    )
     free(0.001)
-    assert 1 < spliced.batch_size(8) < 512 and spliced.batch_size(8, gradient=True) < spliced.batch_size(8)
+    assert 1 < spliced.batch_size(8) < 512 and spliced.batch_size(
+        8, gradient=True
+    ) < spliced.batch_size(8)
 
 
 def test_a_tokenizer_without_bos_is_said(lab):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from course_utils.masks import MaskError, SAEMasks
+from course_utils.circuits.masks import MaskError, SAEMasks
 
 A, B = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"
 
@@ -46,7 +46,11 @@ def test_an_unknown_hook_point_lists_the_known_ones(masks):
 
 @pytest.mark.parametrize(
     ("hook_points", "tensors", "message"),
-    [([A], [], "1 hook points and 0 masks"), ([A, A], [torch.ones(2)] * 2, "twice"), ([A], [torch.ones(1, 2, 3)], r"\[1, 2, 3\]")],
+    [
+        ([A], [], "1 hook points and 0 masks"),
+        ([A, A], [torch.ones(2)] * 2, "twice"),
+        ([A], [torch.ones(1, 2, 3)], r"\[1, 2, 3\]"),
+    ],
 )
 def test_a_constructor_that_makes_no_sense_is_refused(hook_points, tensors, message):
     with pytest.raises(MaskError, match=message):
@@ -57,7 +61,10 @@ def test_statistics_say_shape_total_on_and_average(masks, capsys):
     on = [int(mask.sum()) for mask in masks.masks]
     masks.print_mask_statistics()
     printed = capsys.readouterr().out.splitlines()
-    assert f"{A}: shape [5, 8], total latents 40, latents on {on[0]}, average on per token {on[0] / 5:.2f}" == printed[0]
+    assert (
+        f"{A}: shape [5, 8], total latents 40, latents on {on[0]}, average on per token {on[0] / 5:.2f}"
+        == printed[0]
+    )
     assert printed[-1] == f"all hook points: {sum(on)} latents on"
     assert masks.get_num_latents() == sum(on) == len(masks.nodes())
 
@@ -67,9 +74,16 @@ def test_nodes_of_a_shared_mask_have_no_position():
 
 
 def test_from_scores_keeps_the_best_over_all_hook_points():
-    scores = {A: torch.tensor([[0.0, -5.0], [1.0, 2.0]]), B: torch.tensor([[3.0, 0.5], [-4.0, 0.0]])}
+    scores = {
+        A: torch.tensor([[0.0, -5.0], [1.0, 2.0]]),
+        B: torch.tensor([[3.0, 0.5], [-4.0, 0.0]]),
+    }
     assert set(SAEMasks.from_scores(scores, 3).nodes()) == {(A, 0, 1), (B, 1, 0), (B, 0, 0)}
-    assert set(SAEMasks.from_scores(scores, 3, rank="signed").nodes()) == {(B, 0, 0), (A, 1, 1), (A, 1, 0)}
+    assert set(SAEMasks.from_scores(scores, 3, rank="signed").nodes()) == {
+        (B, 0, 0),
+        (A, 1, 1),
+        (A, 1, 0),
+    }
     assert SAEMasks.from_scores(scores, 0).get_num_latents() == 0
 
 
@@ -116,7 +130,10 @@ def test_a_damaged_file_is_refused(masks, tmp_path):
         SAEMasks.load(tmp_path)
 
 
-@pytest.mark.parametrize("record", [{A: {"on": []}}, {A: {"shape": [2, 2], "on": [[2, 0]]}}, {A: {"shape": [2, 2], "on": [[1]]}}])
+@pytest.mark.parametrize(
+    "record",
+    [{A: {"on": []}}, {A: {"shape": [2, 2], "on": [[2, 0]]}}, {A: {"shape": [2, 2], "on": [[1]]}}],
+)
 def test_json_that_does_not_fit_is_refused_by_hook_point(record):
     with pytest.raises(MaskError, match="blocks.1"):
         SAEMasks.from_json(record)

@@ -7,12 +7,12 @@ import torch
 from conftest import make_lab
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_utils.catalog import LABS, LabError
-from course_utils.labs import load_lab
-from course_utils.needs import estimate, matrix_rate, reckon, table
-from course_utils.optimize import MaskSettings, learn_masks
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
+from course_utils.circuits.optimize import MaskSettings, learn_masks
+from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.catalog import LABS, LabError
+from course_utils.labs.lab import load_lab
+from course_utils.labs.requirements import estimate, matrix_rate, requirements_of, table
+from course_utils.prompts.tasks import load_task
 
 
 @pytest.mark.parametrize("name", LABS)
@@ -36,8 +36,12 @@ def test_a_loaded_lab_says_the_same_as_before():
     assert (before.parameters, before.weights, before.saes, before.step, before.gflop_per_step) == (
         after.parameters, after.weights, after.saes, after.step, after.gflop_per_step
     )  # fmt: skip
-    assert before.download == pytest.approx(0.098, abs=0.001) and before.missing == after.download == 0
-    assert before.weights == pytest.approx(sum(p.numel() * p.element_size() for p in lab.hf_model.parameters()) / 1e9)
+    assert (
+        before.download == pytest.approx(0.098, abs=0.001) and before.missing == after.download == 0
+    )
+    assert before.weights == pytest.approx(
+        sum(p.numel() * p.element_size() for p in lab.hf_model.parameters()) / 1e9
+    )
 
 
 def test_the_work_of_a_mask_step_is_what_is_counted():
@@ -49,7 +53,9 @@ def test_the_work_of_a_mask_step_is_what_is_counted():
 
     def count(steps):
         with FlopCounterMode(display=False) as counter:
-            learn_masks(spliced, task, means=means, settings=MaskSettings(steps=steps), progress=False)
+            learn_masks(
+                spliced, task, means=means, settings=MaskSettings(steps=steps), progress=False
+            )
         return counter.get_total_flops()
 
     counted = (count(2) - count(1)) / 1e9
@@ -66,12 +72,14 @@ def test_a_lab_of_ones_own_says_what_it_needs_too():
 
 def test_more_layers_after_the_first_sae_are_more_work():
     model = make_lab().hf_model
-    early, late = (reckon("x", model, {layer: 24}, torch.float32).gflop_per_step for layer in (0, 2))
+    early, late = (
+        requirements_of("x", model, {layer: 24}, torch.float32).gflop_per_step for layer in (0, 2)
+    )
     assert early > 2 * late
 
 
 def test_the_readme_shows_what_is_reckoned():
-    """If this fails: paste what `python -m course_utils.needs` prints."""
+    """If this fails: paste what `python -m course_utils.labs.requirements` prints."""
     assert table() in (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
@@ -83,4 +91,9 @@ def test_an_unknown_lab_is_refused():
 def test_the_time_of_a_step_follows_from_the_machines_rate():
     needs = estimate("smollm2")
     assert matrix_rate(torch.float32) > 1
-    assert 0.2 < needs.seconds_per_step("cpu") / (needs.gflop_per_step / (0.5 * matrix_rate(torch.float32))) < 5
+    assert (
+        0.2
+        < needs.seconds_per_step("cpu")
+        / (needs.gflop_per_step / (0.5 * matrix_rate(torch.float32)))
+        < 5
+    )

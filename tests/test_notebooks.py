@@ -14,9 +14,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
-from build_notebooks import (
+from tools.build_notebooks import (
     MAX_BYTES,
     REPOSITORY,
     SETUP,
@@ -45,16 +44,27 @@ def test_both_notebooks_match_their_source(source):
     for path, solved in ((reader_path(source), False), (solution_path(source), True)):
         expected = unexecuted(source, solved=solved)
         built = nbformat.read(path, as_version=4)
-        assert [(cell.cell_type, cell.source) for cell in built.cells] == [(cell.cell_type, cell.source) for cell in expected.cells], path
-        assert [cell.metadata.get("tags") for cell in built.cells] == [cell.metadata.get("tags") for cell in expected.cells]
+        assert [(cell.cell_type, cell.source) for cell in built.cells] == [
+            (cell.cell_type, cell.source) for cell in expected.cells
+        ], path
+        assert [cell.metadata.get("tags") for cell in built.cells] == [
+            cell.metadata.get("tags") for cell in expected.cells
+        ]
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_header_and_the_readme_say_the_measured_times(source):
     times = times_of(source)
     header = unexecuted(source, solved=False).cells[0].source
-    assert f"{times['full']:.1f} minutes where it was built, or {times['quick']:.1f} minutes in the quick profile" in header
-    [row] = [line for line in (ROOT / "README.md").read_text().splitlines() if f"](notebooks/{source.stem}.ipynb)" in line]
+    assert (
+        f"{times['full']:.1f} minutes where it was built, or {times['quick']:.1f} minutes in the quick profile"
+        in header
+    )
+    [row] = [
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if f"](notebooks/{source.stem}.ipynb)" in line
+    ]
     assert row.endswith(f"| {times['full']:.1f} min | {times['quick']:.1f} min |")
 
 
@@ -64,7 +74,10 @@ def test_changed_text_keeps_the_outputs_and_changed_code_does_not():
     code[2].outputs = [nbformat.v4.new_output("stream", text="found")]
     built.cells[0].source = "another text"
     fresh = with_outputs_of(built, unexecuted(sources()[0], solved=True))
-    assert fresh.cells[0].source != "another text" and [cell for cell in fresh.cells if cell.cell_type == "code"][2].outputs[0].text == "found"
+    assert (
+        fresh.cells[0].source != "another text"
+        and [cell for cell in fresh.cells if cell.cell_type == "code"][2].outputs[0].text == "found"
+    )
     code[1].source += " "
     with pytest.raises(ValueError, match="its code has changed"):
         with_outputs_of(built, fresh)
@@ -72,13 +85,19 @@ def test_changed_text_keeps_the_outputs_and_changed_code_does_not():
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_readers_copy_has_no_outputs_and_the_solution_has_them(source):
-    reader, solution = (nbformat.read(path, as_version=4) for path in (reader_path(source), solution_path(source)))
+    reader, solution = (
+        nbformat.read(path, as_version=4) for path in (reader_path(source), solution_path(source))
+    )
     code = [cell for cell in reader.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    outputs = [output for cell in solution.cells if cell.cell_type == "code" for output in cell.outputs]
+    outputs = [
+        output for cell in solution.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     assert not [output for output in outputs if output.output_type == "error"]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(images) >= (1 if source.name.startswith("00") else 4) and all(output.metadata["image/png"]["alt"] for output in images)
+    assert len(images) >= (1 if source.name.startswith("00") else 4) and all(
+        output.metadata["image/png"]["alt"] for output in images
+    )
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -90,33 +109,60 @@ def test_built_notebooks_are_small_and_name_no_folder_of_the_author(source):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_one_idea_a_cell(source):
-    lengths = sorted(len(cell.source.splitlines()) for cell in unexecuted(source, solved=True).cells if cell.cell_type == "code")
+    lengths = sorted(
+        len(cell.source.splitlines())
+        for cell in unexecuted(source, solved=True).cells
+        if cell.cell_type == "code"
+    )
     assert lengths[len(lengths) // 2] <= 12 and lengths[-1] <= 30
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_stub_and_solution_have_one_signature_and_docstring(source):
     open_cells, solved_cells = (
-        [cell.source for cell in unexecuted(source, solved=solved).cells if cell.source.startswith("@exercise")] for solved in (False, True)
+        [
+            cell.source
+            for cell in unexecuted(source, solved=solved).cells
+            if cell.source.startswith("@exercise")
+        ]
+        for solved in (False, True)
     )
     assert len(open_cells) == len(exercises_of(source))
     for stub, solution in zip(open_cells, solved_cells):
         [a], [b] = ast.parse(stub).body, ast.parse(solution).body
-        assert (a.name, ast.unparse(a.args), ast.get_docstring(a)) == (b.name, ast.unparse(b.args), ast.get_docstring(b))
+        assert (a.name, ast.unparse(a.args), ast.get_docstring(a)) == (
+            b.name,
+            ast.unparse(b.args),
+            ast.get_docstring(b),
+        )
         assert ast.unparse(a.body[1:]) == "raise NotImplementedError" != ast.unparse(b.body[1:])
 
 
 def test_an_exercise_is_pasted_whole_or_with_its_body_taken_out():
     from test_exercises import double
 
-    assert exercise_source(double, solved=True) == '@exercise\ndef double(x):\n    """Twice x."""\n    return 2 * x'
-    assert exercise_source(double, solved=False) == '@exercise\ndef double(x):\n    """Twice x."""\n    raise NotImplementedError'
+    assert (
+        exercise_source(double, solved=True)
+        == '@exercise\ndef double(x):\n    """Twice x."""\n    return 2 * x'
+    )
+    assert (
+        exercise_source(double, solved=False)
+        == '@exercise\ndef double(x):\n    """Twice x."""\n    raise NotImplementedError'
+    )
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
+)
 def test_linked_files_exist(page):
     is_text = page.suffix == ".md"
-    text = page.read_text() if is_text else "\n".join(cell.source for cell in jupytext.read(page).cells if cell.cell_type == "markdown")
+    text = (
+        page.read_text()
+        if is_text
+        else "\n".join(
+            cell.source for cell in jupytext.read(page).cells if cell.cell_type == "markdown"
+        )
+    )
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
@@ -135,8 +181,14 @@ def test_the_readme_leads_with_the_two_commands():
 
 def test_every_required_package_is_pinned_in_the_constraints():
     normal = lambda name: name.lower().replace("_", "-")  # noqa: E731
-    required = {normal(m) for m in re.findall(r"^([\w-]+)[>=]", (ROOT / "requirements.txt").read_text(), flags=re.M)}
-    pinned = {normal(m) for m in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.M)}
+    required = {
+        normal(m)
+        for m in re.findall(r"^([\w-]+)[>=]", (ROOT / "requirements.txt").read_text(), flags=re.M)
+    }
+    pinned = {
+        normal(m)
+        for m in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.M)
+    }
     assert len(required) > 15 and not required - pinned
     assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
 
@@ -146,7 +198,9 @@ def test_every_required_package_is_pinned_in_the_constraints():
 
 @pytest.fixture
 def first_cell(tmp_path, monkeypatch):
-    """Runs the set-up cell as in Colab, with the folder, git, pip and the session's end made up; returns what it did."""
+    """Runs the set-up cell as in Colab, with the folder, git, pip and the session's end made up;
+    returns what it did.
+    """
     done = []
 
     def run(command, check):
@@ -161,7 +215,12 @@ def first_cell(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "kill", lambda *args: done.append("restart"))
         monkeypatch.setattr(importlib.metadata, "version", lambda name: next(versions))
         monkeypatch.setattr(sys, "path", list(sys.path))
-        exec(SETUP.format(repository="https://example.org/fork").replace("/content/course", str(tmp_path / "course")), {})
+        exec(
+            SETUP.format(repository="https://example.org/fork").replace(
+                "/content/course", str(tmp_path / "course")
+            ),
+            {},
+        )
         return done
 
     return go
@@ -178,7 +237,9 @@ def test_in_colab_a_changed_numpy_restarts_the_session(first_cell):
     assert first_cell(numpy_after="2.1.0")[-1] == "restart"
 
 
-def test_elsewhere_the_first_cell_is_silent_and_says_where_the_notebook_belongs(tmp_path, monkeypatch, capsys):
+def test_elsewhere_the_first_cell_is_silent_and_says_where_the_notebook_belongs(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(ROOT / "notebooks")
     exec(SETUP.format(repository="x"), {})
@@ -197,4 +258,7 @@ def test_every_notebook_has_the_setup_cell_and_its_own_badge(source):
 
 def test_a_forks_badges_point_to_the_fork(monkeypatch):
     monkeypatch.setattr("build_notebooks.REPOSITORY", "https://github.com/you/fork")
-    assert "colab.research.google.com/github/you/fork/blob/main/notebooks/00_start_here.ipynb" in badge(sources()[0])
+    assert (
+        "colab.research.google.com/github/you/fork/blob/main/notebooks/00_start_here.ipynb"
+        in badge(sources()[0])
+    )

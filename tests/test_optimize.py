@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import make_lab
 
-import course_utils.optimize as optimize
-from course_utils.evaluate import faithfulness
-from course_utils.masks import SAEMasks
-from course_utils.optimize import MaskSettings, learn_masks, soft_mask, temperature
-from course_utils.splice import SplicedModel
+import course_utils.circuits.optimize as optimize
+from course_utils.circuits.evaluate import faithfulness
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.optimize import MaskSettings, learn_masks, soft_mask, temperature
+from course_utils.circuits.splice import SplicedModel
 
 QUICK = dict(steps=12, batch_size=4, progress=False)
 
@@ -39,14 +39,22 @@ def test_the_first_loss_is_the_one_of_the_formula(spliced, task):
     means = spliced.patch_means(task.patch)
     m = torch.sigmoid(torch.tensor(1.0)).item()
     masks = SAEMasks.full(means.latents, m)
-    gap = (spliced.logit_diff(task) - spliced.logit_diff(task, masks=masks, means=means)).abs().mean().item()
+    gap = (
+        (spliced.logit_diff(task) - spliced.logit_diff(task, masks=masks, means=means))
+        .abs()
+        .mean()
+        .item()
+    )
     n_soft = sum(mask.sum().item() for mask in masks.masks)
     assert found["faithfulness_loss"] == pytest.approx(gap, rel=1e-4)
     assert found["loss"] == pytest.approx(gap + 0.02 * n_soft / 2, rel=1e-4)
 
 
 def test_a_higher_price_keeps_fewer_nodes(spliced, task):
-    sizes = [learn_masks(spliced, task, sparsity=price, **{**QUICK, "steps": 40}).n_nodes for price in (0.0, 0.003, 0.3)]
+    sizes = [
+        learn_masks(spliced, task, sparsity=price, **{**QUICK, "steps": 40}).n_nodes
+        for price in (0.0, 0.003, 0.3)
+    ]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -79,7 +87,9 @@ def test_a_mask_for_all_positions_has_one_number_a_latent(spliced, task):
 
 
 def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(spliced, task):
-    one, two, other = (learn_masks(spliced, task, sparsity=0.01, seed=seed, **QUICK) for seed in (0, 0, 1))
+    one, two, other = (
+        learn_masks(spliced, task, sparsity=0.01, seed=seed, **QUICK) for seed in (0, 0, 1)
+    )
     assert all(torch.equal(one.theta[name], two.theta[name]) for name in one.theta)
     assert any(not torch.equal(one.theta[name], other.theta[name]) for name in one.theta)
 
@@ -87,11 +97,15 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(splice
 def test_every_prompt_is_seen_once_an_epoch():
     settings = MaskSettings(batch_size=4, steps=6)
     for epoch in (0, 1):
-        rows = torch.cat([optimize.batch_rows(12, step, settings) for step in range(3 * epoch, 3 * epoch + 3)])
+        rows = torch.cat(
+            [optimize.batch_rows(12, step, settings) for step in range(3 * epoch, 3 * epoch + 3)]
+        )
         assert sorted(rows.tolist()) == list(range(12))
 
 
-def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_run_ends(spliced, task, monkeypatch, capsys):
+def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_run_ends(
+    spliced, task, monkeypatch, capsys
+):
     whole = learn_masks(spliced, task, sparsity=0.01, **QUICK)
     calls = []
 
@@ -104,7 +118,11 @@ def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_
     monkeypatch.setattr(optimize, "temperature", interrupt_at_the_sixth)
     part = learn_masks(spliced, task, sparsity=0.01, **QUICK)
     monkeypatch.undo()
-    assert part.interrupted and len(part.history) == 5 and "Interrupted after 5 of 12" in capsys.readouterr().out
+    assert (
+        part.interrupted
+        and len(part.history) == 5
+        and "Interrupted after 5 of 12" in capsys.readouterr().out
+    )
     rest = learn_masks(spliced, task, resume=part, progress=False)
     assert not rest.interrupted and len(rest.history) == 12
     for name in whole.theta:
@@ -112,7 +130,18 @@ def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sparsity": -0.1}, {"n_nodes": 0}, {"steps": 0}, {"batch_size": 0}, {"lr": 0}, {"tau_max": 0.5}, {"candidates": "some"}, {"n_nodes": 10**6}, {"batch_size": 99}]
+    "wrong",
+    [
+        {"sparsity": -0.1},
+        {"n_nodes": 0},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"lr": 0},
+        {"tau_max": 0.5},
+        {"candidates": "some"},
+        {"n_nodes": 10**6},
+        {"batch_size": 99},
+    ],
 )
 def test_a_setting_out_of_range_is_named(spliced, task, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}"):
@@ -129,7 +158,9 @@ def test_only_firing_latents_give_nearly_the_same_mask_and_say_the_error(spliced
     same = torch.cat([(a == b).flatten() for a, b in zip(exact.masks.masks, firing.masks.masks)])
     assert same.float().mean() > 0.9
     for name, theta in firing.theta.items():
-        fires = (spliced.run(task.clean).latents[name] != 0).flatten(0, 1).any(0) | (means.latents[name] != 0).any(0)
+        fires = (spliced.run(task.clean).latents[name] != 0).flatten(0, 1).any(0) | (
+            means.latents[name] != 0
+        ).any(0)
         assert torch.equal(theta[1].isfinite(), fires) and firing.masks[name][:, ~fires].sum() == 0
 
 
@@ -147,6 +178,11 @@ def test_a_padded_task_learns_one_mask_for_all_positions(spliced, task):
     from dataclasses import replace
 
     lengths = torch.tensor([6, 4] * 6)
-    padded = replace(task, lengths=lengths, clean=task.clean.masked_fill(torch.arange(6) >= lengths[:, None], 0))
+    padded = replace(
+        task, lengths=lengths, clean=task.clean.masked_fill(torch.arange(6) >= lengths[:, None], 0)
+    )
     result = learn_masks(spliced, padded, per_position=False, sparsity=0.001, **QUICK)
-    assert result.n_nodes > 0 and result.history[-1]["faithfulness_loss"] < result.history[0]["faithfulness_loss"] + 1
+    assert (
+        result.n_nodes > 0
+        and result.history[-1]["faithfulness_loss"] < result.history[0]["faithfulness_loss"] + 1
+    )

@@ -1,25 +1,27 @@
-"""The library against the textbook: the same numbers on every architecture, error policy, with and without BOS, padded and not."""
+"""The library against the textbook: the same numbers on every architecture, error policy, with and
+without BOS, padded and not.
+"""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_lab
 
-from course_utils.attribution import integrated_gradients
-from course_utils.evaluate import faithfulness
-from course_utils.optimize import MaskSettings, learn_masks
-from course_utils.splice import SplicedModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-from plain_recipe import PlainSplice, weights_with_gradients
+from course_utils.circuits.attribution import integrated_gradients
+from course_utils.circuits.evaluate import faithfulness
+from course_utils.circuits.optimize import MaskSettings, learn_masks
+from course_utils.circuits.splice import SplicedModel
+from tools.plain_recipe import PlainSplice, weights_with_gradients
 
 SETTINGS = MaskSettings(sparsity=0.01, steps=6, batch_size=4, lr=0.6)
 
 
-@pytest.fixture(scope="module", params=[(a, e) for a in ARCHITECTURES for e in ("drop", "mean", "keep")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[(a, e) for a in ARCHITECTURES for e in ("drop", "mean", "keep")],
+    ids="-".join,
+)
 def lab_and_policy(request):
     architecture, error = request.param
     return make_lab(architecture), error
@@ -33,7 +35,12 @@ def variant(task, bos, padded):
         lengths = torch.full((len(task),), task.seq_len)
         lengths[::3] -= 2
         beyond = torch.arange(task.seq_len) >= lengths[:, None]
-        task = replace(task, lengths=lengths, clean=task.clean.masked_fill(beyond, 0), patch=task.patch.masked_fill(beyond, 0))
+        task = replace(
+            task,
+            lengths=lengths,
+            clean=task.clean.masked_fill(beyond, 0),
+            patch=task.patch.masked_fill(beyond, 0),
+        )
     return task
 
 
@@ -42,9 +49,15 @@ def variant(task, bos, padded):
 def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task, bos, padded):
     lab, error = lab_and_policy
     task = variant(task[:8], bos, padded)
-    fast, plain = SplicedModel(lab, error=error, has_bos=bos), PlainSplice(lab, lab.sae_layers, error, has_bos=bos)
+    fast, plain = (
+        SplicedModel(lab, error=error, has_bos=bos),
+        PlainSplice(lab, lab.sae_layers, error, has_bos=bos),
+    )
 
-    means, expected_means = fast.patch_means(task.patch, lengths=task.lengths), plain.patch_means(task)
+    means, expected_means = (
+        fast.patch_means(task.patch, lengths=task.lengths),
+        plain.patch_means(task),
+    )
     for name, mean in expected_means.latents.items():
         torch.testing.assert_close(means.latents[name], mean, atol=1e-4, rtol=1e-4)
     assert means.errors.keys() == expected_means.errors.keys()
@@ -52,13 +65,20 @@ def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task
         torch.testing.assert_close(means.errors[name], mean, atol=1e-4, rtol=1e-4)
 
     with torch.no_grad():
-        torch.testing.assert_close(fast.model_logit_diff(task), plain.model_logit_diff(task), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            fast.model_logit_diff(task), plain.model_logit_diff(task), atol=1e-4, rtol=1e-4
+        )
         whole = plain.logit_diff(task.clean, task, means=means)
         torch.testing.assert_close(fast.logit_diff(task, means=means), whole, atol=1e-4, rtol=1e-4)
 
     learned = learn_masks(fast, task, means=means, settings=SETTINGS, progress=False)
     masks, losses = plain.learn_masks(task, means, SETTINGS)
-    torch.testing.assert_close(torch.tensor([record["faithfulness_loss"] for record in learned.history]), torch.tensor(losses), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor([record["faithfulness_loss"] for record in learned.history]),
+        torch.tensor(losses),
+        atol=1e-4,
+        rtol=1e-3,
+    )
     assert masks.get_num_latents() > 0
     for name, mask in masks.items():
         agree = (learned.masks[name] == mask).float().mean()
@@ -66,7 +86,9 @@ def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task
 
     expected = plain.integrated_gradients(task, steps=2, batch_size=5, means=means)
     for name, scores in integrated_gradients(fast, task, steps=2, means=means).items():
-        torch.testing.assert_close(scores, expected[name], atol=1e-4 * expected[name].abs().max().item(), rtol=1e-4)
+        torch.testing.assert_close(
+            scores, expected[name], atol=1e-4 * expected[name].abs().max().item(), rtol=1e-4
+        )
 
     found = faithfulness(fast, task, masks, means, n_bootstrap=2).vs_spliced.value
     assert found == pytest.approx(plain.faithfulness(task, masks, means), abs=1e-4, rel=1e-4)
@@ -79,5 +101,7 @@ def test_gradients_of_weights_change_nothing_but_the_time(lab, task):
     with weights_with_gradients(lab):
         loose, loose_losses = plain.learn_masks(task, means, SETTINGS)
         assert lab.hf_model.get_input_embeddings().weight.grad is not None
-    assert losses == loose_losses and all(torch.equal(a, b) for a, b in zip(frozen.masks, loose.masks))
+    assert losses == loose_losses and all(
+        torch.equal(a, b) for a, b in zip(frozen.masks, loose.masks)
+    )
     assert not any(p.requires_grad or p.grad is not None for p in lab.hf_model.parameters())

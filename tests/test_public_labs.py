@@ -1,13 +1,13 @@
-"""The labs from the model hub, without a hub: repositories of the right names and formats in a cache, loaded by the calls that users make.
+"""The labs from the model hub, without a hub: repositories of the right names and formats in a
+cache, loaded by the calls that users make.
 
-The models have their published d_model and number of layers, and are tiny otherwise; the SAEs have their published shapes where
-SAELens insists on them. What they compute is random; that it is the formula of their kind is tested.
+The models have their published d_model and number of layers, and are tiny otherwise; the SAEs have
+their published shapes where SAELens insists on them. What they compute is random; that it is the
+formula of their kind is tested.
 """
 
 import copy
-import sys
 import types
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,16 +17,14 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM
 
-import course_utils.hub as hub
-from course_utils.attribution import atp
-from course_utils.catalog import LabError, spec_of
-from course_utils.labs import load_lab
-from course_utils.loaders import load_sae
-from course_utils.optimize import learn_masks
-from course_utils.splice import SplicedModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-from random_hub import put_model, put_sae  # noqa: E402
+import course_utils.labs.hub as hub
+from course_utils.circuits.attribution import atp
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.catalog import LabError, spec_of
+from course_utils.labs.lab import load_lab
+from course_utils.labs.loading import load_sae
+from tools.random_hub import put_model, put_sae
 
 LAYER = {"gpt2-small": 2, "gemma-3-270m": 3, "qwen3-1.7b": 4, "gemma-2-2b": 4, "gemma-2-9b": 7}
 
@@ -50,11 +48,23 @@ def tokenizer_of(name):
 
 def put_small_model(cache, name):
     tokenizer = tokenizer_of(name)
-    smaller = dict(vocab_size=len(tokenizer), initializer_range=0.1, bos_token_id=1, eos_token_id=0, pad_token_id=0)
+    smaller = dict(
+        vocab_size=len(tokenizer),
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     if spec_of(name).architecture == "GPT2Config":
         smaller.update(n_head=4, n_inner=32, n_positions=64)
     else:
-        smaller.update(num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=32, max_position_embeddings=64)
+        smaller.update(
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
     return put_model(cache, name, tokenizer, dtype=torch.float32, **smaller)
 
 
@@ -79,7 +89,9 @@ def test_a_public_lab_loads_from_the_cache_and_does_the_courses_work(cache, name
     lab = load_lab(name, layers=[layer], device="cpu", dtype=torch.float32)
     assert lab.sae_layers == [layer] and not lab.saes.loaded  # on demand
     x = torch.randn(3, lab.d_model)
-    torch.testing.assert_close(lab.saes[layer].encode(x), expected_latents(name, W, x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        lab.saes[layer].encode(x), expected_latents(name, W, x), atol=1e-4, rtol=1e-4
+    )
     assert lab.tokenizer.bos_token == (spec_of(name).bos_token or "<bos>")
 
     task = make_task(lab.tokenizer)[:4]
@@ -90,7 +102,9 @@ def test_a_public_lab_loads_from_the_cache_and_does_the_courses_work(cache, name
     assert 0 < learned.n_nodes
     assert all(score.isfinite().all() for score in atp(spliced, task).values())
     keep = SplicedModel(lab, error="keep")
-    torch.testing.assert_close(keep.logit_diff(task), keep.model_logit_diff(task), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        keep.logit_diff(task), keep.model_logit_diff(task), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_gpt2_writes_nothing_along_the_mean_and_says_the_same(cache):
@@ -108,7 +122,10 @@ def test_gpt2_writes_nothing_along_the_mean_and_says_the_same(cache):
 def test_an_sae_that_is_not_here_says_what_to_do(cache):
     put_small_model(cache, "gpt2-small")
     lab = load_lab("gpt2-small", device="cpu")
-    with pytest.raises(LabError, match=r"blocks\.3\.hook_resid_pre of gpt2-small-res-jb is not on this machine.*HF_HUB_OFFLINE.*Connect"):
+    with pytest.raises(
+        LabError,
+        match=r"blocks\.3\.hook_resid_pre of gpt2-small-res-jb is not on this machine.*HF_HUB_OFFLINE.*Connect",
+    ):
         lab.saes[2]
     with pytest.raises(LabError, match="not found in release"):
         load_sae(("gpt2-small-res-jb", "blocks.99"))
@@ -118,7 +135,9 @@ def test_an_sae_that_is_not_here_says_what_to_do(cache):
 
 
 def test_without_a_network_the_message_says_so(cache):
-    with pytest.raises(LabError, match=r"gemma-3-270m.*not on this machine.*HF_HUB_OFFLINE.*smollm2"):
+    with pytest.raises(
+        LabError, match=r"gemma-3-270m.*not on this machine.*HF_HUB_OFFLINE.*smollm2"
+    ):
         load_lab("gemma-3-270m", device="cpu")
 
 
@@ -140,35 +159,51 @@ def online(cache, monkeypatch):
 def http_error(kind):
     import httpx
 
-    return kind("no", response=httpx.Response(403, request=httpx.Request("GET", "https://example.org")))
+    return kind(
+        "no", response=httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
+    )
 
 
 def test_a_gated_model_without_a_token_says_how_to_get_in(online, monkeypatch):
-    monkeypatch.setattr(hub, "auth_check", lambda repo: (_ for _ in ()).throw(http_error(GatedRepoError)))
-    with pytest.raises(LabError, match=r"google/gemma-2-2b is gated: \(1\) accept.*\(2\) make a token.*\(3\) log in"):
+    monkeypatch.setattr(
+        hub, "auth_check", lambda repo: (_ for _ in ()).throw(http_error(GatedRepoError))
+    )
+    with pytest.raises(
+        LabError,
+        match=r"google/gemma-2-2b is gated: \(1\) accept.*\(2\) make a token.*\(3\) log in",
+    ):
         load_lab("gemma-2-2b", device="cpu")
 
 
 def test_a_model_that_may_not_be_seen_is_named(online, monkeypatch):
-    monkeypatch.setattr(hub, "auth_check", lambda repo: (_ for _ in ()).throw(http_error(RepositoryNotFoundError)))
-    with pytest.raises(LabError, match="no repository 'google/gemma-2-2b' that you may see.*log in"):
+    monkeypatch.setattr(
+        hub, "auth_check", lambda repo: (_ for _ in ()).throw(http_error(RepositoryNotFoundError))
+    )
+    with pytest.raises(
+        LabError, match="no repository 'google/gemma-2-2b' that you may see.*log in"
+    ):
         load_lab("gemma-2-2b", device="cpu")
 
 
 def test_too_little_disk_is_told_before_the_download(online, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=3e9))
-    with pytest.raises(LabError, match=r"gemma-2-2b has [67]\.\d GB to fetch, and .* has 3\.0 GB left.*HF_HOME"):
+    with pytest.raises(
+        LabError, match=r"gemma-2-2b has [67]\.\d GB to fetch, and .* has 3\.0 GB left.*HF_HOME"
+    ):
         load_lab("gemma-2-2b", device="cpu")
 
 
 def test_too_little_memory_is_told_before_the_download(online, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=9e9))
-    with pytest.raises(LabError, match=r"gemma-2-2b needs 1\d\.\d GB of memory in float32, and cpu has 9\.0 GB.*Half of that.*bfloat16"):
+    with pytest.raises(
+        LabError,
+        match=r"gemma-2-2b needs 1\d\.\d GB of memory in float32, and cpu has 9\.0 GB.*Half of that.*bfloat16",
+    ):
         load_lab("gemma-2-2b", device="cpu", dtype=torch.float32)
 
 
 def test_a_cpu_where_a_gpu_is_needed_is_told_before_the_download(online, monkeypatch):
-    monkeypatch.setattr("course_utils.labs.usual_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("course_utils.labs.lab.usual_device", lambda: torch.device("cpu"))
     with pytest.raises(LabError, match="gemma-2-9b wants a GPU with 2[0-9] GB or more.*smollm2"):
         load_lab("gemma-2-9b")
 
@@ -180,7 +215,9 @@ def test_a_download_that_broke_off_says_that_it_goes_on(online, monkeypatch):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(hub, "snapshot_download", broken)
-    with pytest.raises(LabError, match="broke off: ConnectionError: reset by peer. Run this again: it goes on"):
+    with pytest.raises(
+        LabError, match="broke off: ConnectionError: reset by peer. Run this again: it goes on"
+    ):
         load_lab("gemma-3-270m", device="cpu")
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from course_utils.attacks import HONEST, LAST, QUERIED, answers, attacks, read_latents
-from course_utils.catalog import spec_of
-from course_utils.explain import separation
-from course_utils.labs import load_lab, sae_metrics
-from course_utils.splice import SplicedModel
-from course_utils.tasks import load_task
+from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.statistics import auc
+from course_utils.labs.catalog import spec_of
+from course_utils.labs.lab import load_lab, sae_metrics
+from course_utils.prompts.tasks import load_task
+from course_utils.studies.dictionaries import HONEST, LAST, QUERIED, answers, attacks, read_latents
 
 N = 8
 
@@ -19,23 +19,34 @@ def test_the_model_knows_missing_keys_and_the_shipped_saes_do_what_their_metrics
 
     # the model can do the task
     layer = lab.sae_layers[1]
-    said = {family.lures: answers(spliced, attacks(family, N), read=[(layer, QUERIED), (layer, LAST)]) for family in HONEST}
+    said = {
+        family.lures: answers(spliced, attacks(family, N), read=[(layer, QUERIED), (layer, LAST)])
+        for family in HONEST
+    }
     assert said[True].says_missing.float().mean() > 0.8
     assert (~said[False].says_missing).float().mean() > 0.8
 
     # its latents, read on the way, are those that are read by themselves
-    torch.testing.assert_close(said[True].latents[layer, QUERIED], read_latents(spliced, attacks(HONEST[0], N), layer), atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(
+        said[True].latents[layer, QUERIED],
+        read_latents(spliced, attacks(HONEST[0], N), layer),
+        atol=1e-2,
+        rtol=1e-3,
+    )
 
     # some latent at the queried key knows that it is a repeat
     present, missing = (said[lures].latents[layer, QUERIED] for lures in (False, True))
     is_present = torch.arange(2 * N) < N
     best = (present.mean(0) - missing.mean(0)).argmax()
-    assert separation(torch.cat([present, missing])[:, best], is_present) > 0.8
+    assert auc(torch.cat([present, missing])[:, best], is_present) > 0.8
 
-    # with all SAEs spliced and the errors dropped, as much of the logit difference is left as was measured
+    # with all SAEs spliced and the errors dropped, as much of the logit difference is left as was
+    # measured
     for name in ("dict_key", "list_index"):
         [row] = [
-            r for r in sae_metrics("qwen-coder")["held_out_prompts"] if (r["task"], r["placement"], r["error"]) == (name, "all", "drop")
+            r
+            for r in sae_metrics("qwen-coder")["held_out_prompts"]
+            if (r["task"], r["placement"], r["error"]) == (name, "all", "drop")
         ]
         task = load_task(name, lab.tokenizer, "test", n=N, verbose=False)
         share = (spliced.logit_diff(task).mean() / spliced.model_logit_diff(task).mean()).item()

@@ -1,4 +1,6 @@
-"""Interpreter sessions as prompts: how they are written, what Python says to them, and what is taken from a reader's text."""
+"""Interpreter sessions as prompts: how they are written, what Python says to them, and what is
+taken from a reader's text.
+"""
 
 import ast
 import random
@@ -7,7 +9,7 @@ import re
 import pytest
 from conftest import session_tokenizer
 
-from course_utils.sessions import (
+from course_utils.prompts.sessions import (
     DICTIONARIES,
     KEYS,
     LISTS,
@@ -46,7 +48,14 @@ def test_a_prompt_is_what_one_sees_in_the_interpreter():
 
 
 def test_lines_before_and_between_and_a_comment_stand_where_they_are_typed():
-    session = Session(BOB, "'Ann'", "seat", before=("x = 3", "y = 4"), between=("del seat['Bob']",), comment="without Ann")
+    session = Session(
+        BOB,
+        "'Ann'",
+        "seat",
+        before=("x = 3", "y = 4"),
+        between=("del seat['Bob']",),
+        comment="without Ann",
+    )
     assert session.prompt == (
         ">>> x = 3\n>>> y = 4\n>>> seat = {'Bob': 1, 'Max': 4}  # without Ann\n>>> del seat['Bob']\n>>> seat['Ann']\n"
     )
@@ -83,7 +92,10 @@ def test_only_a_missing_key_counts_as_missing():
 
 def test_an_entry_is_changed_in_a_copy():
     session = Session(BOB, "'Ann'", comment="no")
-    assert session.with_entry(1, "'Ann'").prompt == ">>> age = {'Bob': 1, 'Ann': 4}  # no\n>>> age['Ann']\n"
+    assert (
+        session.with_entry(1, "'Ann'").prompt
+        == ">>> age = {'Bob': 1, 'Ann': 4}  # no\n>>> age['Ann']\n"
+    )
     assert session.with_entry(0, "'Ann'", "8").entries == (("'Ann'", "8"), ("'Max'", "4"))
     assert session.entries == BOB
 
@@ -93,7 +105,9 @@ def test_an_entry_is_changed_in_a_copy():
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [KEYS, DICTIONARIES, LISTS], ids=["keys", "dictionaries", "lists"])
+@pytest.mark.parametrize(
+    "names", [KEYS, DICTIONARIES, LISTS], ids=["keys", "dictionaries", "lists"]
+)
 def test_train_and_test_share_no_word_and_none_is_there_twice(names):
     assert set(names) == set(SPLITS)
     words = [word.lower() for split in SPLITS for word in names[split]]
@@ -116,15 +130,24 @@ def test_every_name_can_be_written_as_a_keyword_argument_and_a_variable():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_missing_key_is_not_among_five_keys_of_which_none_begins_another(split):
-    sessions = [missing_key(KEYS[split], DICTIONARIES[split], random.Random(seed)) for seed in range(300)]
+    sessions = [
+        missing_key(KEYS[split], DICTIONARIES[split], random.Random(seed)) for seed in range(300)
+    ]
     for session in sessions:
         names = [*keys_of(session), ast.literal_eval(session.query)]
         assert len(session.entries) == N_ENTRIES == 5 and set(names) <= set(KEYS[split])
         assert len(set(names)) == 6
-        assert not [(a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and a.startswith(b)]
+        assert not [
+            (a, b)
+            for i, a in enumerate(names)
+            for j, b in enumerate(names)
+            if i != j and a.startswith(b)
+        ]
         values = [value for _, value in session.entries]
         assert len(set(values)) == 5 and all(re.fullmatch(r"\d", value) for value in values)
-        assert session.variable in DICTIONARIES[split] and not (session.before or session.between or session.comment)
+        assert session.variable in DICTIONARIES[split] and not (
+            session.before or session.between or session.comment
+        )
         assert session.outcome() == MISSING
     assert {session.variable for session in sessions} == set(DICTIONARIES[split])
     assert {session.query for session in sessions} >= {quoted(key) for key in KEYS[split][:10]}
@@ -193,17 +216,23 @@ def test_the_answers_of_a_list_session_are_what_python_says(split):
     ("text", "written"),
     [
         ("{'Bob': 1, 'Ann': 2}", "{'Bob': 1, 'Ann': 2}"),
-        ('{"Bob": 1, \'Ann\': 2}', '{"Bob": 1, \'Ann\': 2}'),
+        ("{\"Bob\": 1, 'Ann': 2}", "{\"Bob\": 1, 'Ann': 2}"),
         ("  {'Bob':1,'Ann' : 2 , }  \n", "{'Bob': 1, 'Ann': 2}"),
         ("{'Bob': 1,\n 'Mary Ann': 2,\n}", "{'Bob': 1, 'Mary Ann': 2}"),
         ("{\r\n  'Bob':\r\n 1}\r\n", "{'Bob': 1}"),
         ("{'Bob': 'Ann', \"Kim\": \"it's\"}", "{'Bob': 'Ann', \"Kim\": \"it's\"}"),
         ("{\"O'Neil\": 1, 'O\\'Hara': 2}", "{\"O'Neil\": 1, 'O\\'Hara': 2}"),
-        ("{'Zoë': 1, 'Łukasz': 2, '小明': 3, '🐍': 4}", "{'Zoë': 1, 'Łukasz': 2, '小明': 3, '🐍': 4}"),
+        (
+            "{'Zoë': 1, 'Łukasz': 2, '小明': 3, '🐍': 4}",
+            "{'Zoë': 1, 'Łukasz': 2, '小明': 3, '🐍': 4}",
+        ),
         ("age = {'Bob': -1}", "{'Bob': -1}"),
         (">>> age = {'Bob': 1}", "{'Bob': 1}"),
         ("{'B' + 'ob': 1}", "{'B' + 'ob': 1}"),
-        ("{'Bob': True, 'Kim': 2.5, 'Max': 0x10, 'Tim': 1_000}", "{'Bob': True, 'Kim': 2.5, 'Max': 0x10, 'Tim': 1_000}"),
+        (
+            "{'Bob': True, 'Kim': 2.5, 'Max': 0x10, 'Tim': 1_000}",
+            "{'Bob': True, 'Kim': 2.5, 'Max': 0x10, 'Tim': 1_000}",
+        ),
         ("{'A' 'nn': 1, '\\x41nn': 2, r'Ann': 3}", "{'A' 'nn': 1, '\\x41nn': 2, r'Ann': 3}"),
         ("{('Bob'): (1)}", "{'Bob': 1}"),
         ("{'Bob': 1}  # Ann", "{'Bob': 1}"),
@@ -216,12 +245,19 @@ def test_a_dictionary_is_taken_as_it_was_typed_on_one_line(text, written):
     session = read(text)
     assert session.dictionary == written
     assert session.prompt == f">>> age = {written}\n>>> age['Ann']\n"
-    assert eval(session.dictionary) == eval(text.strip().removeprefix(">>> ").removeprefix("age = "))
+    assert eval(session.dictionary) == eval(
+        text.strip().removeprefix(">>> ").removeprefix("age = ")
+    )
 
 
 def test_the_query_is_taken_without_the_quotes_that_it_may_be_typed_with():
-    assert {read("{'Bob': 1}", query).query for query in ("Ann", "'Ann'", '"Ann"', "“Ann”")} == {"'Ann'"}
-    assert read("{'Bob': 1}", "O'Neil").query == '"O\'Neil"' and read("{'Bob': 1}", "'").query == '"\'"'
+    assert {read("{'Bob': 1}", query).query for query in ("Ann", "'Ann'", '"Ann"', "“Ann”")} == {
+        "'Ann'"
+    }
+    assert (
+        read("{'Bob': 1}", "O'Neil").query == '"O\'Neil"'
+        and read("{'Bob': 1}", "'").query == '"\'"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +346,11 @@ def test_a_prompt_is_refused_from_one_token_beyond_the_limit_on():
 
     length = len(tokenizer(prompt_of(1), add_special_tokens=False)["input_ids"])
     longest = MAX_PROMPT_TOKENS - length + 1
-    assert len(tokenizer(prompt_of(longest), add_special_tokens=False)["input_ids"]) == MAX_PROMPT_TOKENS == 128
+    assert (
+        len(tokenizer(prompt_of(longest), add_special_tokens=False)["input_ids"])
+        == MAX_PROMPT_TOKENS
+        == 128
+    )
     with pytest.raises(SessionError, match="the prompt has 129 tokens; 128 at most"):
         prompt_of(longest + 1)
     with pytest.raises(SessionError, match="the prompt has .* tokens"):
@@ -325,7 +365,10 @@ def test_an_empty_query_is_refused(query):
 
 def test_a_query_of_several_tokens_is_refused_where_one_is_wanted_and_its_pieces_are_shown():
     assert read("{'Bob': 1}", "Annxy").query == "'Annxy'"
-    with pytest.raises(SessionError, match=r"'Annxy' is not one token in the prompt \(Ann \+ x \+ y\), as is wanted here, such as Ann, "):
+    with pytest.raises(
+        SessionError,
+        match=r"'Annxy' is not one token in the prompt \(Ann \+ x \+ y\), as is wanted here, such as Ann, ",
+    ):
         read("{'Bob': 1}", "Annxy", one_token=True)
     with pytest.raises(SessionError, match="the key 'Ann ' is not one token in the prompt"):
         read("{'Bob': 1}", "Ann ", one_token=True)

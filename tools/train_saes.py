@@ -1,23 +1,25 @@
 """Train JumpReLU SAEs on several layers of one model, from one stream of activations.
 
-    python tools/train_saes.py --lab smollm2 --corpus english.txt --tokens 5000000
+    python -m tools.train_saes --lab smollm2 --corpus english.txt --tokens 5000000
 
 What matters, and why (measured on SmolLM2-135M):
 
 - *Short sequences.* The course's prompts live at positions 1 to 20. SAEs trained on 128-token text
-  alone destroy them. So a training sequence has 32 tokens: BOS, then a sentence from its start; one in
-  four starts with a prompt of the course's kinds (train split only), and goes on with text.
+  alone destroy them. So a training sequence has 32 tokens: BOS, then a sentence from its start; one
+  in four starts with a prompt of the course's kinds (train split only), and goes on with text.
 - *BOS is left out.* Its norm is a hundred times everybody else's, and it is never spliced.
 - *Every token counts by its relative error.* In the early layers many " the" tokens are ten times
-  longer than the median; in squared error each would outweigh a hundred others. Its weight is divided
-  by its squared length, as the RMSNorm that reads it does.
+  longer than the median; in squared error each would outweigh a hundred others. Its weight is
+  divided by its squared length, as the RMSNorm that reads it does.
 
-For a model whose forward pass is most of the work, `collect_activations.py` does it once; ``--activations`` then names its folder, and
-the SAEs see those tokens as often as ``--tokens`` asks for, shuffled anew each time.
+For a model whose forward pass is most of the work, `collect_activations.py` does it once;
+``--activations`` then names its folder, and the SAEs see those tokens as often as ``--tokens`` asks
+for, shuffled anew each time.
 
-The trainer is SAELens' `MultiSAETrainer`; the SAE is its BatchTopK SAE with the batch threshold taken
-from a sample of rows (sorting 8 million numbers a step is what makes it slow on a CPU). It stops, saves
-and resumes: run the same command again. The result is in SAELens' own format, 16-bit safetensors.
+The trainer is SAELens' `MultiSAETrainer`; the SAE is its BatchTopK SAE with the batch threshold
+taken from a sample of rows (sorting 8 million numbers a step is what makes it slow on a CPU). It
+stops, saves and resumes: run the same command again. The result is in SAELens' own format, 16-bit
+safetensors.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ import json
 import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+)
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
@@ -43,11 +49,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from course_utils import labs  # noqa: E402
-from course_utils.labs import hook_point  # noqa: E402
-from course_utils.tasks import CODE_TASKS, GENERATORS, generate_pairs  # noqa: E402
+from course_utils.labs import lab as labs  # noqa: E402
+from course_utils.labs.lab import hook_point  # noqa: E402
+from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, generate_pairs  # noqa: E402
 
 log = logging.getLogger("train_saes")
 
@@ -65,16 +70,32 @@ HELD_OUT_SHARE = 0.03
 class Sequences:
     """Training sequences ``[n, seq_len]``: BOS, a sentence's start, and the text that follows it.
 
-    Sequence ``i`` is the same in every run with the same seed, so that a resumed run goes on where it
-    stopped.
+    Sequence ``i`` is the same in every run with the same seed, so that a resumed run goes on where
+    it stopped.
     """
 
     def __init__(
-        self, paragraphs: list[str], prompts: list[str], tokenizer, *, seq_len: int, seed: int, prompt_share: float = PROMPT_SHARE
+        self,
+        paragraphs: list[str],
+        prompts: list[str],
+        tokenizer,
+        *,
+        seq_len: int,
+        seed: int,
+        prompt_share: float = PROMPT_SHARE,
     ):
-        self.bos_id, self.seq_len, self.seed, self.prompt_share = tokenizer.bos_token_id, seq_len, seed, prompt_share
-        sentences = [s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s]
-        encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []  # noqa: E731
+        self.bos_id, self.seq_len, self.seed, self.prompt_share = (
+            tokenizer.bos_token_id,
+            seq_len,
+            seed,
+            prompt_share,
+        )
+        sentences = [
+            s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s
+        ]
+        encode = lambda texts: (
+            tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        )
         self.starts = encode(sentences)
         self.continuations = encode([" " + sentence for sentence in sentences])
         self.prompts = encode(prompts)
@@ -85,14 +106,18 @@ class Sequences:
         return len(self.starts)
 
     def batch(self, step: int, size: int) -> Tensor:
-        """``size`` sequences for training step ``step``: each sentence starts one before any starts two."""
+        """``size`` sequences for training step ``step``: each sentence starts one before any starts
+        two.
+        """
         rng = random.Random(f"{self.seed}/{step}")
         rows = []
         for i in range(step * size, (step + 1) * size):
             epoch, place = divmod(i, len(self))
             if epoch != self._epoch:
                 self._epoch = epoch
-                self._shuffled = random.Random(f"{self.seed}/epoch {epoch}").sample(range(len(self)), len(self))
+                self._shuffled = random.Random(f"{self.seed}/epoch {epoch}").sample(
+                    range(len(self)), len(self)
+                )
             sentence = self._shuffled[place]
             row = [self.bos_id]
             if self.prompts and rng.random() < self.prompt_share:
@@ -108,21 +133,32 @@ class Sequences:
 
 def read_paragraphs(corpora: list[Path]) -> tuple[list[str], list[str]]:
     """The paragraphs (one a line) of plain-text files: those to train on, and those held out."""
-    paragraphs = [line for path in corpora for line in path.read_text(encoding="utf-8").splitlines() if len(line) > 40]
+    paragraphs = [
+        line
+        for path in corpora
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if len(line) > 40
+    ]
     random.Random("held out").shuffle(paragraphs)
     n_held_out = int(len(paragraphs) * HELD_OUT_SHARE)
     return paragraphs[n_held_out:], paragraphs[:n_held_out]
 
 
 def training_prompts(n_per_task: int, seed: int) -> list[str]:
-    """Prompts of the course's kinds from the train vocabulary, clean or patch, with their answer where they have one."""
+    """Prompts of the course's kinds from the train vocabulary, clean or patch, with their answer
+    where they have one.
+    """
     rng = random.Random(seed)
     prompts = []
     for name in (name for name in GENERATORS if name not in CODE_TASKS):
         n = n_per_task // 20 if name == "sva_simple" else n_per_task
         for pair in generate_pairs(name, "train", n, seed=seed + 1):
-            prefix, answer = rng.choice([(pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)])
-            prompts.append(prefix + answer if name != "ioi" or prefix == pair.clean_prefix else prefix)
+            prefix, answer = rng.choice(
+                [(pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)]
+            )
+            prompts.append(
+                prefix + answer if name != "ioi" or prefix == pair.clean_prefix else prefix
+            )
     return prompts
 
 
@@ -133,12 +169,16 @@ def training_prompts(n_per_task: int, seed: int) -> list[str]:
 
 @torch.inference_mode()
 def residuals(model, tokens: Tensor, layers: list[int]) -> dict[str, Tensor]:
-    """The residual stream after each layer, BOS left out: ``{hook name: [batch, seq - 1, d_model]}``."""
+    """The residual stream after each layer, BOS left out: ``{hook name: [batch, seq - 1,
+    d_model]}``.
+    """
     caught: dict[str, Tensor] = {}
 
     def catch(layer: int):
         def hook(module, args, output):
-            caught[hook_point(layer)] = (output[0] if isinstance(output, tuple) else output)[:, 1:].clone()
+            caught[hook_point(layer)] = (output[0] if isinstance(output, tuple) else output)[
+                :, 1:
+            ].clone()
 
         return hook
 
@@ -151,7 +191,9 @@ def residuals(model, tokens: Tensor, layers: list[int]) -> dict[str, Tensor]:
     return caught
 
 
-def activation_stream(model, sequences: Sequences, layers: list[int], batch_size: int, step: int = 0) -> Iterator[dict[str, Tensor]]:
+def activation_stream(
+    model, sequences: Sequences, layers: list[int], batch_size: int, step: int = 0
+) -> Iterator[dict[str, Tensor]]:
     """Batches ``{hook name: [batch_size * (seq_len - 1), d_model]}``, for ever."""
     while True:
         batch = residuals(model, sequences.batch(step, batch_size).to(model.device), layers)
@@ -160,7 +202,8 @@ def activation_stream(model, sequences: Sequences, layers: list[int], batch_size
 
 
 class KeptActivations:
-    """The shards of `collect_activations.py`, in memory (16-bit): most to train on, every `HELD_OUT_EVERY`-th held out.
+    """The shards of `collect_activations.py`, in memory (16-bit): most to train on, every
+    `HELD_OUT_EVERY`-th held out.
 
     Attributes:
         kind: ``[n]`` for the tokens held out: which part of the data each is from.
@@ -183,9 +226,14 @@ class KeptActivations:
         """
         paths = sorted(folder.glob("shard_*.safetensors"))
         number = lambda path: int(path.stem.removeprefix("shard_"))  # noqa: E731
-        parts = {part: [p for p in paths if (number(p) % cls.HELD_OUT_EVERY == 0) == part] for part in (False, True)}
+        parts = {
+            part: [p for p in paths if (number(p) % cls.HELD_OUT_EVERY == 0) == part]
+            for part in (False, True)
+        }
         if not all(parts.values()):
-            raise FileNotFoundError(f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first.")
+            raise FileNotFoundError(
+                f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first."
+            )
         return parts
 
     def _read(self, paths: list[Path]) -> dict[str, Tensor]:
@@ -205,15 +253,21 @@ class KeptActivations:
         return len(next(iter(self.rows.values())))
 
     def stream(self, size: int, seed: int, step: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Batches of ``size`` tokens, for ever: every token once before any comes twice (but for a rest at an epoch's end)."""
+        """Batches of ``size`` tokens, for ever: every token once before any comes twice (but for a
+        rest at an epoch's end).
+        """
         per_epoch = len(self) // size
         if per_epoch == 0:
-            raise ValueError(f"a step takes {size} tokens, and there are only {len(self)}: collect more, or take a smaller --batch-size.")
+            raise ValueError(
+                f"a step takes {size} tokens, and there are only {len(self)}: collect more, or take a smaller --batch-size."
+            )
         epoch, order = -1, torch.empty(0)
         while True:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = torch.randperm(len(self), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+                order = torch.randperm(
+                    len(self), generator=torch.Generator().manual_seed(1000 * seed + epoch)
+                )
             rows = order[(step % per_epoch) * size : (step % per_epoch + 1) * size]
             yield {name: x[rows].float() for name, x in self.rows.items()}
             step += 1
@@ -228,9 +282,9 @@ class SampledBatchTopKSAE(BatchTopKTrainingSAE):
     """SAELens' BatchTopK SAE, made fast on a CPU.
 
     The threshold above which latents fire is the (1 − k/d_sae) quantile of the pre-activations of
-    `SAMPLE_ROWS` tokens instead of the whole batch; the decoder's rows are kept at norm 1; a token's
-    squared error is divided by its squared norm where that is above the average; dead latents learn
-    the rest of the reconstruction error (the auxiliary loss of Gao et al. 2024, A.2).
+    `SAMPLE_ROWS` tokens instead of the whole batch; the decoder's rows are kept at norm 1; a
+    token's squared error is divided by its squared norm where that is above the average; dead
+    latents learn the rest of the reconstruction error (the auxiliary loss of Gao et al. 2024, A.2).
     """
 
     SAMPLE_ROWS = 128
@@ -240,8 +294,14 @@ class SampledBatchTopKSAE(BatchTopKTrainingSAE):
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden_pre = (x - self.b_dec.detach().to(x.dtype)) @ self.W_enc + self.b_enc
         with torch.no_grad():
-            sample = hidden_pre[torch.randperm(len(x), device=x.device)[: self.SAMPLE_ROWS]].flatten().float()
-            threshold = sample.kthvalue(int(len(sample) * (1 - self.cfg.k / self.cfg.d_sae))).values.clamp(min=0)
+            sample = (
+                hidden_pre[torch.randperm(len(x), device=x.device)[: self.SAMPLE_ROWS]]
+                .flatten()
+                .float()
+            )
+            threshold = sample.kthvalue(
+                int(len(sample) * (1 - self.cfg.k / self.cfg.d_sae))
+            ).values.clamp(min=0)
             rate = self.cfg.topk_threshold_lr
             self.topk_threshold.mul_(1 - rate).add_(rate * threshold.double())
         return torch.nn.functional.threshold(hidden_pre, threshold.item(), 0.0), hidden_pre
@@ -278,7 +338,9 @@ def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 
 
-def build_trainer(args: argparse.Namespace, d_model: int, stream: Iterator[dict[str, Tensor]]) -> MultiSAETrainer:
+def build_trainer(
+    args: argparse.Namespace, d_model: int, stream: Iterator[dict[str, Tensor]]
+) -> MultiSAETrainer:
     torch.manual_seed(args.seed)
     saes = {}
     for layer in args.layers:
@@ -314,23 +376,37 @@ def build_trainer(args: argparse.Namespace, d_model: int, stream: Iterator[dict[
         {f"layer_{layer}": hook_point(layer) for layer in args.layers},
         stream,
     )
-    for single in trainer.trainers.values():  # the same Adam in one kernel a step; a schedule that a resumed run may prolong
+    for single in (
+        trainer.trainers.values()
+    ):  # the same Adam in one kernel a step; a schedule that a resumed run may prolong
         single.optimizer = torch.optim.Adam(single.sae.parameters(), lr=args.lr, fused=True)
-        single.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(single.optimizer, lambda step: learning_rate(step, steps))
+        single.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            single.optimizer, lambda step: learning_rate(step, steps)
+        )
     return trainer
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Relative to the maximum: a warm-up over 100 steps, and a decay to a tenth over the last fifth."""
+    """Relative to the maximum: a warm-up over 100 steps, and a decay to a tenth over the last
+    fifth.
+    """
     return min(1.0, (step + 1) / 100, 0.1 + 0.9 * max(0, steps - step) / (steps / 5))
 
 
 def train(trainer: MultiSAETrainer, args: argparse.Namespace) -> None:
-    """SAELens' `MultiSAETrainer.fit`, with a log line, checkpoints by the clock, and a start anywhere."""
+    """SAELens' `MultiSAETrainer.fit`, with a log line, checkpoints by the clock, and a start
+    anywhere.
+    """
     steps = trainer.cfg.total_training_steps
     window: dict[str, list[float]] = {name: [] for name in trainer.saes}
     last_save = time.monotonic()
-    bar = tqdm(total=steps, initial=trainer.n_training_steps, unit="step", desc="training SAEs", mininterval=5)
+    bar = tqdm(
+        total=steps,
+        initial=trainer.n_training_steps,
+        unit="step",
+        desc="training SAEs",
+        mininterval=5,
+    )
     while trainer.n_training_steps < steps:
         batch = next(trainer.data_provider)
         for name, single in trainer.trainers.items():
@@ -341,7 +417,9 @@ def train(trainer: MultiSAETrainer, args: argparse.Namespace) -> None:
         trainer.n_training_steps += 1
         bar.update()
         if trainer.n_training_steps % args.log_every == 0:
-            dead = {name: int(single.dead_neurons.sum()) for name, single in trainer.trainers.items()}
+            dead = {
+                name: int(single.dead_neurons.sum()) for name, single in trainer.trainers.items()
+            }
             mean = {name: sum(values) / len(values) for name, values in window.items() if values}
             lr = next(iter(trainer.trainers.values())).optimizer.param_groups[0]["lr"]
             log.info(
@@ -367,7 +445,9 @@ def unexplained_variance(x: Tensor, x_hat: Tensor) -> float:
 
 
 def save_checkpoint(trainer: MultiSAETrainer, folder: Path) -> None:
-    """Write a checkpoint, then name it in LATEST: a cut while writing leaves the one before in force."""
+    """Write a checkpoint, then name it in LATEST: a cut while writing leaves the one before in
+    force.
+    """
     name = f"step_{trainer.n_training_steps % 2}"
     trainer.save_checkpoint(name)
     (folder / "LATEST.part").write_text(name)
@@ -389,23 +469,57 @@ def resume(trainer: MultiSAETrainer, folder: Path) -> bool:
 @torch.no_grad()
 def finished_sae(single, layer: int, args: argparse.Namespace, calibration: Tensor) -> JumpReLUSAE:
     """The trained SAE as a JumpReLU SAE on activations as they are, with latents in their units."""
-    sae, scale = single.sae, single.activation_scaler.scaling_factor  # it saw activations times `scale`
-    return jumprelu_sae(sae.W_enc, sae.b_enc / scale, sae.W_dec, sae.b_dec / scale, layer, args, calibration)
+    sae, scale = (
+        single.sae,
+        single.activation_scaler.scaling_factor,
+    )  # it saw activations times `scale`
+    return jumprelu_sae(
+        sae.W_enc, sae.b_enc / scale, sae.W_dec, sae.b_dec / scale, layer, args, calibration
+    )
 
 
 @torch.no_grad()
 def jumprelu_sae(
-    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, layer: int, args: argparse.Namespace, calibration: Tensor
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    layer: int,
+    args: argparse.Namespace,
+    calibration: Tensor,
 ) -> JumpReLUSAE:
-    """A JumpReLU SAE in 16 bits, decoder rows of norm 1, whose threshold gives L0 = k on ``calibration``."""
+    """A JumpReLU SAE in 16 bits, decoder rows of norm 1, whose threshold gives L0 = k on
+    ``calibration``.
+    """
     norm = W_dec.norm(dim=1)
     W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
     pre = (calibration.float() - b_dec) @ W_enc + b_enc
-    threshold = pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / len(b_enc)))).values.clamp(min=0)
-    metadata = SAEMetadata(model_name=args.lab, hook_name=hook_point(layer), context_size=args.seq_len, prepend_bos=True)
-    cfg = JumpReLUSAEConfig(d_in=len(b_dec), d_sae=len(b_enc), dtype="float16", apply_b_dec_to_input=True, metadata=metadata)
+    threshold = (
+        pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / len(b_enc)))).values.clamp(min=0)
+    )
+    metadata = SAEMetadata(
+        model_name=args.lab,
+        hook_name=hook_point(layer),
+        context_size=args.seq_len,
+        prepend_bos=True,
+    )
+    cfg = JumpReLUSAEConfig(
+        d_in=len(b_dec),
+        d_sae=len(b_enc),
+        dtype="float16",
+        apply_b_dec_to_input=True,
+        metadata=metadata,
+    )
     done = JumpReLUSAE(cfg)
-    done.load_state_dict(dict(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, threshold=threshold.expand_as(b_enc).clone()))
+    done.load_state_dict(
+        dict(
+            W_enc=W_enc,
+            b_enc=b_enc,
+            W_dec=W_dec,
+            b_dec=b_dec,
+            threshold=threshold.expand_as(b_enc).clone(),
+        )
+    )
     return done.half()
 
 
@@ -413,20 +527,39 @@ def record_recipe(stage: str, args: argparse.Namespace) -> None:
     """Write how the SAEs were made into their metrics.json."""
     path = args.out / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
-    settings = {name: value for name, value in vars(args).items() if name not in ("checkpoints", "out", "saes", "model", "activations")}
+    settings = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("checkpoints", "out", "saes", "model", "activations")
+    }
     settings["corpus"] = [corpus.name for corpus in args.corpus]
     settings = {name: value for name, value in settings.items() if value not in (None, [])}
-    metrics.setdefault("recipe", {})[stage] = {name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in settings.items()}
+    metrics.setdefault("recipe", {})[stage] = {
+        name: value if isinstance(value, (int, float, str, list)) else str(value)
+        for name, value in settings.items()
+    }
     path.write_text(json.dumps(metrics, indent=1) + "\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """What training and finetuning both need to know."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lab", default="smollm2", help="whose model to train on, and where under data/saes/ to write")
-    parser.add_argument("--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's")
-    parser.add_argument("--bos", help="the token that starts every sequence (default: the tokenizer's BOS)")
-    parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="plain text, one paragraph a line")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--lab",
+        default="smollm2",
+        help="whose model to train on, and where under data/saes/ to write",
+    )
+    parser.add_argument(
+        "--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's"
+    )
+    parser.add_argument(
+        "--bos", help="the token that starts every sequence (default: the tokenizer's BOS)"
+    )
+    parser.add_argument(
+        "--corpus", type=Path, nargs="+", default=[], help="plain text, one paragraph a line"
+    )
     parser.add_argument("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--k", type=int, default=60, help="latents on per token, on average")
@@ -455,13 +588,19 @@ def load_model(args: argparse.Namespace):
         model, tokenizer = labs.load_model(args.lab, device=args.device, dtype=args.dtype)
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+            .to(args.device)
+            .eval()
+        )
     if args.bos:
         tokenizer.bos_token = args.bos
     return model.requires_grad_(False), tokenizer
 
 
-def held_out_residuals(model, tokenizer, paragraphs: list[str], prompts: list[str], args: argparse.Namespace) -> dict[str, Tensor]:
+def held_out_residuals(
+    model, tokenizer, paragraphs: list[str], prompts: list[str], args: argparse.Namespace
+) -> dict[str, Tensor]:
     """The residual stream on 128 sequences of held-out text: ``{hook name: [tokens, d_model]}``."""
     sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
     found = residuals(model, sequences.batch(0, 128).to(args.device), args.layers)
@@ -472,7 +611,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
     options.add_argument("--checkpoint-minutes", type=float, default=8)
-    options.add_argument("--activations", type=Path, help="a folder that collect_activations.py filled, in place of --corpus")
+    options.add_argument(
+        "--activations",
+        type=Path,
+        help="a folder that collect_activations.py filled, in place of --corpus",
+    )
     args = with_default_folders(options.parse_args(argv))
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
@@ -495,7 +638,9 @@ def main(argv: list[str] | None = None) -> None:
         sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
         log.info("%d sentences, %d prompts, %s", len(sequences), len(prompts), vars(args))
         d_model = model.config.hidden_size
-        stream = lambda step: activation_stream(model, sequences, args.layers, args.batch_size, step)  # noqa: E731
+        stream = lambda step: activation_stream(
+            model, sequences, args.layers, args.batch_size, step
+        )
         held_out = lambda: held_out_residuals(model, tokenizer, unseen, prompts, args)  # noqa: E731
 
     trainer = build_trainer(args, d_model, stream(0))
@@ -514,7 +659,15 @@ def main(argv: list[str] | None = None) -> None:
         log.info("saved %s", args.out / f"layer_{layer}")
     record_recipe("training", args)
     if args.activations:
-        record_recipe("activations", argparse.Namespace(out=args.out, corpus=[], tokens=len(kept), **json.loads((args.activations / "settings.json").read_text())))
+        record_recipe(
+            "activations",
+            argparse.Namespace(
+                out=args.out,
+                corpus=[],
+                tokens=len(kept),
+                **json.loads((args.activations / "settings.json").read_text()),
+            ),
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Write the course's running text: short passages that the lab's own model makes up, from openings given here.
+"""Write the course's running text: short passages that the lab's own model makes up, from openings
+given here.
 
-    python tools/write_text.py
+    python -m tools.write_text
 
-Readers have no corpus, and a corpus has a licence. What SmolLM2 samples belongs to nobody else, is English as this model
-knows it, and can be made again. It is fiction throughout: dates, names and numbers in it are wrong.
+Readers have no corpus, and a corpus has a licence. What SmolLM2 samples belongs to nobody else, is
+English as this model knows it, and can be made again. It is fiction throughout: dates, names and
+numbers in it are wrong.
 
-Openings are a beginning and a subject (``"A short story about" + "a lighthouse"``). Held-out passages have subjects that no
-training passage has. Same seed and same machine, same files; another processor may round a logit differently.
+Openings are a beginning and a subject (``"A short story about" + "a lighthouse"``). Held-out
+passages have subjects that no training passage has. Same seed and same machine, same files; another
+processor may round a logit differently.
 """
 
 from __future__ import annotations
@@ -15,16 +18,14 @@ import argparse
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from course_utils.loaders import load_model  # noqa: E402
+from course_utils.labs.loading import load_model  # noqa: E402
 
 BATCH = 60
 """Openings at once."""
@@ -72,9 +73,17 @@ def openings(subjects: tuple[str, ...]) -> list[str]:
 
 
 def tidy(passage: str) -> str | None:
-    """One line that ends with a sentence; None if it is short, repeats itself or is not plain English."""
+    """One line that ends with a sentence; None if it is short, repeats itself or is not plain
+    English.
+    """
     passage = re.sub(
-        r"\s+", " ", passage.replace("’", "'").replace("“", '"').replace("”", '"').replace("–", "-").replace("—", "-")
+        r"\s+",
+        " ",
+        passage.replace("’", "'")
+        .replace("“", '"')
+        .replace("”", '"')
+        .replace("–", "-")
+        .replace("—", "-"),
     ).strip()
     end = max(passage.rfind(mark) for mark in (". ", "? ", "! ", '." ', ".")) + 1
     passage = passage[:end].strip()
@@ -90,7 +99,13 @@ def continued(model, tokenizer, starts: list[str], seed: str) -> list[str]:
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.bos_token
     starts = [tokenizer.bos_token + start for start in starts]
     tokens = tokenizer(starts, return_tensors="pt", padding=True, add_special_tokens=False)
-    settings = dict(do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=118, pad_token_id=tokenizer.pad_token_id)
+    settings = dict(
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
+        max_new_tokens=118,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return tokenizer.batch_decode(model.generate(**tokens, **settings), skip_special_tokens=True)
 
 
@@ -105,7 +120,9 @@ def write(model, tokenizer, subjects: tuple[str, ...], *, seed: str, max_bytes: 
         kept = ROOT / "build" / "text" / f"{seed}_{i}.json"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(continued(model, tokenizer, starts[i : i + BATCH], f"{seed}_{i}")))
+            kept.write_text(
+                json.dumps(continued(model, tokenizer, starts[i : i + BATCH], f"{seed}_{i}"))
+            )
         for passage in filter(None, map(tidy, json.loads(kept.read_text()))):
             if sum(len(other) + 1 for other in found) + len(passage) + 1 > max_bytes:
                 return list(found)
@@ -114,7 +131,9 @@ def write(model, tokenizer, subjects: tuple[str, ...], *, seed: str, max_bytes: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lab", default="smollm2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-kb", type=float, default=200, help="the size of a file, at most")
@@ -123,7 +142,9 @@ def main() -> None:
     model, tokenizer = load_model(args.lab)
     args.out.mkdir(parents=True, exist_ok=True)
     for split, subjects in (("held_out", HELD_OUT_SUBJECTS), ("train", SUBJECTS)):
-        passages = write(model, tokenizer, subjects, seed=f"{split}_{args.seed}", max_bytes=1000 * args.max_kb)
+        passages = write(
+            model, tokenizer, subjects, seed=f"{split}_{args.seed}", max_bytes=1000 * args.max_kb
+        )
         path = args.out / f"{split}.txt"
         path.write_text("\n".join(passages) + "\n", encoding="utf-8")
         print(f"wrote {path.name}: {len(passages)} passages, {path.stat().st_size / 1000:.0f} kB")

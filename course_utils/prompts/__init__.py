@@ -1,0 +1,1 @@
+"""What a model is asked: tokens, prompt pairs, interpreter sessions, running text."""

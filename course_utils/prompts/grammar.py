@@ -1,0 +1,288 @@
+"""Prompt pairs made by rule: vocabularies, and one generator per task."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from course_utils.prompts import sessions
+from course_utils.prompts.tasks import SPLITS, PromptPair, TaskError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of one split. Within a task, train and test share prepositions and verbs, but no
+    noun, no name, no key and no variable.
+    """
+
+    split: str
+    people: tuple[str, ...]
+    things: tuple[str, ...]
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+VOCABULARIES = {
+    "train": Vocabulary(
+        split="train",
+        people=tuple(
+            "artist author boy captain child client cousin dancer daughter doctor driver employee engineer expert "
+            "farmer father friend girl guest hero hunter husband investor judge lawyer leader mechanic merchant monk "
+            "musician neighbor officer painter partner player poet prince producer programmer queen resident rider "
+            "scholar senator sister soldier speaker student surgeon thief trader traveler victim warrior winner "
+            "worker voter model lady volunteer critic consultant designer assistant citizen competitor cook dealer "
+            "detective dictator entrepreneur fan founder graduate immigrant inventor lover nation operator "
+            "organizer passenger physician pioneer politician president psychologist rebel settler slave sponsor "
+            "supervisor survivor teenager theorist user veteran youth".split()
+        ),
+        things=tuple(
+            "garden window boat tree door bridge church statue bicycle cabinet fountain lake road barn chair mirror "
+            "bed hotel tent train hill island field gate museum kitchen plate clock camera bag box lamp painting "
+            "shelf wagon rope blanket".split()
+        ),
+        names=tuple(
+            "Michael Jessica Matthew Jennifer Joshua Daniel James Robert Joseph Ryan Justin William Jonathan Brian "
+            "Nicholas Heather Elizabeth Melissa Steven Timothy Rachel Lauren Jeffrey Michelle Benjamin Emily Charles "
+            "Jacob Patrick Erin Kelly Nathan Paul Tyler Katherine Gregory Lisa Bryan Alexander Katie Christine "
+            "Bradley Emma Alice George Frank Jane Helen Grace Victor Oliver Sophie Diana Arthur Harry Max Oscar Ruth "
+            "Clara Ella Ivan Maria Omar Ahmed Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard "
+            "Albert Ralph Harold Susan Barbara Karen Betty Sandra Ann Marie Judy Alan Larry Terry Keith Craig "
+            "Ronald Dennis".split()
+        ),
+        places=tuple("store park school office market house library beach farm station".split()),
+        objects=tuple("drink book ball gift letter key ring map coin hat camera pen".split()),
+    ),
+    "test": Vocabulary(
+        split="test",
+        people=tuple(
+            "actor athlete brother chef clerk coach customer director editor employer executive fisherman "
+            "guard guide historian inspector journalist king manager minister mother nurse owner parent pilot priest "
+            "prisoner professor reporter researcher sailor scientist servant singer son spy teacher tourist tutor "
+            "visitor wife witness writer patient mentor participant candidate developer analyst architect colleague "
+            "composer creator delegate diplomat donor explorer follower governor hacker instructor landlord member "
+            "miner observer opponent philosopher physicist planner practitioner prosecutor refugee ruler shareholder "
+            "specialist stranger supporter swimmer tenant therapist vendor viewer".split()
+        ),
+        things=tuple(
+            "table car desk wall tower truck building bench river mountain fence castle flower shop temple ship bus "
+            "valley pond forest theater bottle computer phone basket".split()
+        ),
+        names=tuple(
+            "Christopher Ashley Amanda David John Andrew Jason Sarah Stephanie Nicole Anthony Eric Adam Kevin Thomas "
+            "Christina Laura Richard Amy Crystal Jeremy Mark Aaron Rebecca Stephen Sean Jamie Samantha Sara Angela "
+            "Scott Andrea Mary Kenneth Jose Jesse Shannon Allison Samuel Anna Henry Peter Jack Kate Julia Martin "
+            "Simon Lucy Charlotte Edward Walter Lewis Leo Hugo Martha Rose Eva Carlos Luis Ali Tom Jim Bill Joe Ben "
+            "Chris Matt Jake Ian Dean Kurt Roger Philip Fred Ernest Roy Claire Linda Patricia Nancy Margaret Carol "
+            "Anne Joan Jean Tony Jerry Douglas Gary Wayne Donald Raymond".split()
+        ),
+        places=tuple("hospital restaurant shop mall airport zoo pool bakery".split()),
+        objects=tuple("bone snack ticket cake flower guitar bottle basket toy rose".split()),
+    ),
+}
+
+
+PREPOSITIONS = ("near", "behind", "beside", "by", "with", "opposite")
+
+
+AUXILIARIES = ((" is", " are"), (" was", " were"), (" has", " have"))
+
+
+TRANSITIVES = tuple(
+    "like love know see hear meet follow praise help trust visit remember avoid respect fear support thank need".split()
+)
+
+
+NUMBERS = ("singular", "plural")
+
+
+IRREGULAR = {
+    "child": "children",
+    "thief": "thieves",
+    "wife": "wives",
+    "hero": "heroes",
+    "shelf": "shelves",
+}
+
+
+def plural(noun: str) -> str:
+    """The plural of the nouns used here: "child" → "children", "lady" → "ladies"."""
+    if noun in IRREGULAR:
+        return IRREGULAR[noun]
+    if noun.endswith("man"):
+        return noun[:-3] + "men"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "ch", "sh", "x")) else "s")
+
+
+def third_person(verb: str) -> str:
+    """The singular form of a verb: "watch" → "watches"."""
+    return verb + ("es" if verb.endswith(("s", "ch", "sh", "x")) else "s")
+
+
+def inflect(noun: str, number: str) -> str:
+    """The noun in the wanted number, ``"singular"`` or ``"plural"``."""
+    return noun if number == "singular" else plural(noun)
+
+
+def _other(number: str) -> str:
+    return NUMBERS[1 - NUMBERS.index(number)]
+
+
+def _sva_pair(
+    prefix: Callable[[str], str], number: str, verb: tuple[str, str], case: str
+) -> PromptPair:
+    """``prefix(number)`` writes the prompt with the noun that the verb agrees with in that
+    number.
+    """
+    forms = dict(zip(NUMBERS, verb))
+    return PromptPair(
+        prefix(number), prefix(_other(number)), forms[number], forms[_other(number)], case
+    )
+
+
+def sva_simple(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete" → " is"."""
+    subject, number = rng.choice(words.people), rng.choice(NUMBERS)
+    return _sva_pair(
+        lambda n: f"The {inflect(subject, n)}", number, rng.choice(AUXILIARIES), number
+    )
+
+
+def sva_nounpp(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete near the cars" → " is": the nearest noun is not the subject."""
+    subject, distractor = rng.choice(words.people), rng.choice(words.people + words.things)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    tail = f"{rng.choice(PREPOSITIONS)} the {inflect(distractor, other)}"
+    return _sva_pair(
+        lambda n: f"The {inflect(subject, n)} {tail}",
+        number,
+        rng.choice(AUXILIARIES),
+        f"{number}_{other}",
+    )
+
+
+def sva_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete that the managers like" → " is": agreement across a relative clause."""
+    subject, agent = rng.sample(words.people, 2)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    verb = rng.choice(TRANSITIVES)
+    tail = f"that the {inflect(agent, other)} {third_person(verb) if other == 'singular' else verb}"
+    return _sva_pair(
+        lambda n: f"The {inflect(subject, n)} {tail}",
+        number,
+        rng.choice(AUXILIARIES),
+        f"{number}_{other}",
+    )
+
+
+def sva_within_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "The athlete that the managers" → " like": agreement inside the clause, with its own
+    noun.
+    """
+    subject, agent = rng.sample(words.people, 2)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    verb = rng.choice(TRANSITIVES)
+    head = f"The {inflect(subject, other)} that the"
+    forms = (f" {third_person(verb)}", f" {verb}")
+    return _sva_pair(lambda n: f"{head} {inflect(agent, n)}", number, forms, f"{other}_{number}")
+
+
+def ioi(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """ "When Mary and John went to the store, John gave a drink to" → " Mary".
+
+    The case says the order of the names: ABBA has the indirect object first, BABA the repeated
+    subject. The patch prompt names three other people, so that its logit difference between the
+    clean names is undetermined.
+    """
+    indirect, subject, *others = rng.sample(words.names, 5)
+    case = rng.choice(("ABBA", "BABA"))
+    first, second = (indirect, subject) if case == "ABBA" else (subject, indirect)
+    place, item = rng.choice(words.places), rng.choice(words.objects)
+
+    def prompt(a: str, b: str, c: str) -> str:
+        return f"When {a} and {b} went to the {place}, {c} gave a {item} to"
+
+    return PromptPair(
+        prompt(first, second, subject), prompt(*others), f" {indirect}", f" {subject}", case
+    )
+
+
+def dict_key(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """``>>> age['Ann']`` where no such key is → "Trace"; the patch prompt has it in place of
+    another key: its value.
+
+    The case says in which entry the patch prompt has the key: 1 to 5.
+    """
+    missing = sessions.missing_key(
+        sessions.KEYS[words.split], sessions.DICTIONARIES[words.split], rng
+    )
+    there, index = sessions.with_key(missing, rng)
+    return PromptPair(
+        missing.prompt,
+        there.prompt,
+        sessions.MISSING,
+        there.entries[index][1],
+        f"entry_{index + 1}",
+    )
+
+
+def dict_value(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """The mirror of `dict_key`: the key is there → its value; it is missing from the patch
+    prompt.
+    """
+    pair = dict_key(words, rng)
+    return PromptPair(
+        pair.patch_prefix, pair.clean_prefix, pair.patch_answer, pair.clean_answer, pair.case
+    )
+
+
+def list_index(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """``>>> x[7]`` where the list has five items → "Trace"; the patch prompt has an index within:
+    that item.
+
+    The case says which item the patch prompt asks for.
+    """
+    beyond, within, answer = sessions.list_session(sessions.LISTS[words.split], rng)
+    return PromptPair(beyond, within, sessions.MISSING, answer, f"item_{within[-3]}")
+
+
+CODE_TASKS = ("dict_key", "dict_value", "list_index")
+"""For models of code."""
+
+
+GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
+    "sva_simple": sva_simple,
+    "sva_nounpp": sva_nounpp,
+    "sva_rc": sva_rc,
+    "sva_within_rc": sva_within_rc,
+    "ioi": ioi,
+    "dict_key": dict_key,
+    "dict_value": dict_value,
+    "list_index": list_index,
+}
+
+
+def generate_pairs(name: str, split: str, n: int, seed: int = 0) -> list[PromptPair]:
+    """``n`` different prompt pairs of the task ``name``, the same for the same seed.
+
+    Raises:
+        TaskError: unknown task or split, or the vocabulary allows fewer than ``n`` different pairs.
+    """
+    if name not in GENERATORS:
+        raise TaskError(f"no generator for {name!r}; there are {', '.join(GENERATORS)}")
+    if split not in SPLITS:
+        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
+    if n < 1:
+        raise TaskError(f"n must be 1 or more, not {n}.")
+    rng = random.Random(f"{name}/{split}/{seed}")
+    pairs: dict[PromptPair, None] = {}
+    for _ in range(50 * n):
+        pairs[GENERATORS[name](VOCABULARIES[split], rng)] = None
+        if len(pairs) == n:
+            return list(pairs)
+    raise TaskError(
+        f"{name} ({split}) has only {len(pairs)} different prompt pairs; {n} were wanted"
+    )

@@ -1,0 +1,1 @@
+"""What a circuit is good for: dictionaries that fool a model of code."""

@@ -1,0 +1,1 @@
+"""Exercises: the workbook that checks them, and one file per notebook."""

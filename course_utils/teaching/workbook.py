@@ -1,0 +1,210 @@
+"""Exercises: the reader writes a function; until then, the course's own version runs in its place.
+
+A notebook's exercises, their solutions and their checkers are a `Workbook`, in a file of its own
+(``nb03.py``). The reader's copy of the notebook has
+
+    @exercise
+    def ablate(x, mask, ablation):
+        \"\"\"What it is to do.\"\"\"
+        raise NotImplementedError
+
+    check(ablate)
+
+and runs from top to bottom as it is: a function that still raises `NotImplementedError` hands over
+to the solution, and says so once. Any other error is the reader's own, and is shown as it is.
+`check` says ✅, ⏳ or ❌ with the likely bug named.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+class Wrong(Exception):
+    """What a checker raises: a sentence to the reader that names the likely bug, and not the
+    solution.
+    """
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found: ``"right"``, ``"open"`` (not written yet) or ``"wrong"``, with what it
+    says.
+    """
+
+    status: Literal["right", "open", "wrong"]
+    says: str
+
+    def __str__(self) -> str:
+        return f"{ {'right': '✅', 'open': '⏳', 'wrong': '❌'}[self.status] } {self.says}"
+
+
+class Exercise:
+    """The reader's function, with the course's behind it.
+
+    Args:
+        attempt: what the reader wrote.
+        solution: what runs while ``attempt`` raises `NotImplementedError` by itself.
+    """
+
+    def __init__(self, attempt: Callable, solution: Callable):
+        functools.update_wrapper(self, attempt)
+        self.attempt, self.solution, self._said = attempt, solution, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.attempt(*args, **kwargs)
+        except NotImplementedError as error:
+            if not _is_from(error, self.attempt):
+                raise
+        if not self._said:
+            print(
+                f"({self.__name__} is yours to write. Until then the course's version runs in its place.)"
+            )
+            self._said = True
+        return self.solution(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<exercise {self.__name__}>"
+
+
+def _is_from(error: BaseException, function: Callable) -> bool:
+    """Whether ``function`` itself raised the error, and not something that it called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_code is inspect.unwrap(function).__code__
+
+
+class Workbook:
+    """The exercises of one notebook: their solutions and their checkers."""
+
+    def __init__(self) -> None:
+        self.solutions: dict[str, Callable] = {}
+        self.checkers: dict[str, Callable[[Callable], None]] = {}
+
+    def solution(self, function: Callable) -> Callable:
+        """Decorator: this is the course's version of the exercise of that name."""
+        self.solutions[function.__name__] = function
+        return function
+
+    def checker(self, solution: Callable) -> Callable:
+        """Decorator: this function checks attempts at ``solution``; it raises `Wrong` where they
+        are wrong.
+        """
+
+        def register(function: Callable[[Callable], None]) -> Callable[[Callable], None]:
+            self.checkers[solution.__name__] = function
+            return function
+
+        return register
+
+    def exercise(self, attempt: Callable) -> Exercise:
+        """Decorator for the reader's function.
+
+        Raises:
+            NameError: this notebook has no exercise of that name.
+        """
+        if attempt.__name__ not in self.solutions:
+            raise NameError(
+                f"no exercise is called {attempt.__name__!r}; here there are {', '.join(self.solutions)}. Keep the name as it was."
+            )
+        return Exercise(attempt, self.solutions[attempt.__name__])
+
+    def check(self, exercise: Exercise) -> None:
+        """Print whether an exercise is right (✅), not written yet (⏳) or wrong (❌), and then what
+        the likely bug is.
+        """
+        print(self.checked(exercise))
+
+    def checked(self, exercise: Exercise | Callable) -> Checked:
+        """What `check` prints."""
+        if not isinstance(exercise, Exercise):
+            exercise = self.exercise(exercise)
+        name = exercise.__name__
+        wanted, found = (
+            list(inspect.signature(f).parameters) for f in (exercise.solution, exercise.attempt)
+        )
+        if wanted != found:
+            return Checked(
+                "wrong",
+                f"{name}: its arguments are to be ({', '.join(wanted)}), not ({', '.join(found)}).",
+            )
+        try:
+            self.checkers[name](exercise.attempt)
+        except Wrong as wrong:
+            return Checked("wrong", f"{name}: {wrong}")
+        except NotImplementedError as error:
+            if _is_from(error, exercise.attempt):
+                return Checked(
+                    "open", f"{name} is not written yet; the course's version runs in its place."
+                )
+            return _raised(exercise, error)
+        except Exception as error:
+            return _raised(exercise, error)
+        return Checked("right", name)
+
+
+def _raised(exercise: Exercise, error: Exception) -> Checked:
+    """The traceback from the reader's function on, without the checker's lines before it."""
+    code, place = inspect.unwrap(exercise.attempt).__code__, error.__traceback__
+    while place is not None and place.tb_frame.f_code is not code:
+        place = place.tb_next
+    lines = "".join([*traceback.format_tb(place), *traceback.format_exception_only(error)])
+    return Checked("wrong", f"{exercise.__name__} raised {type(error).__name__}.\n{lines.rstrip()}")
+
+
+def compare(
+    found: Any,
+    right: Tensor,
+    wrong: Mapping[str, Tensor] | None = None,
+    *,
+    what: str = "it",
+    tolerance: float = 1e-4,
+) -> None:
+    """Raise `Wrong` unless ``found`` is ``right``; where it equals a known wrong result, say which.
+
+    Args:
+        found: what the reader's function returned.
+        right: what it should have.
+        wrong: known wrong results, by the sentence that explains them.
+        what: what is compared, as a subject: "the loss".
+        tolerance: the largest allowed difference, relative to the size of ``right``.
+    """
+    if found is None:
+        raise Wrong(f"{what} is None. Is the return missing?")
+    right = torch.as_tensor(right)
+    try:
+        found = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"{what} is to be a tensor, not {type(found).__name__}.") from None
+    if _equal(found, right, tolerance):
+        return
+    for says, value in (wrong or {}).items():
+        if _equal(found, torch.as_tensor(value), tolerance):
+            raise Wrong(says)
+    if found.shape != right.shape:
+        raise Wrong(f"{what} has the shape {list(found.shape)}, and {list(right.shape)} is wanted.")
+    if not found.isfinite().all():
+        raise Wrong(f"{what} holds values that are not finite.")
+    raise Wrong(
+        f"{what} is off by up to {(found.detach().float() - right.float()).abs().max():.3g}, where values are up to {right.float().abs().max():.3g}."
+    )
+
+
+def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    a, b = a.detach().double(), b.detach().double()
+    return bool(
+        ((a - b).abs() <= tolerance * max(1e-12, b.abs().max().item() if b.numel() else 0.0)).all()
+    )
