@@ -248,7 +248,7 @@ for kind, tokens in texts.items():
     with torch.no_grad():
         run = keep.run(tokens)
     for layer, name in zip(LAYERS, keep.hook_points):
-        x = run.starts[name].resid.flatten(0, 1).float()
+        x = run.prefixes[name].resid.flatten(0, 1).float()
         f = run.latents[name][:, 1:].flatten(0, 1)
         rows.setdefault(f"{kind} ({len(x):,} tokens)", {})[f"after layer {layer}"] = unexplained(
             x, lab.saes[layer].decode(f).float()

@@ -134,7 +134,7 @@ def test_a_spliced_model_narrowed_to_what_fires_is_the_same_model(any_lab, task)
 
 def test_a_start_can_be_used_again_and_cut(lab, task):
     spliced = SplicedModel(lab, error="keep")
-    start = spliced.start(task.clean)
+    start = spliced.prefix(task.clean)
     for _ in range(2):
         torch.testing.assert_close(
             spliced.logit_diff(task, start=start, batch_size=5),
@@ -142,7 +142,7 @@ def test_a_start_can_be_used_again_and_cut(lab, task):
             atol=1e-5,
             rtol=1e-5,
         )
-    later = spliced.run(start).starts[spliced.hook_points[1]]
+    later = spliced.run(start).prefixes[spliced.hook_points[1]]
     assert later.layer == 3
     torch.testing.assert_close(
         spliced.run(later[2:4]).logits, spliced.run(task.clean[2:4]).logits, atol=1e-5, rtol=1e-5

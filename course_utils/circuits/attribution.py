@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from course_utils.circuits.masks import Scores
 from course_utils.circuits.saes import decode
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Start, batches
+from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix, batches
 from course_utils.prompts.tasks import Task
 
 Baseline = Literal["patch", "mean"]
@@ -108,7 +108,7 @@ def integrated_gradients(
         with torch.no_grad():
             clean = spliced.run(batch.clean, means=means, lengths=batch.lengths)
             reference = _baseline_latents(spliced, batch, means, baseline)
-        for name, start in clean.starts.items():
+        for name, start in clean.prefixes.items():
             change = clean.latents[name] - reference[name]
             total.add(
                 name,
@@ -125,7 +125,7 @@ def integrated_gradients(
 def _mean_gradient(
     spliced: SplicedModel,
     name: str,
-    start: Start,
+    start: Prefix,
     batch: Task,
     f: Float[Tensor, "batch seq d_sae"],
     change: Float[Tensor, "batch seq d_sae"],
@@ -211,7 +211,7 @@ def activation_patching(
             f = run.latents[name].clone()
             f[:, position, latent] = reference[name].expand_as(f)[:, position, latent]
             patched = spliced.run(
-                run.starts[name], means=means, latents={name: f}, keep_latents=False
+                run.prefixes[name], means=means, latents={name: f}, keep_latents=False
             )
             change = clean - patched.logit_diff(batch)
             values[node] = (

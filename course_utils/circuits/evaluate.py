@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_utils.circuits.masks import SAEMasks, without
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Start
+from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix
 from course_utils.circuits.statistics import LEVELS, N_BOOTSTRAP, Interval, resampled_means
 from course_utils.prompts.tasks import Task
 
@@ -79,13 +79,13 @@ class References:
     model: Float[Tensor, " n"]
     spliced: Float[Tensor, " n"]
     empty: Float[Tensor, " n"]
-    start: Start | None = field(default=None, repr=False)
+    start: Prefix | None = field(default=None, repr=False)
 
 
 def references(spliced: SplicedModel, task: Task, means: PatchMeans) -> References:
     """What every circuit of this spliced model is compared with on these prompts."""
     empty = SAEMasks.full(means.latents, 0.0)
-    start = spliced.start(task.clean, lengths=task.lengths)
+    start = spliced.prefix(task.clean, lengths=task.lengths)
     return References(
         model=spliced.model_logit_diff(task),
         spliced=spliced.logit_diff(task, means=means, start=start),
@@ -177,11 +177,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, spliced: SplicedModel, task: Task, means: PatchMeans, start: Start | None = None
+        self, spliced: SplicedModel, task: Task, means: PatchMeans, start: Prefix | None = None
     ):
         self.spliced, self.task, self.means = spliced, task, means
-        self.start = start if start is not None else spliced.start(task.clean, lengths=task.lengths)
-        self.known: list[tuple[SAEMasks, dict[str, Start]]] = []
+        self.start = start if start is not None else spliced.prefix(task.clean, lengths=task.lengths)
+        self.known: list[tuple[SAEMasks, dict[str, Prefix]]] = []
 
     def __call__(self, masks: SAEMasks) -> Float[Tensor, " n"]:
         start = min(
@@ -195,10 +195,10 @@ class Evaluator:
     def remember(self, masks: SAEMasks) -> None:
         """Keep the forward pass with these masks, to go on from."""
         self.known.append(
-            (masks, self.spliced.run(self.start, masks=masks, means=self.means).starts)
+            (masks, self.spliced.run(self.start, masks=masks, means=self.means).prefixes)
         )
 
-    def _start_of(self, masks: SAEMasks, known: SAEMasks, starts: Mapping[str, Start]) -> Start:
+    def _start_of(self, masks: SAEMasks, known: SAEMasks, starts: Mapping[str, Prefix]) -> Prefix:
         """Before the first SAE where the masks differ."""
         parts = [
             name for name in self.spliced.hook_points if not torch.equal(masks[name], known[name])

@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.circuits.masks import Node
-from course_utils.circuits.splice import Run, SplicedModel, Start
+from course_utils.circuits.splice import Run, SplicedModel, Prefix
 from course_utils.prompts.tasks import Task
 
 
 @torch.no_grad()
 def intervene(
     spliced: SplicedModel,
-    tokens: Int[Tensor, "batch seq"] | Start,
+    tokens: Int[Tensor, "batch seq"] | Prefix,
     values: Mapping[Node, float | Float[Tensor, " batch"]],
 ) -> Run:
     """A forward pass with some latents held at given values; what comes after them follows.
@@ -85,7 +85,7 @@ def edge_effects(
     ):  # nothing moves before the node's own SAE: go on from there
         run = intervene(
             spliced,
-            before.starts[name],
+            before.prefixes[name],
             {(name, position, latent): after.latents[name][:, position, latent]},
         )
         moved = at({**before.latents, **run.latents}) - at(before.latents)

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.saes import encode
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Start, batches
+from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix, batches
 from course_utils.prompts.tasks import Task
 
 Candidates = Literal["all", "firing"]
@@ -152,7 +152,7 @@ def learn_masks(
             f"batch_size={settings.batch_size}, but {task!r} has only {len(task)} prompt pairs."
         )
     means = means or spliced.patch_means(task.patch, lengths=task.lengths)
-    start = spliced.start(task.clean, lengths=task.lengths)
+    start = spliced.prefix(task.clean, lengths=task.lengths)
     target = spliced.logit_diff(task, means=means, start=start)
     keep = _candidates(spliced, task, start, means, settings)
     whole, whole_means = spliced, means
@@ -246,7 +246,7 @@ def learn_masks(
 
 @torch.no_grad()
 def _candidates(
-    spliced: SplicedModel, task: Task, start: Start, means: PatchMeans, settings: MaskSettings
+    spliced: SplicedModel, task: Task, start: Prefix, means: PatchMeans, settings: MaskSettings
 ) -> dict[str, Int[Tensor, " kept"]]:
     """The latents that may fire, by hook point; hook points that are not there keep all.
 
@@ -268,7 +268,7 @@ def _candidates(
 
 
 @torch.no_grad()
-def _first_latents(spliced: SplicedModel, start: Start) -> dict[str, Float[Tensor, "n seq d_sae"]]:
+def _first_latents(spliced: SplicedModel, start: Prefix) -> dict[str, Float[Tensor, "n seq d_sae"]]:
     """What the first SAE finds: the same at every step."""
     name = spliced.hook_points[0]
     f = encode(spliced.saes[name], start.resid)

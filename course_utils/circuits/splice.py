@@ -16,7 +16,7 @@ BOS is never spliced: its residual stream is alike in every prompt, and a hundre
 
 The textbook way to do this is a hook at each layer, on the whole model. `SplicedModel` computes the
 same numbers with less: what comes before the first SAE is run once per prompt
-(`SplicedModel.start`), and the rest from there.
+(`SplicedModel.prefix`), and the rest from there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PatchMeans:
 
 
 @dataclass(frozen=True)
-class Start:
+class Prefix:
     """Forward passes that were stopped before an SAE, to go on from there as often as wanted.
 
     Attributes:
@@ -89,9 +89,9 @@ class Start:
     def __len__(self) -> int:
         return len(self.resid)
 
-    def __getitem__(self, rows: slice | Tensor) -> Start:
+    def __getitem__(self, rows: slice | Tensor) -> Prefix:
         """Some of the prompts."""
-        return Start(
+        return Prefix(
             self.layer,
             self.resid[rows],
             {name: error[rows] for name, error in self.errors.items()},
@@ -106,13 +106,13 @@ class Run:
     Attributes:
         normed: ``[batch, d_model]``, the residual stream at the last position after the final norm.
         latents: ``[batch, seq, d_sae]`` by hook point, before the mask; row 0 is 0 where BOS is.
-        starts: by hook point, the same forward pass stopped before that SAE.
+        prefixes: by hook point, the same forward pass stopped before that SAE.
     """
 
     normed: Float[Tensor, "batch d_model"]
     stack: LayerStack = field(repr=False)
     latents: dict[str, Float[Tensor, "batch seq d_sae"]] = field(default_factory=dict)
-    starts: dict[str, Start] = field(default_factory=dict, repr=False)
+    prefixes: dict[str, Prefix] = field(default_factory=dict, repr=False)
 
     @property
     def logits(self) -> Float[Tensor, "batch vocab"]:
@@ -188,13 +188,13 @@ class SplicedModel:
     # -- one forward pass ----------------------------------------------------------------------
 
     @torch.no_grad()
-    def start(
+    def prefix(
         self,
         tokens: Int[Tensor, "batch seq"],
         *,
         lengths: Int[Tensor, " batch"] | None = None,
         clean_tokens: Int[Tensor, "batch seq"] | None = None,
-    ) -> Start:
+    ) -> Prefix:
         """Run prompts up to the first SAE: all that no mask can change. Give it to `run` in the
         tokens' place.
 
@@ -228,13 +228,13 @@ class SplicedModel:
                 else [self._errors_from(b) for b in clean_tokens.split(size)]
             )
             errors = {name: torch.cat([piece[name] for piece in pieces]) for name in self.saes}
-        return Start(
+        return Prefix(
             self.layers[0], resid, errors, None if lengths is None else lengths.to(resid.device)
         )
 
     def run(
         self,
-        tokens: Int[Tensor, "batch seq"] | Start,
+        tokens: Int[Tensor, "batch seq"] | Prefix,
         *,
         masks: SAEMasks | None = None,
         means: PatchMeans | None = None,
@@ -249,7 +249,7 @@ class SplicedModel:
         """One forward pass; gradients flow to masks, latents and outputs that ask for them.
 
         Args:
-            tokens: prompts of one length (or padded on the right, with ``lengths``), or a `Start`
+            tokens: prompts of one length (or padded on the right, with ``lengths``), or a `Prefix`
                 made of them.
             masks: what to keep; everything by default.
             means: what takes the place of what is not kept (zero by default). The error policy
@@ -258,7 +258,7 @@ class SplicedModel:
                 function that makes them from what it finds there, ``[batch, seq without BOS,
                 d_sae]`` both.
             outputs: put these in place of what the SAE decodes at a hook point; no mask acts there.
-            clean_tokens, lengths: as for `start`; a `Start` has them already.
+            clean_tokens, lengths: as for `start`; a `Prefix` has them already.
             track_latents: build the graph from every SAE's latents on, so that they have gradients.
             keep_latents: put latents and starts into the result. Without them, SAEs are narrowed to
                 the latents that fire, and one after the last layer is run at the last position
@@ -274,8 +274,8 @@ class SplicedModel:
             )
         start = (
             tokens
-            if isinstance(tokens, Start)
-            else self.start(tokens, lengths=lengths, clean_tokens=clean_tokens)
+            if isinstance(tokens, Prefix)
+            else self.prefix(tokens, lengths=lengths, clean_tokens=clean_tokens)
         )
         run = Run(torch.empty(0), self.stack)
         whole = keep_latents or track_latents
@@ -293,7 +293,7 @@ class SplicedModel:
             if not whole and valid is None and here == self.stack.n_layers - 1:
                 rows = slice(-1, None)
             if keep_latents:
-                run.starts[name] = Start(here, x, start.errors, start.lengths)
+                run.prefixes[name] = Prefix(here, x, start.errors, start.lengths)
             if outputs is not None and name in outputs:
                 x_hat = outputs[name][:, rows]
             else:
@@ -468,13 +468,13 @@ class SplicedModel:
         *,
         masks: SAEMasks | None = None,
         means: PatchMeans | None = None,
-        start: Start | None = None,
+        start: Prefix | None = None,
         batch_size: int | None = None,
     ) -> Float[Tensor, " n"]:
         """Logit difference of every prompt pair's clean prompt in the spliced model (no gradient).
 
         Args:
-            start: ``spliced.start(task.clean)``, if it is at hand; many circuits on the same
+            start: ``spliced.prefix(task.clean)``, if it is at hand; many circuits on the same
                 prompts share it.
             batch_size: prompts at once; by default, `batch_size`.
         """
@@ -482,7 +482,7 @@ class SplicedModel:
         found = []
         for i, batch in enumerate(batches(task, size)):
             here = (
-                self.start(batch.clean, lengths=batch.lengths)
+                self.prefix(batch.clean, lengths=batch.lengths)
                 if start is None
                 else start[i * size : (i + 1) * size]
             )
