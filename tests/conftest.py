@@ -8,6 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
@@ -37,6 +38,16 @@ from course_utils.prompts.tasks import Task, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
 ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neox")
+
+
+@pytest.fixture
+def wrong_types():
+    """For tests that give wrong types on purpose: the course's own messages are what is tested,
+    not those of jaxtyping and beartype, with which `make check` runs the tests.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @functools.cache

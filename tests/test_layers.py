@@ -1,16 +1,20 @@
 """Running layer by layer equals the model itself; what cannot be run so is refused."""
 
-from dataclasses import replace
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_hf_model
 from torch import nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 from course_utils.circuits.saes import decode, encode, narrow_sae
 from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.lab import Lab
 from course_utils.labs.layers import LayerError, LayerStack
+from course_utils.labs.requirements import numbers_per_token
 
 BOS = 1
 
@@ -29,7 +33,7 @@ def test_layer_by_layer_gives_the_models_logits(any_lab, bos, seq):
     with torch.no_grad():
         x = stack.run(stack.embed(tokens), range(2))
         x = stack.run(x, range(2, stack.n_layers))
-        normed = stack.norm(x[:, -1], x.shape[1])
+        normed = stack.norm(x[:, -1])
         expected = any_lab.hf_model(tokens).logits[:, -1]
     assert x.shape[1] == seq - (bos is not None)
     torch.testing.assert_close(stack.logits(normed), expected, atol=2e-5, rtol=1e-4)
@@ -59,7 +63,7 @@ def test_gradients_equal_those_of_a_hook_on_the_model(lab):
     with torch.no_grad():
         x = stack.run(stack.embed(tokens), range(2))
     point = x.clone().requires_grad_()
-    normed = stack.norm(stack.run(point, range(2, 4))[:, -1], 5)
+    normed = stack.norm(stack.run(point, range(2, 4))[:, -1])
     found = torch.autograd.grad(stack.logits_of(normed, torch.tensor([3, 4, 5])).sum(), point)[0]
 
     there = x.clone().requires_grad_()
@@ -92,7 +96,7 @@ def test_a_model_without_an_unembedding_or_layers_is_refused(lab):
         LayerStack(lab.hf_model.model)
     headless = tiny_hf_model("llama", 60)
     headless.model.layers = nn.ModuleList(list(headless.model.layers)[:2])
-    with pytest.raises(LayerError, match="one list of 4 layers, found 0"):
+    with pytest.raises(LayerError, match="one list of 4 layers is wanted, and there are 0"):
         LayerStack(headless)
 
 
@@ -111,38 +115,38 @@ def test_the_bridge_shares_its_weights_with_the_model(any_lab):
 
 
 def test_a_narrow_sae_is_the_sae_without_the_other_latents(lab):
-    sae, keep, x = lab.saes[1], torch.tensor([3, 7, 20]), torch.randn(4, 5, 16)
-    small, f = narrow_sae(sae, keep), encode(sae, x)
-    torch.testing.assert_close(encode(small, x), f[..., keep])
+    sae, kept, x = lab.saes[1], torch.tensor([3, 7, 20]), torch.randn(4, 5, 16)
+    small, f = narrow_sae(sae, kept), encode(sae, x)
+    torch.testing.assert_close(encode(small, x), f[..., kept])
     others = torch.zeros_like(f)
-    others[..., keep] = f[..., keep]
+    others[..., kept] = f[..., kept]
     torch.testing.assert_close(
-        decode(small, f[..., keep]), decode(sae, others), atol=1e-5, rtol=1e-5
+        decode(small, f[..., kept]), decode(sae, others), atol=1e-5, rtol=1e-5
     )
 
 
 def test_a_spliced_model_narrowed_to_what_fires_is_the_same_model(any_lab, task):
     spliced, task = SplicedModel(any_lab), task[:1]
     run = spliced.run(task.clean)
-    keep = {name: (f != 0).flatten(0, 1).any(0).nonzero()[:, 0] for name, f in run.latents.items()}
-    assert any(len(at) < 24 for at in keep.values())
+    kept = {name: (f != 0).flatten(0, 1).any(0).nonzero()[:, 0] for name, f in run.latents.items()}
+    assert any(len(at) < 24 for at in kept.values())
     torch.testing.assert_close(
-        spliced.narrow(keep).logit_diff(task), spliced.logit_diff(task), atol=1e-5, rtol=1e-5
+        spliced.narrow(kept).logit_diff(task), spliced.logit_diff(task), atol=1e-5, rtol=1e-5
     )
     assert spliced.saes[spliced.hook_points[0]].cfg.d_sae == 24
 
 
-def test_a_start_can_be_used_again_and_cut(lab, task):
+def test_a_prefix_can_be_used_again_and_cut(lab, task):
     spliced = SplicedModel(lab, error="keep")
-    start = spliced.prefix(task.clean)
+    prefix = spliced.prefix(task.clean)
     for _ in range(2):
         torch.testing.assert_close(
-            spliced.logit_diff(task, start=start, batch_size=5),
+            spliced.logit_diff_from(prefix, task, batch_size=5),
             spliced.logit_diff(task),
             atol=1e-5,
             rtol=1e-5,
         )
-    later = spliced.run(start).prefixes[spliced.hook_points[1]]
+    later = spliced.run(prefix).prefixes[spliced.hook_points[1]]
     assert later.layer == 3
     torch.testing.assert_close(
         spliced.run(later[2:4]).logits, spliced.run(task.clean[2:4]).logits, atol=1e-5, rtol=1e-5
@@ -151,9 +155,11 @@ def test_a_start_can_be_used_again_and_cut(lab, task):
 
 def test_the_batch_size_follows_memory_and_length(lab, monkeypatch):
     spliced = SplicedModel(lab)
-    free = lambda gigabytes: monkeypatch.setattr(
-        "psutil.virtual_memory", lambda: type("M", (), {"available": gigabytes * 1e9})
-    )
+
+    def free(gigabytes: float) -> None:
+        memory = SimpleNamespace(available=gigabytes * 1e9)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+
     free(16)
     assert (
         spliced.batch_size(8) == 512
@@ -167,6 +173,68 @@ def test_the_batch_size_follows_memory_and_length(lab, monkeypatch):
 
 
 def test_a_tokenizer_without_bos_is_said(lab):
-    plain = replace(lab, tokenizer=SimpleNamespace(bos_token_id=None))
+    plain = Lab("plain", lab.hf_model, SimpleNamespace(bos_token_id=None), lab.saes)
     with pytest.raises(ValueError, match="no BOS.*has_bos=False"):
         SplicedModel(plain)
+
+
+def test_the_batch_takes_a_quarter_of_the_free_memory(lab, monkeypatch):
+    """Numbers per token × 4 bytes × tokens = a quarter of what is free."""
+    spliced = SplicedModel(lab)
+    numbers = numbers_per_token(lab.hf_model.config, 4, 2 * 24, gradient=True)
+    memory = SimpleNamespace(available=4 * (4 * numbers) * 8 * 10)  # ten prompts of eight tokens
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert spliced.batch_size(8, gradient=True) == 10
+
+
+def test_a_walk_shows_the_residual_stream_after_each_layer(any_lab):
+    stack, tokens = LayerStack(any_lab.hf_model, BOS), prompts(2, 6)
+    with torch.no_grad():
+        hidden = any_lab.hf_model(tokens, output_hidden_states=True).hidden_states
+        steps = dict(stack.walk(tokens, [2, 0, 2]))
+    assert list(steps) == [0, 2]
+    for layer, x in steps.items():
+        torch.testing.assert_close(x, hidden[layer + 1][:, 1:], atol=2e-5, rtol=1e-4)
+
+
+def test_a_walk_runs_no_layer_after_the_last_that_is_asked_for(lab, monkeypatch):
+    stack, ran = LayerStack(lab.hf_model, BOS), []
+    list(stack.walk(prompts(2, 6), [1]))  # the first time, all layers are recorded and checked
+    run = stack._run_layer
+    monkeypatch.setattr(stack, "_run_layer", lambda layer, x: ran.append(layer) or run(layer, x))
+    list(stack.walk(prompts(2, 6), [1]))
+    assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("bos", [BOS, None])
+def test_finishing_reads_each_prompts_own_last_token(lab, bos):
+    """Padded prompts give what they give by themselves."""
+    stack, tokens = LayerStack(lab.hf_model, bos), prompts(3, 7)
+    lengths = torch.tensor([7, 4, 5])
+    with torch.no_grad():
+        padded = stack.finish(stack.embed(tokens), after=-1, lengths=lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = stack.finish(stack.embed(tokens[row : row + 1, :length]), after=-1)
+            torch.testing.assert_close(padded[row], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_lab_has_one_stack_and_spliced_models_share_it(lab):
+    assert lab.stack is lab.stack is SplicedModel(lab).stack is SplicedModel(lab, [1]).stack
+    assert SplicedModel(lab, has_bos=False).stack.bos is None
+    assert SplicedModel(lab, recompute=True).stack.recompute and not lab.stack.recompute
+
+
+def test_the_cache_classes_of_transformers_are_what_the_bos_cache_is_built_on():
+    """If this fails, transformers changed them: see `layers.cache_of_one_token`."""
+    version = transformers.__version__
+    assert hasattr(DynamicLayer, "lazy_initialization"), version
+    assert "layers" in inspect.signature(Cache.__init__).parameters, version
+    assert "key_states" in inspect.signature(DynamicLayer.update).parameters, version
+
+
+def test_modules_of_torch_keep_parameters_where_narrow_sae_puts_them(lab):
+    """If this fails, torch changed nn.Module: see `saes.narrow_sae`."""
+    sae = lab.saes[1]
+    assert list(sae._parameters) == [name for name, _ in sae.named_parameters()], torch.__version__
+    small = narrow_sae(sae, torch.tensor([1, 2]))
+    assert small.W_dec.shape[0] == 2 and sae.W_dec.shape[0] == 24, torch.__version__

@@ -4,9 +4,18 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.masks import (
+    MaskError,
+    SAEMasks,
+    ablate,
+    only,
+    random_subsets,
+    without,
+)
 
 A, B = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"
 
@@ -61,9 +70,9 @@ def test_statistics_say_shape_total_on_and_average(masks, capsys):
     on = [int(mask.sum()) for mask in masks.masks]
     masks.print_mask_statistics()
     printed = capsys.readouterr().out.splitlines()
-    assert (
-        f"{A}: shape [5, 8], total latents 40, latents on {on[0]}, average on per token {on[0] / 5:.2f}"
-        == printed[0]
+    assert printed[0] == (
+        f"{A}: shape [5, 8], total latents 40, latents on {on[0]}, "
+        f"average on per token {on[0] / 5:.2f}"
     )
     assert printed[-1] == f"all hook points: {sum(on)} latents on"
     assert masks.get_num_latents() == sum(on) == len(masks.nodes())
@@ -101,7 +110,7 @@ def test_full_masks_leave_the_bos_row_off():
 
 
 def test_masks_survive_the_disk_and_json(masks, tmp_path):
-    masks.masks[0] = masks.masks[0] * 0.5
+    masks[A].mul_(0.5)
     masks.save(tmp_path, "m.safetensors")
     loaded = SAEMasks.load(tmp_path, "m.safetensors")
     assert loaded.hook_points == masks.hook_points
@@ -137,3 +146,115 @@ def test_a_damaged_file_is_refused(masks, tmp_path):
 def test_json_that_does_not_fit_is_refused_by_hook_point(record):
     with pytest.raises(MaskError, match="blocks.1"):
         SAEMasks.from_json(record)
+
+
+# -- as a module ---------------------------------------------------------------------------------
+
+
+def test_masks_are_buffers_that_torch_sees(masks):
+    state = masks.state_dict()
+    assert len(state) == 2
+    other = SAEMasks([A, B], [torch.zeros(5, 8), torch.zeros(5, 8)])
+    other.load_state_dict(state)
+    assert all(torch.equal(other[hook_point], masks[hook_point]) for hook_point in (A, B))
+
+
+def test_a_cast_casts_the_masks(masks):
+    nodes = masks.nodes()
+    assert masks.half()[A].dtype == torch.float16 and masks.nodes() == nodes
+    assert masks.to("meta")[B].device.type == "meta"
+
+
+def test_gradients_flow_through_soft_masks():
+    theta = torch.randn(5, 8, requires_grad=True)
+    x = torch.randn(2, 5, 8)
+    SAEMasks([A], [torch.sigmoid(theta)])(x, A).sum().backward()
+    soft = torch.sigmoid(theta.detach())
+    torch.testing.assert_close(theta.grad, x.sum(0) * soft * (1 - soft))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_latents_are_mixed_in_float32(dtype):
+    """In half precision, ablation + (x − ablation) · mask would round three times."""
+    torch.manual_seed(0)
+    x, mask = (100 * torch.randn(1000)).to(dtype), torch.rand(1000)
+    ablation = 100 * torch.randn(1000)
+    exact = torch.lerp(ablation.double(), x.double(), mask.double())
+    in_half = (ablation.to(dtype) + (x - ablation.to(dtype)) * mask.to(dtype)).double()
+    off, off_in_half = (ablate(x, mask, ablation) - exact).abs(), (in_half - exact).abs()
+    assert ablate(x, mask, ablation).dtype == dtype
+    assert off.mean() < 0.6 * off_in_half.mean()
+    assert (off <= torch.finfo(dtype).eps / 2 * exact.abs() + 1e-4).all()  # rounded once
+    torch.testing.assert_close(ablate(x, mask), (x.float() * mask).to(dtype), rtol=0, atol=0)
+
+
+# -- as sets of nodes ----------------------------------------------------------------------------
+
+NODES = st.lists(
+    st.tuples(st.sampled_from([A, B]), st.integers(1, 4), st.integers(0, 7)), max_size=12
+)
+
+
+def everything(has_bos: bool = True) -> SAEMasks:
+    return SAEMasks.full({A: torch.zeros(5, 8), B: torch.zeros(5, 8)}, 1.0, has_bos=has_bos)
+
+
+@given(NODES)
+@settings(deadline=None)
+def test_only_and_without_split_everything_in_two(nodes):
+    """However often a node is named."""
+    inside, outside = only(everything(), nodes), without(everything(), nodes)
+    assert set(inside.nodes()) == set(nodes)
+    assert set(outside.nodes()) == set(everything().nodes()) - set(nodes)
+
+
+@given(NODES)
+@settings(deadline=None)
+def test_masks_are_their_nodes(nodes):
+    masks = only(everything(), nodes)
+    assert masks.get_num_latents() == len(set(nodes)) == len(masks.nodes())
+    assert SAEMasks.from_json(masks.to_json()).nodes() == masks.nodes()
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_a_node_without_a_position_stands_for_every_position(has_bos):
+    whole = everything(has_bos)
+    inside, outside = only(whole, [(A, None, 3)], has_bos=has_bos), without(whole, [(A, None, 3)])
+    first = int(has_bos)
+    assert inside.nodes() == [(A, position, 3) for position in range(first, 5)]
+    assert set(outside.nodes()) == set(whole.nodes()) - set(inside.nodes())
+
+
+def test_in_a_shared_mask_nodes_have_no_position():
+    shared = SAEMasks([A], [torch.ones(8)])
+    assert only(shared, [(A, None, 3)]).nodes() == [(A, None, 3)]
+    assert len(without(shared, [(A, None, 3)]).nodes()) == 7
+    with pytest.raises(MaskError, match="position None, not 2"):
+        only(shared, [(A, 2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (("blocks.9.hook_resid_post", 1, 1), "no mask for.*blocks.9"),
+        ((A, 5, 1), "position 5"),
+        ((A, -1, 1), "position -1"),
+        ((A, 1, 8), "latent 8"),
+        ((A, 1, -1), "latent -1"),
+    ],
+)
+def test_a_node_outside_the_masks_is_refused(node, message):
+    for change in (only, without):
+        with pytest.raises(MaskError, match=message):
+            change(everything(), [node])
+
+
+def test_random_subsets_have_every_size_and_no_node_twice():
+    nodes = [(A, position, latent) for position in range(1, 5) for latent in range(8)]
+    subsets = random_subsets(nodes, 400, seed=0)
+    sizes = [len(subset) for subset in subsets]
+    assert min(sizes) == 1 and max(sizes) > 28
+    assert all(len(set(subset)) == len(subset) for subset in subsets)
+    small = sum(size <= 5 for size in sizes) / len(sizes)
+    assert 0.42 < small < 0.6  # log(6) / log(33) = 0.51
+    assert random_subsets(nodes, 400, seed=0) == subsets != random_subsets(nodes, 400, seed=1)

@@ -5,6 +5,7 @@ import torch
 from conftest import make_lab, tiny_sae
 
 from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.saes import decode
 from course_utils.circuits.splice import PatchMeans, SplicedModel, logit_diff
 from course_utils.labs.lab import Lab, LabError, hook_point
 
@@ -19,7 +20,7 @@ def by_hand(lab, layers, tokens, masks=None, means=None, error="drop", first=1):
         errors = {}
         if error == "keep":
 
-            def record(layer):
+            def record(layer, errors=errors):
                 def hook(module, args, output):
                     x = output[0] if isinstance(output, tuple) else output
                     errors[layer] = x - lab.saes[layer].decode(lab.saes[layer].encode(x))
@@ -32,7 +33,7 @@ def by_hand(lab, layers, tokens, masks=None, means=None, error="drop", first=1):
             lab.hf_model(prompt[None])
             [handle.remove() for handle in handles]
 
-        def replace(layer):
+        def replace(layer, errors=errors):
             def hook(module, args, output):
                 x = output[0] if isinstance(output, tuple) else output
                 new = x.clone()
@@ -186,6 +187,7 @@ def test_logit_differences_do_not_depend_on_the_batch_size(lab, task):
     )
 
 
+@pytest.mark.usefixtures("wrong_types")
 def test_bad_arguments_are_named(lab, task):
     with pytest.raises(LabError, match="layers: no SAE for layer 2.*1, 3"):
         SplicedModel(lab, layers=[1, 2])
@@ -277,5 +279,70 @@ def test_latents_can_be_given_as_a_function_of_what_is_found(lab, task):
     torch.testing.assert_close(doubled.normed, by_hand.normed)
     torch.testing.assert_close(doubled.latents[name], by_hand.latents[name])
     last = spliced.hook_points[-1]  # only the last position is computed there
-    torch.testing.assert_close(spliced.run(task.clean, latents={last: lambda f: 2 * f}, keep_latents=False).normed,
-                               spliced.run(task.clean, latents={last: lambda f: 2 * f}).normed)  # fmt: skip
+    change = {last: lambda f: 2 * f}
+    torch.testing.assert_close(
+        spliced.run(task.clean, latents=change, keep_latents=False).normed,
+        spliced.run(task.clean, latents=change).normed,
+    )
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_a_function_of_latents_sees_the_positions_of_the_tokens(lab, task, has_bos):
+    """Row p belongs to column p of the tokens; BOS' row is 0, and what is put there is ignored."""
+    spliced = SplicedModel(lab, has_bos=has_bos)
+    name, seen = spliced.hook_points[0], []
+
+    def look(f):
+        seen.append(f.clone())
+        f = f.clone()
+        f[:, : spliced.first] = 100.0
+        return f
+
+    run = spliced.run(task.clean, latents={name: look})
+    plain = spliced.run(task.clean)
+    torch.testing.assert_close(seen[0], plain.latents[name])
+    torch.testing.assert_close(run.latents[name], plain.latents[name])
+    assert seen[0].shape[1] == task.seq_len and bool((seen[0][:, 0] == 0).all()) == has_bos
+
+
+def test_outputs_put_in_take_the_place_of_what_the_sae_decodes(lab, task):
+    spliced = SplicedModel(lab)
+    name = spliced.hook_points[0]
+    patch = spliced.run(task.patch)
+    outputs = torch.full((len(task), task.seq_len, 16), 100.0)  # BOS' row is ignored
+    outputs[:, 1:] = decode(lab.saes[1], patch.latents[name][:, 1:])
+    swapped = spliced.run(task.clean, outputs={name: outputs})
+    torch.testing.assert_close(swapped.logits, patch.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_padded_prompts_give_what_they_give_by_themselves(lab, task):
+    """Through a prefix, which knows the lengths; at every SAE, with masks of [d_sae]."""
+    spliced = SplicedModel(lab)
+    lengths = torch.tensor([6, 4, 5])
+    torch.manual_seed(0)
+    masks = SAEMasks(spliced.hook_points, [torch.rand(24), torch.rand(24)])
+    prefix = spliced.prefix(task.clean[:3], lengths=lengths)
+    for keep_latents in (True, False):
+        padded = spliced.run(prefix, masks=masks, keep_latents=keep_latents)
+        for row, length in enumerate(lengths.tolist()):
+            alone = spliced.run(task.clean[row : row + 1, :length], masks=masks)
+            torch.testing.assert_close(padded.normed[row], alone.normed[0], atol=1e-5, rtol=1e-5)
+    assert all((f[1, 4:] == 0).all() for f in spliced.run(prefix).latents.values())
+
+
+def test_a_run_has_no_lengths_of_its_own_to_ignore(lab, task):
+    """Lengths belong to the prefix; `run(prefix, lengths=…)` once ignored them."""
+    with pytest.raises(TypeError, match="lengths"):
+        SplicedModel(lab).run(task.clean, lengths=torch.tensor([4] * len(task)))
+
+
+def test_errors_kept_are_those_of_the_clean_prompts_where_these_are_given(lab, task):
+    spliced = SplicedModel(lab, error="keep")
+    prefix = spliced.prefix(task.patch, clean_tokens=task.clean)
+    for name, error in spliced.errors(task.clean).items():
+        torch.testing.assert_close(prefix.errors[name], error[:, 1:], atol=1e-6, rtol=1e-5)
+
+
+def test_a_spliced_model_without_saes_is_refused_at_once(lab):
+    with pytest.raises(LabError, match=r"layers: none.*\[1, 3\]"):
+        SplicedModel(lab, layers=[])

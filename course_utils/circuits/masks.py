@@ -1,4 +1,4 @@
-"""What is kept of each SAE: `SAEMasks`, one mask a hook point.
+"""What is kept of each SAE: `SAEMasks`, one mask per hook point.
 
 A mask has one number per latent, ``[d_sae]`` (the same at every position), or one per node, ``[seq,
 d_sae]``. 1 keeps the latent, 0 puts its mean over the patch prompts (or zero) in its place, and
@@ -21,22 +21,23 @@ from torch import Tensor, nn
 
 FORMAT = "sae-masks-1"
 
+Node = tuple[str, int | None, int]
+"""(hook point, position, latent). The position counts BOS; None stands for every position."""
+
 Scores = Mapping[str, Float[Tensor, "seq d_sae"]]
 """A score for every node, by hook point."""
 
 
 class MaskError(ValueError):
-    """A mask that does not fit; the message names the hook point, what was wrong, what would be
-    right.
-    """
+    """A mask that does not fit; the message says where, what was wrong, and what would do."""
 
 
 def ablate(
     x: Float[Tensor, "*batch"], mask: Tensor, ablation: Tensor | None = None
 ) -> Float[Tensor, "*batch"]:
-    """ablation + (x − ablation) · mask: ``x`` where the mask is 1, ``ablation`` (zero by default)
-    where it is 0.
+    """ablation + (x − ablation) · mask: ``x`` where the mask is 1, ``ablation`` where it is 0.
 
+    The ablation is zero by default.
     Half-precision latents are mixed in float32.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -49,9 +50,11 @@ def ablate(
 class SAEMasks(nn.Module):
     """Masks over SAE latents, by hook point.
 
+    The masks are buffers: `state_dict`, `to`, `half` and their like see them.
+
     Args:
         hook_points: e.g. ``["blocks.5.hook_resid_post", "blocks.11.hook_resid_post"]``.
-        masks: one a hook point, ``[seq, d_sae]`` or ``[d_sae]``, values in 0…1. Row 0 of a
+        masks: one per hook point, ``[seq, d_sae]`` or ``[d_sae]``, values in 0…1. Row 0 of a
             per-position mask belongs to BOS, which is never spliced: leave it 0.
 
     Raises:
@@ -63,17 +66,23 @@ class SAEMasks(nn.Module):
         super().__init__()
         if len(hook_points) != len(masks):
             raise MaskError(
-                f"{len(hook_points)} hook points and {len(masks)} masks: one mask a hook point is wanted."
+                f"{len(hook_points)} hook points and {len(masks)} masks: one mask per hook point "
+                "is wanted."
             )
         if len(set(hook_points)) != len(hook_points):
             raise MaskError(f"a hook point appears twice in {list(hook_points)}.")
-        for hook_point, mask in zip(hook_points, masks):
+        self.hook_points = list(hook_points)
+        for hook_point, mask in zip(hook_points, masks, strict=True):
             if mask.ndim not in (1, 2):
                 raise MaskError(
                     f"{hook_point}: a mask is [d_sae] or [seq, d_sae], not {list(mask.shape)}."
                 )
-        self.hook_points = list(hook_points)
-        self.masks = list(masks)
+            self.register_buffer(_buffer_name(hook_point), mask)
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """The masks, in the order of the hook points."""
+        return [self.get_buffer(_buffer_name(hook_point)) for hook_point in self.hook_points]
 
     def __getitem__(self, sae_hook_point: str) -> Tensor:
         """The mask at a hook point."""
@@ -81,11 +90,11 @@ class SAEMasks(nn.Module):
             raise MaskError(
                 f"no mask for {sae_hook_point!r}; there are masks for {self.hook_points}."
             )
-        return self.masks[self.hook_points.index(sae_hook_point)]
+        return self.get_buffer(_buffer_name(sae_hook_point))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Pairs (hook point, mask)."""
-        return iter(zip(self.hook_points, self.masks))
+        return iter(zip(self.hook_points, self.masks, strict=True))
 
     def forward(
         self,
@@ -93,22 +102,19 @@ class SAEMasks(nn.Module):
         sae_hook_point: str,
         mean_ablation: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"] | None = None,
     ) -> Float[Tensor, "*batch seq d_sae"]:
-        """Latents ``x`` with those that are masked out replaced by ``mean_ablation`` (zero by
-        default).
-        """
+        """Latents ``x`` with ``mean_ablation`` (zero by default) for those that are masked out."""
         self.check(sae_hook_point, seq=x.shape[-2] if x.ndim > 1 else 1, d_sae=x.shape[-1])
         return ablate(x, self[sae_hook_point], mean_ablation)
 
     def check(self, sae_hook_point: str, seq: int, d_sae: int) -> None:
-        """Raises `MaskError` if the mask at a hook point does not fit latents ``[…, seq,
-        d_sae]``.
-        """
+        """Raise `MaskError` if a mask does not fit latents ``[…, seq, d_sae]``."""
         mask = self[sae_hook_point]
         wanted = (seq, d_sae)[-mask.ndim :]
         if tuple(mask.shape) != wanted:
             raise MaskError(
-                f"{sae_hook_point}: the mask has shape {list(mask.shape)} and the latents end in {list(wanted)} "
-                "([seq, d_sae]). A per-position mask fits prompts of its own length only."
+                f"{sae_hook_point}: the mask has shape {list(mask.shape)} and the latents end in "
+                f"{list(wanted)} ([seq, d_sae]). A per-position mask fits prompts of its own "
+                "length only."
             )
 
     # -- what is in it -------------------------------------------------------------------------
@@ -123,30 +129,25 @@ class SAEMasks(nn.Module):
             on = int((mask > 0).sum())
             per_token = on / mask.shape[0] if mask.ndim == 2 else on
             print(
-                f"{hook_point}: shape {list(mask.shape)}, total latents {mask.numel():,}, latents on {on:,}, "
-                f"average on per token {per_token:.2f}"
+                f"{hook_point}: shape {list(mask.shape)}, total latents {mask.numel():,}, "
+                f"latents on {on:,}, average on per token {per_token:.2f}"
             )
         print(f"all hook points: {self.get_num_latents():,} latents on")
 
-    def nodes(self) -> list[tuple[str, int | None, int]]:
-        """Every latent that is on, as (hook point, position, latent); position is None for
-        ``[d_sae]``.
-        """
-        found = []
+    def nodes(self) -> list[Node]:
+        """Every latent that is on; its position is None for masks ``[d_sae]``."""
+        nodes: list[Node] = []
         for hook_point, mask in self.items():
             for index in (mask > 0).nonzero().tolist():
-                found.append(
-                    (hook_point, *index) if len(index) == 2 else (hook_point, None, index[0])
-                )
-        return found
+                position, latent = index if mask.ndim == 2 else (None, *index)
+                nodes.append((hook_point, position, latent))
+        return nodes
 
     # -- making one ----------------------------------------------------------------------------
 
     @classmethod
     def full(cls, like: Scores, value: float, *, has_bos: bool = True) -> SAEMasks:
-        """Masks of the shapes of ``like`` with one value everywhere but in BOS' row (0, where
-        ``has_bos``).
-        """
+        """Masks of the shapes of ``like`` with one value everywhere; BOS' row, if any, is 0."""
         masks = []
         for scores in like.values():
             mask = torch.full_like(scores, value)
@@ -160,7 +161,7 @@ class SAEMasks(nn.Module):
         """Keep the ``n_nodes`` best nodes over all hook points.
 
         Args:
-            scores: one score a node.
+            scores: one score per node.
             rank: ``"abs"`` (largest |score|) or ``"signed"`` (largest score).
 
         Raises:
@@ -175,12 +176,11 @@ class SAEMasks(nn.Module):
             raise MaskError(f"rank must be 'abs' or 'signed', not {rank!r}.")
         flat = torch.cat([score.detach().flatten() for score in scores.values()])
         flat = flat.abs() if rank == "abs" else flat
-        keep = torch.zeros_like(flat)
-        keep[flat.topk(n_nodes).indices] = 1
-        parts = keep.split([score.numel() for score in scores.values()])
-        return cls(
-            list(scores), [part.view_as(score) for part, score in zip(parts, scores.values())]
-        )
+        on = torch.zeros_like(flat)
+        on[flat.topk(n_nodes).indices] = 1
+        parts = on.split([score.numel() for score in scores.values()])
+        masks = [part.view_as(score) for part, score in zip(parts, scores.values(), strict=True)]
+        return cls(list(scores), masks)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -211,7 +211,8 @@ class SAEMasks(nn.Module):
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise MaskError(
-                        f"{path} is safetensors, but holds no masks (its metadata has no format {FORMAT!r})."
+                        f"{path} is safetensors, but holds no masks (its metadata has no format "
+                        f"{FORMAT!r})."
                     )
                 hook_points = json.loads(metadata["hook_points"])
                 return cls(hook_points, [file.get_tensor(hook_point) for hook_point in hook_points])
@@ -219,8 +220,9 @@ class SAEMasks(nn.Module):
             raise MaskError(f"{path} is damaged or no safetensors file: {error}") from error
 
     def to_json(self) -> dict:
-        """Binary masks as text: ``{hook point: {"shape": [seq, d_sae], "on": [[position, latent],
-        …]}}``.
+        """Binary masks as text.
+
+        ``{hook point: {"shape": [seq, d_sae], "on": [[position, latent], …]}}``
         """
         return {
             hook_point: {"shape": list(mask.shape), "on": (mask > 0).nonzero().tolist()}
@@ -238,13 +240,12 @@ class SAEMasks(nn.Module):
         for hook_point, entry in record.items():
             if not {"shape", "on"} <= set(entry):
                 raise MaskError(
-                    f"{hook_point}: wanted {{'shape': …, 'on': …}}, found the keys {sorted(entry)}."
+                    f"{hook_point}: wanted {{'shape': …, 'on': …}}, not the keys {sorted(entry)}."
                 )
             mask = torch.zeros(entry["shape"])
             for index in entry["on"]:
-                if len(index) != mask.ndim or any(
-                    not 0 <= i < size for i, size in zip(index, mask.shape)
-                ):
+                inside = (0 <= i < size for i, size in zip(index, mask.shape))
+                if len(index) != mask.ndim or not all(inside):
                     raise MaskError(
                         f"{hook_point}: the index {index} lies outside the shape {entry['shape']}."
                     )
@@ -258,41 +259,75 @@ class SAEMasks(nn.Module):
 # ---------------------------------------------------------------------------------------------
 
 
-Node = tuple[str, int | None, int]
-"""(hook point, position, latent), as `SAEMasks.nodes` lists them."""
-
-
 def without(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
-    """The same masks with some nodes off; ``masks`` stays as it is. Position None switches a latent
-    off everywhere.
+    """The same masks with some nodes off; ``masks`` stays as it is.
+
+    Position None switches a latent off at every position.
+
+    Raises:
+        MaskError: a node outside the masks.
     """
     copies = {hook_point: mask.detach().clone() for hook_point, mask in masks.items()}
-    for hook_point, position, latent in nodes:
-        copies[hook_point][(..., latent) if position is None else (position, latent)] = 0
+    _switch(copies, nodes, 0)
     return SAEMasks(list(copies), list(copies.values()))
 
 
-def only(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
-    """Masks of the same shapes with these nodes on, and nothing else."""
+def only(masks: SAEMasks, nodes: Iterable[Node], *, has_bos: bool = True) -> SAEMasks:
+    """Masks of the same shapes with these nodes on, and nothing else.
+
+    Position None switches a latent on at every position but BOS'.
+
+    Args:
+        has_bos: whether row 0 of a per-position mask belongs to BOS.
+
+    Raises:
+        MaskError: a node outside the masks.
+    """
     empty = {hook_point: torch.zeros_like(mask) for hook_point, mask in masks.items()}
-    for hook_point, position, latent in nodes:
-        empty[hook_point][latent if position is None else (position, latent)] = 1
+    _switch(empty, nodes, 1, first=int(has_bos))
     return SAEMasks(list(empty), list(empty.values()))
 
 
-def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[list[Node]]:
-    """Random subsets of 1 to all nodes, with as many small ones as large ones (sizes are drawn
-    evenly on a log scale).
+def _switch(
+    masks: Mapping[str, Tensor], nodes: Iterable[Node], value: int, *, first: int = 0
+) -> None:
+    """Set nodes in place; None stands for every position from ``first`` on."""
+    for hook_point, position, latent in nodes:
+        if hook_point not in masks:
+            raise MaskError(f"no mask for {hook_point!r}; there are masks for {list(masks)}.")
+        mask = masks[hook_point]
+        if not 0 <= latent < mask.shape[-1]:
+            raise MaskError(f"{hook_point}: latent {latent} is none of {mask.shape[-1]}.")
+        if mask.ndim == 1:
+            if position is not None:
+                raise MaskError(
+                    f"{hook_point}: the mask is the same at every position, so a node of it has "
+                    f"the position None, not {position}."
+                )
+            mask[latent] = value
+        elif position is None:
+            mask[first:, latent] = value
+        elif 0 <= position < len(mask):
+            mask[position, latent] = value
+        else:
+            raise MaskError(f"{hook_point}: position {position} is none of {len(mask)}.")
 
-    Half of the nodes at once are too many where nodes stand in series: whatever one takes out,
-    nothing gets through.
+
+def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[list[Node]]:
+    """Random subsets of 1 to all nodes, with as many small ones as large ones.
+
+    Sizes are drawn evenly on a log scale: half of the nodes at once are too many where nodes stand
+    in series, since then nothing gets through, whatever is taken out.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = (len(nodes) + 1) ** torch.rand(n_subsets, generator=generator, dtype=torch.double)
-    return [
-        [
-            nodes[i]
-            for i in sorted(torch.randperm(len(nodes), generator=generator)[: int(size)].tolist())
-        ]
-        for size in sizes
-    ]
+    subsets = []
+    for size in sizes.tolist():
+        order = torch.randperm(len(nodes), generator=generator)[: int(size)]
+        subsets.append([nodes[i] for i in sorted(order.tolist())])
+    return subsets
+
+
+def _buffer_name(hook_point: str) -> str:
+    """A buffer's name has no dots."""
+    return hook_point.replace(".", "/")

@@ -3,8 +3,7 @@
 At each chosen layer the residual stream is encoded, masked, decoded and put back, so that what the
 next layers read has passed through the latents that the mask keeps:
 
-    x → f = SAE.encode(x) → f' = ablation + (f − ablation) · mask → SAE.decode(f') + error → next
-    layer
+    x → f = SAE.encode(x) → f' = ablation + (f − ablation) · mask → SAE.decode(f') + error → layers
 
 An SAE does not rebuild x exactly. What happens to the rest of it is the *error policy*:
 
@@ -12,11 +11,14 @@ An SAE does not rebuild x exactly. What happens to the rest of it is the *error 
 - ``"mean"``: its mean over the patch prompts takes its place: the same for every prompt.
 - ``"keep"``: the clean run's own error is put back. With no mask that is the model itself.
 
-BOS is never spliced: its residual stream is alike in every prompt, and a hundred times longer.
+BOS is never spliced: its residual stream is the same in every prompt, and an outlier in norm.
 
 The textbook way to do this is a hook at each layer, on the whole model. `SplicedModel` computes the
 same numbers with less: what comes before the first SAE is run once per prompt
 (`SplicedModel.prefix`), and the rest from there.
+
+Positions count the columns of the tokens, BOS included, in masks, means and latents alike. Only the
+residual stream in a `Prefix` leaves BOS out.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ from course_utils.prompts.tasks import Task
 
 ErrorPolicy = Literal["drop", "mean", "keep"]
 
+ChangeLatents = Callable[[Float[Tensor, "batch seq d_sae"]], Float[Tensor, "batch seq d_sae"]]
+"""What to make of the latents that an SAE finds, e.g. from `interventions.holding`."""
+
 
 @dataclass(frozen=True)
 class PatchMeans:
@@ -59,14 +64,12 @@ class PatchMeans:
     errors: dict[str, Float[Tensor, "seq d_model"]]
     n: int
 
-    def narrow(self, keep: Mapping[str, Int[Tensor, " kept"]]) -> PatchMeans:
-        """The means of some latents only."""
-        return replace(
-            self,
-            latents={
-                name: f[:, keep[name]] if name in keep else f for name, f in self.latents.items()
-            },
-        )
+    def narrow(self, kept: Mapping[str, Int[Tensor, " kept"]]) -> PatchMeans:
+        """The means of some latents only, by hook point; other hook points keep all of theirs."""
+        latents = {
+            name: f[:, kept[name]] if name in kept else f for name, f in self.latents.items()
+        }
+        return replace(self, latents=latents)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Prefix:
     Attributes:
         layer: the SAE's layer.
         resid: ``[batch, seq, d_model]``, the residual stream that it is to read, without BOS.
-        errors: by hook point, ``[batch, seq, d_model]``: what the error policy ``"keep"`` puts
-            back.
+        errors: by hook point, ``[batch, seq, d_model]``, without BOS: what the error policy
+            ``"keep"`` puts back.
         lengths: ``[batch]``, tokens in each prompt, BOS included; None if all are of one length.
     """
 
@@ -120,13 +123,10 @@ class Run:
         return self.stack.logits(self.normed)
 
     def logit_diff(self, task: Task) -> Float[Tensor, " batch"]:
-        """logit(clean answer) − logit(patch answer), in float32, without the logits of other
-        tokens.
-        """
-        clean, patch = (
-            answers.to(self.normed.device) for answers in (task.clean_answers, task.patch_answers)
-        )
-        return self.stack.logits_of(self.normed, clean) - self.stack.logits_of(self.normed, patch)
+        """logit(clean answer) − logit(patch answer), in float32, without all other logits."""
+        device = self.normed.device
+        clean = self.stack.logits_of(self.normed, task.clean_answers.to(device))
+        return clean - self.stack.logits_of(self.normed, task.patch_answers.to(device))
 
 
 class SplicedModel:
@@ -141,7 +141,7 @@ class SplicedModel:
             (see `LayerStack`). By default, where some of the model's layers wait in main memory.
 
     Raises:
-        LabError: a layer without an SAE.
+        LabError: a layer without an SAE; no layer at all.
         LayerError: a model that cannot be run layer by layer.
         ValueError: an unknown error policy; ``has_bos`` with a tokenizer that has no BOS.
     """
@@ -155,27 +155,32 @@ class SplicedModel:
         has_bos: bool = True,
         recompute: bool | None = None,
     ):
-        layers = lab.sae_layers if layers is None else sorted(set(layers))
-        missing = [layer for layer in layers if layer not in lab.saes]
+        self.lab, self.error = lab, error
+        self.layers = lab.sae_layers if layers is None else sorted(set(layers))
+        missing = [str(layer) for layer in self.layers if layer not in lab.saes]
         if missing:
             raise LabError(
-                f"layers: no SAE for layer {', '.join(map(str, missing))}; this lab has SAEs for {lab.sae_layers}."
+                f"layers: no SAE for layer {', '.join(missing)}; this lab has SAEs for "
+                f"{lab.sae_layers}."
+            )
+        if not self.layers:
+            raise LabError(
+                "layers: none, and a spliced model needs one SAE or more; this lab has SAEs for "
+                f"{lab.sae_layers}. Without SAEs, use lab.hf_model or lab.model."
             )
         if error not in get_args(ErrorPolicy):
             raise ValueError(f"error must be 'drop', 'mean' or 'keep', not {error!r}.")
-        bos = lab.tokenizer.bos_token_id
-        if has_bos and bos is None:
+        if has_bos and lab.tokenizer.bos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {lab.name!r} has no BOS token: SplicedModel(…, has_bos=False)."
             )
-        self.lab, self.layers, self.error = lab, layers, error
-        self.saes = {hook_point(layer): lab.saes[layer] for layer in layers}
-        self.first = 1 if has_bos else 0
-        self.stack = LayerStack(
-            lab.hf_model,
-            bos if has_bos else None,
-            recompute=lab.offloaded if recompute is None else recompute,
-        )
+        self.saes = {hook_point(layer): lab.saes[layer] for layer in self.layers}
+        self.stack = _stack(lab, has_bos, lab.offloaded if recompute is None else recompute)
+
+    @property
+    def first(self) -> int:
+        """The first column of the tokens that is spliced: 1 where column 0 is BOS, else 0."""
+        return self.stack.first
 
     @property
     def hook_points(self) -> list[str]:
@@ -195,8 +200,9 @@ class SplicedModel:
         lengths: Int[Tensor, " batch"] | None = None,
         clean_tokens: Int[Tensor, "batch seq"] | None = None,
     ) -> Prefix:
-        """Run prompts up to the first SAE: all that no mask can change. Give it to `run` in the
-        tokens' place.
+        """Run prompts up to the first SAE: all that no mask can change.
+
+        Give it to `run` in the tokens' place.
 
         Args:
             tokens: prompts of one length, or padded on the right.
@@ -206,62 +212,46 @@ class SplicedModel:
         Raises:
             ValueError: column 0 is not BOS, though the model was told so.
         """
-        bos = self.stack.bos
-        if bos is not None and (tokens[:, 0] != bos).any():
-            raise ValueError(
-                f"column 0 is to be left alone as BOS (token {bos}), but holds {tokens[:, 0].unique().tolist()[:5]}. Put BOS first "
-                "(load_task does), or make SplicedModel(…, has_bos=False)."
-            )
+        self._check_bos(tokens)
         size = self.batch_size(tokens.shape[1])
-        resid = torch.cat(
-            [
-                self.stack.run(self.stack.embed(batch), range(self.layers[0] + 1))
-                for batch in tokens.split(size)
-            ]
-        )
+        resid = torch.cat([self._before_first_sae(batch) for batch in tokens.split(size)])
         errors = {}
         if self.error == "keep":
-            same = clean_tokens is None
-            pieces = (
-                [self._errors_of(x) for x in resid.split(size)]
-                if same
-                else [self._errors_from(b) for b in clean_tokens.split(size)]
-            )
+            if clean_tokens is None:
+                streams = resid.split(size)
+            else:
+                streams = [self._before_first_sae(batch) for batch in clean_tokens.split(size)]
+            pieces = [self._errors_from(stream) for stream in streams]
             errors = {name: torch.cat([piece[name] for piece in pieces]) for name in self.saes}
-        return Prefix(
-            self.layers[0], resid, errors, None if lengths is None else lengths.to(resid.device)
-        )
+        lengths = None if lengths is None else lengths.to(resid.device)
+        return Prefix(self.layers[0], resid, errors, lengths)
 
     def run(
         self,
-        tokens: Int[Tensor, "batch seq"] | Prefix,
+        prompts: Int[Tensor, "batch seq"] | Prefix,
         *,
         masks: SAEMasks | None = None,
         means: PatchMeans | None = None,
-        latents: Mapping[str, Float[Tensor, "batch seq d_sae"] | Callable[[Tensor], Tensor]]
-        | None = None,
-        outputs: Mapping[str, Float[Tensor, "batch seq_without_bos d_model"]] | None = None,
-        clean_tokens: Int[Tensor, "batch seq"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        latents: Mapping[str, Float[Tensor, "batch seq d_sae"] | ChangeLatents] | None = None,
+        outputs: Mapping[str, Float[Tensor, "batch seq d_model"]] | None = None,
         track_latents: bool = False,
         keep_latents: bool = True,
     ) -> Run:
         """One forward pass; gradients flow to masks, latents and outputs that ask for them.
 
         Args:
-            tokens: prompts of one length (or padded on the right, with ``lengths``), or a `Prefix`
-                made of them.
+            prompts: tokens of prompts of one length, or a `Prefix` of them (made by `prefix`, which
+                also takes padded prompts).
             masks: what to keep; everything by default.
             means: what takes the place of what is not kept (zero by default). The error policy
                 ``"mean"`` needs it.
             latents: put these in place of what the SAE finds at a hook point, before masking; or a
-                function that makes them from what it finds there, ``[batch, seq without BOS,
-                d_sae]`` both.
+                function that makes them from what it finds there. Row 0 is ignored where BOS is.
             outputs: put these in place of what the SAE decodes at a hook point; no mask acts there.
-            clean_tokens, lengths: as for `start`; a `Prefix` has them already.
+                Row 0 is ignored where BOS is.
             track_latents: build the graph from every SAE's latents on, so that they have gradients.
-            keep_latents: put latents and starts into the result. Without them, SAEs are narrowed to
-                the latents that fire, and one after the last layer is run at the last position
+            keep_latents: put latents and prefixes into the result. Without them, SAEs are narrowed
+                to the latents that fire, and one after the last layer is run at the last position
                 only, since no other reaches the logits.
 
         Raises:
@@ -270,145 +260,214 @@ class SplicedModel:
         """
         if self.error == "mean" and means is None:
             raise ValueError(
-                "error='mean' puts back the mean error over patch prompts: give means=spliced.patch_means(task.patch)."
+                "error='mean' puts back the mean error over patch prompts: give "
+                "means=spliced.patch_means(task.patch)."
             )
-        start = (
-            tokens
-            if isinstance(tokens, Prefix)
-            else self.prefix(tokens, lengths=lengths, clean_tokens=clean_tokens)
+        prefix = prompts if isinstance(prompts, Prefix) else self.prefix(prompts)
+        mean_errors = means.errors if means is not None and self.error == "mean" else {}
+        changes = _Changes(
+            masks=masks,
+            mean_latents=None if means is None else means.latents,
+            errors=prefix.errors
+            or {name: error[self.first :] for name, error in mean_errors.items()},
+            latents=latents or {},
+            outputs=outputs or {},
         )
-        run = Run(torch.empty(0), self.stack)
+        return self._run(prefix, changes, track_latents=track_latents, keep_latents=keep_latents)
+
+    def _run(
+        self, prefix: Prefix, changes: _Changes, *, track_latents: bool = False, keep_latents: bool
+    ) -> Run:
+        run = Run(torch.empty(0, prefix.resid.shape[-1]), self.stack)
         whole = keep_latents or track_latents
-        seq, layer, x = start.resid.shape[1], start.layer, start.resid
-        valid = (
-            None
-            if start.lengths is None
-            else torch.arange(self.first, seq + self.first, device=x.device)
-            < start.lengths[:, None]
-        )
-        for here in self.layers[self.layers.index(start.layer) :]:
-            name = hook_point(here)
-            x, layer = self.stack.run(x, range(layer + 1, here + 1)), here
-            rows = slice(None)
-            if not whole and valid is None and here == self.stack.n_layers - 1:
-                rows = slice(-1, None)
+        x, done = prefix.resid, prefix.layer
+        for layer in self.layers[self.layers.index(prefix.layer) :]:
+            name = hook_point(layer)
+            x, done = self.stack.run(x, range(done + 1, layer + 1)), layer
             if keep_latents:
-                run.prefixes[name] = Prefix(here, x, start.errors, start.lengths)
-            if outputs is not None and name in outputs:
-                x_hat = outputs[name][:, rows]
+                run.prefixes[name] = Prefix(layer, x, prefix.errors, prefix.lengths)
+            at_last_layer = layer == self.stack.n_layers - 1
+            only_last = at_last_layer and not whole and prefix.lengths is None
+            rows = slice(-1, None) if only_last else slice(None)
+            if changes.masks is not None and name not in changes.outputs:
+                seq, d_sae = x.shape[1] + self.first, self.saes[name].cfg.d_sae
+                changes.masks.check(name, seq=seq, d_sae=d_sae)
+            if name in changes.outputs:
+                x_hat = changes.outputs[name][:, self.first :][:, rows]
+            elif whole:
+                x_hat = self._pass_through(name, x, changes, prefix.lengths, run, track_latents)
             else:
-                sae, f, keep = self.saes[name], None, None
-                given = None if latents is None else latents.get(name)
-                if callable(given):
-                    f = given(encode(sae, x))[:, rows]
-                elif given is not None:
-                    f = given[:, self.first :][:, rows]
-                elif whole:
-                    f = encode(sae, x)
-                else:
-                    sae, f, keep = self._encode_what_fires(
-                        name, x[:, rows], means if masks is not None else None
-                    )
-                if valid is not None:
-                    f = f * valid[..., None]
-                if whole:
-                    padded = torch.nn.functional.pad(f, (0, 0, self.first, 0))
-                    if track_latents and not padded.requires_grad:
-                        padded.requires_grad_()
-                    run.latents[name], f = padded, padded[:, self.first :]
-                if masks is not None:
-                    masks.check(name, seq=seq + self.first, d_sae=self.saes[name].cfg.d_sae)
-                    mean = None if means is None else means.latents[name]
-                    f = ablate(f, self._part(masks[name], rows, keep), self._part(mean, rows, keep))
-                x_hat = decode(sae, f)
-            error = (
-                means.errors[name][self.first :] if self.error == "mean" else start.errors.get(name)
-            )
-            x = (x_hat if error is None else x_hat + error[..., rows, :]).to(x.dtype)
-        x = self.stack.run(x, range(layer + 1, self.stack.n_layers))
-        last = (
-            x[:, -1]
-            if start.lengths is None
-            else x[torch.arange(len(x), device=x.device), start.lengths - 1 - self.first]
-        )
-        run.normed = self.stack.norm(last, seq)
+                x_hat = self._pass_through_narrow(name, x, changes, prefix.lengths, rows)
+            if name in changes.errors:
+                x_hat = x_hat + changes.errors[name][..., rows, :]
+            x = x_hat.to(x.dtype)
+        run.normed = self.stack.finish(x, done, prefix.lengths)
         return run
 
-    def _encode_what_fires(
-        self, name: str, x: Float[Tensor, "batch seq d_model"], means: PatchMeans | None
-    ) -> tuple[SAE, Float[Tensor, "batch seq kept"], Int[Tensor, " kept"] | None]:
-        """The SAE narrowed to the latents that are not 0 on ``x`` or in the means, its latents, and
-        which they are.
+    def _pass_through(
+        self,
+        name: str,
+        x: Float[Tensor, "batch seq d_model"],
+        changes: _Changes,
+        lengths: Int[Tensor, " batch"] | None,
+        run: Run,
+        track_latents: bool,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """What an SAE makes of the residual stream; its latents are kept in ``run``."""
+        sae = self.saes[name]
+        f = self._with_bos_row(self._given_latents(name, x, changes, lengths))
+        if track_latents and not f.requires_grad:
+            f.requires_grad_()
+        run.latents[name] = f
+        return decode(sae, self._masked(name, f[:, self.first :], changes))
 
-        All others stay 0 whatever the mask, and pass no gradient, so that decoding and the way back
-        can do without them. Where most latents are left, the SAE stays whole (None).
+    def _pass_through_narrow(
+        self,
+        name: str,
+        x: Float[Tensor, "batch seq d_model"],
+        changes: _Changes,
+        lengths: Int[Tensor, " batch"] | None,
+        rows: slice,
+    ) -> Float[Tensor, "batch rows d_model"]:
+        """The same at some positions (``rows``) and with no more latents than can matter."""
+        if name in changes.latents:
+            f = self._given_latents(name, x, changes, lengths)[:, rows]
+            return decode(self.saes[name], self._masked(name, f, changes, rows))
+        sae, f, kept = self._encode_what_fires(name, x[:, rows], changes)
+        f = self._without_padding(f, lengths)
+        return decode(sae, self._masked(name, f, changes, rows, kept))
+
+    def _given_latents(
+        self,
+        name: str,
+        x: Float[Tensor, "batch seq d_model"],
+        changes: _Changes,
+        lengths: Int[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch seq d_sae"]:
+        """An SAE's latents, or what is to be put in their place; without BOS, 0 at padding."""
+        given = changes.latents.get(name)
+        if given is None:
+            f = encode(self.saes[name], x)
+        elif callable(given):
+            f = given(self._with_bos_row(encode(self.saes[name], x)))[:, self.first :]
+        else:
+            f = given[:, self.first :]
+        return self._without_padding(f, lengths)
+
+    def _with_bos_row(
+        self, f: Float[Tensor, "batch seq_without_bos d"]
+    ) -> Float[Tensor, "batch seq d"]:
+        """Positions as the tokens have them: a row of 0 in front where BOS is."""
+        return torch.nn.functional.pad(f, (0, 0, self.first, 0))
+
+    def _without_padding(
+        self, f: Float[Tensor, "batch seq d_sae"], lengths: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, "batch seq d_sae"]:
+        """Latents without BOS, and 0 where a prompt has ended."""
+        if lengths is None:
+            return f
+        positions = torch.arange(f.shape[1], device=f.device) + self.first
+        return f * (positions < lengths[:, None])[..., None]
+
+    def _masked(
+        self,
+        name: str,
+        f: Float[Tensor, "batch rows kept"],
+        changes: _Changes,
+        rows: slice = slice(None),
+        kept: Int[Tensor, " kept"] | None = None,
+    ) -> Float[Tensor, "batch rows kept"]:
+        """Latents with what the mask leaves out replaced by its mean, or by 0 without means."""
+        if changes.masks is None:
+            return f
+        mask = self._part(changes.masks[name], rows, kept)
+        mean = None
+        if changes.mean_latents is not None:
+            mean = self._part(changes.mean_latents[name], rows, kept)
+        return ablate(f, mask, mean)
+
+    def _part(self, values: Tensor, rows: slice, kept: Tensor | None) -> Tensor:
+        """Some rows and latents of a mask or mean, ``[seq, d_sae]`` or ``[d_sae]``, after BOS."""
+        if values.ndim == 2:
+            values = values[self.first :][rows]
+        return values if kept is None else values[..., kept]
+
+    def _encode_what_fires(
+        self, name: str, x: Float[Tensor, "batch seq d_model"], changes: _Changes
+    ) -> tuple[SAE, Float[Tensor, "batch seq kept"], Int[Tensor, " kept"] | None]:
+        """An SAE narrowed to the latents that can matter, its latents, and which they are.
+
+        Those are the latents that are not 0 on ``x`` or, where there is a mask, in the means. All
+        others stay 0 whatever the mask, and pass no gradient, so that decoding and the way back can
+        do without them. Where most latents are left, the SAE stays whole (None).
         """
         sae = self.saes[name]
         with torch.no_grad():
             f = encode(sae, x.detach())
             fires = (f != 0).flatten(0, 1).any(0)
-            if means is not None:
-                fires |= (means.latents[name] != 0).any(0)
-            keep = fires.nonzero()[:, 0]
-        if not getattr(sae.cfg, "k", 1) <= len(keep) <= sae.cfg.d_sae // 2:
+            if changes.masks is not None and changes.mean_latents is not None:
+                fires |= (changes.mean_latents[name] != 0).any(0)
+            kept = fires.nonzero()[:, 0]
+        at_least = getattr(sae.cfg, "k", 1)  # a TopK SAE cannot choose k of fewer
+        if not at_least <= len(kept) <= sae.cfg.d_sae // 2:
             return sae, encode(sae, x) if x.requires_grad else f, None
-        small = narrow_sae(sae, keep)
-        return small, encode(small, x) if x.requires_grad else f[..., keep], keep
+        small = narrow_sae(sae, kept)
+        return small, encode(small, x) if x.requires_grad else f[..., kept], kept
 
-    def _part(self, values: Tensor | None, rows: slice, keep: Tensor | None) -> Tensor | None:
-        """Of a mask or mean, ``[seq, d_sae]`` or ``[d_sae]``: without BOS, some rows, some
-        latents.
-        """
-        if values is None:
-            return None
-        values = values if values.ndim == 1 else values[self.first :][rows]
-        return values if keep is None else values[..., keep]
+    def _check_bos(self, tokens: Int[Tensor, "batch seq"]) -> None:
+        bos = self.stack.bos
+        if bos is not None and (tokens[:, 0] != bos).any():
+            raise ValueError(
+                f"column 0 is to be left alone as BOS (token {bos}), but holds "
+                f"{tokens[:, 0].unique().tolist()[:5]}. Put BOS first (load_task does), or make "
+                "SplicedModel(…, has_bos=False)."
+            )
+
+    # -- the model without SAEs ----------------------------------------------------------------
+
+    def model_run(
+        self, tokens: Int[Tensor, "batch seq"], lengths: Int[Tensor, " batch"] | None = None
+    ) -> Run:
+        """The unspliced model's forward pass; its latents and prefixes are empty."""
+        normed = self.stack.finish(self.stack.embed(tokens), after=-1, lengths=lengths)
+        return Run(normed, self.stack)
 
     def model_logits(
         self, tokens: Int[Tensor, "batch seq"], lengths: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch vocab"]:
         """The unspliced model's logits at the last position."""
-        return self._model_run(tokens, lengths).logits
-
-    def _model_run(self, tokens: Tensor, lengths: Tensor | None) -> Run:
-        x = self.stack.run(self.stack.embed(tokens), range(self.stack.n_layers))
-        last = (
-            x[:, -1]
-            if lengths is None
-            else x[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1 - self.first]
-        )
-        return Run(self.stack.norm(last, x.shape[1]), self.stack)
-
-    # -- what the SAEs leave out ---------------------------------------------------------------
+        return self.model_run(tokens, lengths).logits
 
     @torch.no_grad()
     def errors(
         self, tokens: Int[Tensor, "batch seq"]
     ) -> dict[str, Float[Tensor, "batch seq d_model"]]:
-        """What each SAE leaves out, x − SAE(x), of the unspliced model's residual stream; 0 at
-        BOS.
+        """What each SAE leaves out, x − SAE(x), of the unspliced model's residual stream.
+
+        Row 0 is 0 where BOS is.
         """
-        return {
-            name: torch.nn.functional.pad(error, (0, 0, self.first, 0))
-            for name, error in self._errors_from(tokens).items()
-        }
+        errors = self._errors_from(self._before_first_sae(tokens))
+        return {name: self._with_bos_row(error) for name, error in errors.items()}
 
-    def _errors_from(self, tokens: Tensor) -> dict[str, Tensor]:
-        return self._errors_of(self.stack.run(self.stack.embed(tokens), range(self.layers[0] + 1)))
+    def _before_first_sae(
+        self, tokens: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch after_bos d_model"]:
+        return self.stack.run(self.stack.embed(tokens), range(self.layers[0] + 1))
 
-    def _errors_of(self, x: Tensor) -> dict[str, Float[Tensor, "batch seq d_model"]]:
-        """The same, from the residual stream after the first spliced layer; without BOS."""
-        found, layer = {}, self.layers[0]
-        for here, (name, sae) in zip(self.layers, self.saes.items()):
-            x, layer = self.stack.run(x, range(layer + 1, here + 1)), here
-            found[name] = x - decode(sae, encode(sae, x))
-        return found
+    def _errors_from(
+        self, x: Float[Tensor, "batch seq d"]
+    ) -> dict[str, Float[Tensor, "batch seq d"]]:
+        """x − SAE(x) at each SAE, from the residual stream before the first; without BOS."""
+        errors, done = {}, self.layers[0]
+        for layer, (name, sae) in zip(self.layers, self.saes.items(), strict=True):
+            x, done = self.stack.run(x, range(done + 1, layer + 1)), layer
+            errors[name] = x - decode(sae, encode(sae, x))
+        return errors
 
     # -- over many prompts ---------------------------------------------------------------------
 
     def batch_size(self, seq: int, *, gradient: bool = False) -> int:
-        """How many prompts of ``seq`` tokens go through at once: what fits a quarter of the free
-        memory.
+        """How many prompts of ``seq`` tokens to run at once: what fits a quarter of free memory.
 
         More than a few thousand tokens at once make nothing faster on a CPU, so that is the most
         there.
@@ -417,13 +476,12 @@ class SplicedModel:
         latents = sum(sae.cfg.d_sae for sae in self.saes.values())
         numbers = numbers_per_token(config, self.stack.n_layers, latents, gradient=gradient)
         device = self.lab.device
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            if device.type == "cuda"
-            else psutil.virtual_memory().available
-        )
-        tokens = min(free / 4 / (4 * numbers), 4096 if device.type == "cpu" else 65536)
-        return max(1, int(tokens // seq))
+        if device.type == "cuda":
+            free, most = torch.cuda.mem_get_info(device)[0], 65536
+        else:
+            free, most = psutil.virtual_memory().available, 4096
+        bytes_per_token = 4 * numbers
+        return max(1, int(min(free / 4 / bytes_per_token, most) // seq))
 
     @torch.no_grad()
     def patch_means(
@@ -433,110 +491,129 @@ class SplicedModel:
         *,
         lengths: Int[Tensor, " n"] | None = None,
     ) -> PatchMeans:
-        """Mean latents (and, for the policy ``"mean"``, mean errors) over prompts, position by
-        position.
+        """Mean latents (and, for the policy ``"mean"``, mean errors) over prompts.
 
-        With ``lengths``, the mean at a position is over the prompts that have it.
+        Position by position; with ``lengths``, the mean at a position is over the prompts that have
+        it.
         """
         n, seq = tokens.shape
-        lengths = torch.full((n,), seq) if lengths is None else lengths.cpu()
-        count = (
-            (torch.arange(seq) < lengths[:, None]).sum(0).clamp(min=1)[:, None].to(self.lab.device)
-        )
         size = batch_size or self.batch_size(seq)
-        pieces = list(zip(tokens.split(size), lengths.split(size)))
-        latents: dict[str, Tensor] = {}
+        all_lengths = torch.full((n,), seq) if lengths is None else lengths.cpu()
+        has_position = torch.arange(seq) < all_lengths[:, None]  # [n, seq]
+        count = has_position.sum(0).clamp(min=1)[:, None].to(self.lab.device)
+
         errors: dict[str, Tensor] = {}
         if self.error == "mean":
-            for batch, length in pieces:
-                valid = (torch.arange(seq) < length[:, None])[..., None].to(self.lab.device)
+            pieces = zip(tokens.split(size), has_position.split(size), strict=True)
+            for batch, valid in pieces:
+                valid = valid[..., None].to(self.lab.device)
                 for name, error in self.errors(batch).items():
                     errors[name] = errors.get(name, 0) + (error * valid).sum(0) / count
-        for batch, length in pieces:
+
+        changes = _Changes(errors={name: error[self.first :] for name, error in errors.items()})
+        latents: dict[str, Tensor] = {}
+        for batch, length in zip(tokens.split(size), all_lengths.split(size), strict=True):
             padded = bool((length < seq).any())
-            run = self.run(
-                batch, means=PatchMeans({}, errors, n), lengths=length if padded else None
-            )
+            prefix = self.prefix(batch, lengths=length if padded else None)
+            if self.error == "keep":
+                changes = _Changes(errors=prefix.errors)
+            run = self._run(prefix, changes, keep_latents=True)
             for name, f in run.latents.items():
                 latents[name] = latents.get(name, 0) + f.float().sum(0) / count
         return PatchMeans(latents, errors, n)
 
-    @torch.no_grad()
     def logit_diff(
         self,
         task: Task,
         *,
         masks: SAEMasks | None = None,
         means: PatchMeans | None = None,
-        start: Prefix | None = None,
         batch_size: int | None = None,
     ) -> Float[Tensor, " n"]:
         """Logit difference of every prompt pair's clean prompt in the spliced model (no gradient).
 
-        Args:
-            start: ``spliced.prefix(task.clean)``, if it is at hand; many circuits on the same
-                prompts share it.
-            batch_size: prompts at once; by default, `batch_size`.
+        To ask many masks about the same prompts, use `evaluate.Evaluation`.
         """
-        size = batch_size or self.batch_size(task.seq_len)
-        found = []
-        for i, batch in enumerate(batches(task, size)):
-            here = (
-                self.prefix(batch.clean, lengths=batch.lengths)
-                if start is None
-                else start[i * size : (i + 1) * size]
-            )
-            found.append(
-                self.run(here, masks=masks, means=means, keep_latents=False).logit_diff(batch)
-            )
-        return torch.cat(found)
+        prefix = self.prefix(task.clean, lengths=task.lengths)
+        return self.logit_diff_from(prefix, task, masks=masks, means=means, batch_size=batch_size)
 
     @torch.no_grad()
-    def model_logit_diff(self, task: Task, *, batch_size: int | None = None) -> Float[Tensor, " n"]:
-        """Logit difference of every prompt pair's clean prompt in the model itself (no
-        gradient).
-        """
+    def logit_diff_from(
+        self,
+        prefix: Prefix,
+        task: Task,
+        *,
+        masks: SAEMasks | None = None,
+        means: PatchMeans | None = None,
+        batch_size: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """`logit_diff` from a prefix of the same prompts, in batches."""
         size = batch_size or self.batch_size(task.seq_len)
-        return torch.cat(
-            [
-                self._model_run(batch.clean, batch.lengths).logit_diff(batch)
-                for batch in batches(task, size)
-            ]
+        values = []
+        for first in range(0, len(task), size):
+            rows = slice(first, first + size)
+            run = self.run(prefix[rows], masks=masks, means=means, keep_latents=False)
+            values.append(run.logit_diff(task[rows]))
+        return torch.cat(values)
+
+    @torch.no_grad()
+    def model_logit_diff(self, task: Task) -> Float[Tensor, " n"]:
+        """Logit difference of every prompt pair's clean prompt in the model (no gradient)."""
+        runs = (
+            self.model_run(batch.clean, batch.lengths).logit_diff(batch)
+            for batch in batches(task, self.batch_size(task.seq_len))
         )
+        return torch.cat(list(runs))
 
     # -- fewer latents -------------------------------------------------------------------------
 
-    def narrow(self, keep: Mapping[str, Int[Tensor, " kept"]]) -> SplicedModel:
+    def narrow(self, kept: Mapping[str, Int[Tensor, " kept"]]) -> SplicedModel:
         """The same spliced model without some latents, as if those never fired.
 
         Where they never do, it gives the same numbers for less work.
 
         Args:
-            keep: the latents to keep, by hook point; the SAEs of other hook points stay whole.
+            kept: the latents that stay, by hook point; the SAEs of other hook points stay whole.
         """
         small = copy.copy(self)
         small.saes = {
-            name: narrow_sae(sae, keep[name]) if name in keep else sae
+            name: narrow_sae(sae, kept[name]) if name in kept else sae
             for name, sae in self.saes.items()
         }
         return small
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """What a forward pass does to the SAEs' latents and outputs, by hook point.
+
+    ``errors`` ([batch, seq, d_model] or [seq, d_model], without BOS) are added to what SAEs decode.
+    """
+
+    masks: SAEMasks | None = None
+    mean_latents: Mapping[str, Float[Tensor, "seq d_sae"]] | None = None
+    errors: Mapping[str, Tensor] = field(default_factory=dict)
+    latents: Mapping[str, Tensor | ChangeLatents] = field(default_factory=dict)
+    outputs: Mapping[str, Float[Tensor, "batch seq d_model"]] = field(default_factory=dict)
+
+
+def _stack(lab: Lab, has_bos: bool, recompute: bool) -> LayerStack:
+    """The lab's own stack, where it fits: it remembers what it has recorded."""
+    if has_bos and recompute == lab.stack.recompute:
+        return lab.stack
+    return LayerStack(
+        lab.hf_model, lab.tokenizer.bos_token_id if has_bos else None, recompute=recompute
+    )
+
+
 def logit_diff(logits: Float[Tensor, "batch vocab"], task: Task) -> Float[Tensor, " batch"]:
     """logit(clean answer) − logit(patch answer)."""
     rows = torch.arange(len(task), device=logits.device)
-    return (
-        logits[rows, task.clean_answers.to(logits.device)]
-        - logits[rows, task.patch_answers.to(logits.device)]
-    )
+    clean, patch = task.clean_answers.to(logits.device), task.patch_answers.to(logits.device)
+    return logits[rows, clean] - logits[rows, patch]
 
 
 def batches(task: Task, size: int) -> Iterator[Task]:
     """The task in pieces of at most ``size`` prompt pairs."""
-    for start in range(0, len(task), size):
-        yield task[start : start + size]
-
-
-# ---------------------------------------------------------------------------------------------
-# SAEs
-# ---------------------------------------------------------------------------------------------
+    for first in range(0, len(task), size):
+        yield task[first : first + size]

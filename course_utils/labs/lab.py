@@ -1,5 +1,6 @@
-"""A *lab* is a model with the SAEs to study it: ``lab = load_lab("smollm2")``, or one of your own:
-``Lab.from_parts(…)``.
+"""A *lab* is a model with the SAEs to study it.
+
+``lab = load_lab("smollm2")``, or one of your own: ``Lab.from_parts(…)``.
 """
 
 from __future__ import annotations
@@ -7,10 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from course_utils.labs import hub
 from course_utils.labs.catalog import (
-    SAES_DIR,
     HubModel,
     LabError,
     Release,
@@ -31,6 +30,7 @@ from course_utils.labs.catalog import (
     placement,
     spec_of,
 )
+from course_utils.labs.layers import LayerStack
 from course_utils.labs.loading import SAESource, load_model, load_sae, saes_in
 from course_utils.labs.requirements import (
     Requirements,
@@ -43,8 +43,7 @@ from course_utils.labs.weights import cache_dir
 
 
 class SAEs(Mapping[int, SAE]):
-    """SAEs by layer. One that is given as a function is loaded when it is first asked for, and
-    kept.
+    """SAEs by layer. One that is given as a function is loaded when it is first asked for.
 
     Args:
         given: the SAEs, or functions that load them.
@@ -54,18 +53,23 @@ class SAEs(Mapping[int, SAE]):
     def __init__(
         self, given: Mapping[int, SAE | Callable[[], SAE]], check: Callable[[int, SAE], None]
     ):
-        self._given, self._ready, self._check = dict(given), {}, check
+        self._given, self._check = dict(given), check
+        self.loaded: dict[int, SAE] = {}
+        """Those that are in memory."""
         for layer, sae in self._given.items():
             if isinstance(sae, SAE):
-                self[layer]
+                self._admit(layer, sae)
+
+    def _admit(self, layer: int, sae: SAE) -> SAE:
+        self._check(layer, sae)
+        self.loaded[layer] = sae.requires_grad_(False).eval()
+        return sae
 
     def __getitem__(self, layer: int) -> SAE:
-        if layer not in self._ready:
-            given = self._given[layer]
-            sae = given if isinstance(given, SAE) else given()
-            self._check(layer, sae)
-            self._ready[layer] = sae.requires_grad_(False).eval()
-        return self._ready[layer]
+        if layer in self.loaded:
+            return self.loaded[layer]
+        given = self._given[layer]
+        return self._admit(layer, given if isinstance(given, SAE) else given())
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._given)
@@ -73,17 +77,12 @@ class SAEs(Mapping[int, SAE]):
     def __len__(self) -> int:
         return len(self._given)
 
-    @property
-    def loaded(self) -> dict[int, SAE]:
-        """Those that are in memory."""
-        return dict(self._ready)
 
-
-@dataclass(frozen=True)
 class Lab:
     """A frozen model, its tokenizer, and SAEs on its residual stream.
 
     Attributes:
+        name: for titles and files.
         hf_model: a causal language model of `transformers`; its parameters take no gradient.
         tokenizer: its ``bos_token`` starts every prompt of `load_task`.
         saes: ``{layer: SAE}``; the SAE of layer l reads and writes ``blocks.{l}.hook_resid_post``.
@@ -95,56 +94,59 @@ class Lab:
             rescales each activation by itself. For an SAE on demand, when it is first used.
     """
 
-    name: str
-    hf_model: PreTrainedModel
-    tokenizer: Any
-    saes: Mapping[int, SAE]
-
-    def __post_init__(self) -> None:
-        self.hf_model.requires_grad_(False)
-        self.hf_model.eval()
-        unknown = [layer for layer in self.saes if not 0 <= layer < self.n_layers]
+    def __init__(
+        self,
+        name: str,
+        hf_model: PreTrainedModel,
+        tokenizer: Any,
+        saes: Mapping[int, SAE | Callable[[], SAE]],
+    ):
+        self.name, self.hf_model, self.tokenizer = name, hf_model, tokenizer
+        hf_model.requires_grad_(False)
+        hf_model.eval()
+        unknown = [layer for layer in saes if not 0 <= layer < self.n_layers]
         if unknown:
             raise LabError(
                 f"the SAE of layer {unknown[0]}: the model has layers 0 to {self.n_layers - 1}."
             )
-        object.__setattr__(self, "saes", SAEs(self.saes, self._check))
+        self.saes = SAEs(saes, self._check)
 
     def _check(self, layer: int, sae: SAE) -> None:
-        where = f"the SAE of layer {layer}"
+        """Raise `LabError` unless an SAE fits the model and this layer."""
+        problem = (
+            self._wrong_width(sae)
+            or _wrong_place(sae, layer)
+            or self._wrong_tensors(sae)
+            or _wrong_scaling(sae)
+        )
+        if problem:
+            raise LabError(f"the SAE of layer {layer} {problem}")
+
+    def _wrong_width(self, sae: SAE) -> str | None:
         if sae.cfg.d_in != self.d_model:
-            raise LabError(
-                f"{where} reads vectors of width {sae.cfg.d_in}, and the model's have {self.d_model}. Is it another model's?"
+            return (
+                f"reads vectors of width {sae.cfg.d_in}, and the model's have {self.d_model}. "
+                "Is it another model's?"
             )
-        if (
-            sae.W_dec.shape[-1] != self.d_model
-            or getattr(sae.cfg, "d_out", self.d_model) != self.d_model
-        ):
-            raise LabError(
-                f"{where} does not write what it reads: it is a transcoder. A residual-stream SAE is wanted."
+        d_out = getattr(sae.cfg, "d_out", self.d_model)
+        if sae.W_dec.shape[-1] != self.d_model or d_out != self.d_model:
+            return (
+                "does not write what it reads: it is a transcoder. A residual-stream SAE is wanted."
             )
-        made_for = getattr(sae.cfg.metadata, "hook_name", None)
-        if made_for and _layer_after(made_for) not in (None, layer):
-            raise LabError(
-                f"{where} was made for {made_for}: give it as layer {_layer_after(made_for)}."
-            )
-        if made_for and _layer_after(made_for) is None:
-            raise LabError(
-                f"{where} was made for {made_for}, and the residual stream after a layer is wanted."
-            )
+        return None
+
+    def _wrong_tensors(self, sae: SAE) -> str | None:
         if sae.W_dec.dtype != self.dtype:
-            raise LabError(
-                f"{where} is {sae.W_dec.dtype}, and the model is {self.dtype}. Convert one: sae.to(model_dtype)."
+            return (
+                f"is {sae.W_dec.dtype}, and the model is {self.dtype}. "
+                "Convert one: sae.to(model_dtype)."
             )
         if sae.W_dec.device.type != self.device.type:
-            raise LabError(
-                f"{where} is on {sae.W_dec.device}, and the model is on {self.device}. Move one: sae.to(device)."
+            return (
+                f"is on {sae.W_dec.device}, and the model is on {self.device}. "
+                "Move one: sae.to(device)."
             )
-        if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
-            raise LabError(
-                f"{where} rescales each activation ({sae.cfg.normalize_activations}) and needs the one it encoded last to decode: "
-                "latents that are masked or put in cannot be decoded by it."
-            )
+        return None
 
     @classmethod
     def from_parts(
@@ -158,8 +160,7 @@ class Lab:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Lab:
-        """A lab of your own: any causal language model of `transformers`, with SAEs on its residual
-        stream.
+        """A lab of your own: a causal language model with SAEs on its residual stream.
 
         Args:
             model: a model, or the folder or hub name of one.
@@ -177,59 +178,56 @@ class Lab:
             LabError: a part is missing or does not fit the others.
         """
         if isinstance(model, str | Path):
-            source = str(model)
-            if not Path(model).is_dir():
-                try:
-                    model = hub.model_folder(source)
-                except hub.HubError as error:
-                    raise LabError(
-                        f"no folder {source!r} here, and from the hub: {error}"
-                    ) from error
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto").to(
-                device or usual_device()
-            )
-            name = name or Path(source).name
+            name = name or Path(model).name
+            folder = _model_folder(model)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+            nn.Module.to(model, device or usual_device())
         if tokenizer is None:
             raise LabError(
-                "a model that is an object comes without a tokenizer: Lab.from_parts(model=…, tokenizer=…, saes=…)."
+                "a model that is an object comes without a tokenizer: "
+                "Lab.from_parts(model=…, tokenizer=…, saes=…)."
             )
         if bos_token is not None:
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.bos_token = bos_token
-        first = next(model.parameters())
-        given = {
-            layer: sae
-            if isinstance(sae, SAE)
-            else functools.partial(load_sae, sae, first.device, first.dtype)
-            for layer, sae in saes.items()
-        }
-        return cls(
-            name or Path(model.config.name_or_path or "my-lab").name, model, tokenizer, given
-        )
+        weights = next(model.parameters())
+        given: dict[int, SAE | Callable[[], SAE]] = {}
+        for layer, sae in saes.items():
+            if not isinstance(sae, SAE):
+                sae = functools.partial(load_sae, sae, weights.device, weights.dtype)
+            given[layer] = sae
+        name = name or Path(model.config.name_or_path or "my-lab").name
+        return cls(name, model, tokenizer, given)
 
     def estimate(self) -> Requirements:
-        """What this lab needs in memory and work: ``print(lab.estimate())``; SAEs that wait to be
-        loaded are. Before: `needs.estimate`.
+        """What this lab needs in memory and work: ``print(lab.estimate())``.
+
+        SAEs that wait to be loaded are loaded. Before a lab is loaded: `requirements.estimate`.
         """
         widths = {layer: sae.cfg.d_sae for layer, sae in self.saes.items()}
         return requirements_of(self.name, self.hf_model, widths, self.dtype)
 
     @cached_property
     def model(self) -> TransformerBridge:
-        """The model as TransformerLens sees it, for hooks of your own:
-        ``lab.model.run_with_hooks(…)``. Same weights, no copy.
+        """The model as TransformerLens sees it, for hooks: ``lab.model.run_with_hooks(…)``.
+
+        Same weights, no copy.
         """
         twin = _sharing_weights(self.hf_model)  # TransformerLens rewires the model that it is given
-        twin.config.architectures = [
-            type(twin).__name__
-        ]  # a model made from its config does not say
+        # a model that was made from its config does not say what it is
+        twin.config.architectures = [type(twin).__name__]
         name = self.hf_model.config.name_or_path or self.name
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=twin, tokenizer=self.tokenizer, device=str(self.device)
         )
         bridge.requires_grad_(False)
         return bridge.eval()
+
+    @cached_property
+    def stack(self) -> LayerStack:
+        """The model's layers, one by one, after the tokenizer's BOS (if it has one)."""
+        return LayerStack(self.hf_model, self.tokenizer.bos_token_id, recompute=self.offloaded)
 
     @property
     def n_layers(self) -> int:
@@ -250,9 +248,7 @@ class Lab:
 
     @property
     def offloaded(self) -> bool:
-        """Whether some layers wait outside the device's memory until they are called
-        (``device_map``).
-        """
+        """Whether some layers wait in main memory until they are called (``device_map``)."""
         return any(p.device.type == "meta" for p in self.hf_model.parameters())
 
     @property
@@ -263,10 +259,42 @@ class Lab:
     def __repr__(self) -> str:
         widths = sorted({sae.cfg.d_sae for sae in self.saes.loaded.values()})
         of = f" of {widths} latents" if widths else ""
-        return f"Lab({self.name!r}: {self.n_layers} layers of width {self.d_model}, SAEs{of} after layers {self.sae_layers})"
+        return (
+            f"Lab({self.name!r}: {self.n_layers} layers of width {self.d_model}, "
+            f"SAEs{of} after layers {self.sae_layers})"
+        )
 
 
-def _sharing_weights(model: nn.Module) -> nn.Module:
+def _model_folder(model: str | Path) -> Path:
+    """The folder of a model that is named by its folder or by its name on the hub."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return hub.model_folder(str(model))
+    except hub.HubError as error:
+        raise LabError(f"no folder {str(model)!r} here, and from the hub: {error}") from error
+
+
+def _wrong_place(sae: SAE, layer: int) -> str | None:
+    made_for = getattr(sae.cfg.metadata, "hook_name", None)
+    if not made_for or _layer_after(made_for) == layer:
+        return None
+    if _layer_after(made_for) is None:
+        return f"was made for {made_for}, and the residual stream after a layer is wanted."
+    return f"was made for {made_for}: give it as layer {_layer_after(made_for)}."
+
+
+def _wrong_scaling(sae: SAE) -> str | None:
+    scaling = sae.cfg.normalize_activations
+    if scaling not in ("layer_norm", "constant_norm_rescale"):
+        return None
+    return (
+        f"rescales each activation ({scaling}) and needs the one it encoded last to decode: "
+        "latents that are masked or put in cannot be decoded by it."
+    )
+
+
+def _sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Another module tree over the same tensors."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
@@ -278,9 +306,7 @@ def hook_point(layer: int) -> str:
 
 
 def _layer_after(hook_name: str) -> int | None:
-    """The layer after which a hook point reads the residual stream; None if it reads something
-    else.
-    """
+    """The layer after which a hook point reads the residual stream; None for other places."""
     match = re.fullmatch(
         r"blocks\.(\d+)\.hook_(resid_post|resid_pre|out)|.*\b(?:layers|h)\.(\d+)(?:\.output)?",
         hook_name,
@@ -299,8 +325,10 @@ def load_lab(
     dtype: torch.dtype | None = None,
     device_map: str | dict | None = None,
 ) -> Lab:
-    """Load a lab by name. The first time, this fetches the model's weights; SAEs are fetched and
-    loaded when they are first used.
+    """Load a lab by name.
+
+    The first time, this fetches the model's weights. SAEs are fetched and loaded when they are
+    first used.
 
     Args:
         name: one of ``LABS``. ``print(estimate(name))`` says what it needs.
@@ -318,35 +346,30 @@ def load_lab(
     Raises:
         LabError: unknown name, a layer without an SAE, or a machine that is too small: before
             anything is fetched.
-        WeightsError: the weights cannot be had (see `course_utils.labs.lab.weights`).
+        WeightsError: the weights cannot be had (see `course_utils.labs.weights`).
     """
     spec = spec_of(name)
-    named_device = device is not None
-    device = torch.device(device or usual_device())
+    runs_on = torch.device(device or usual_device())
     if saes is not None and layers is not None:
         raise LabError("give layers or saes, not both.")
+    sources: Mapping[int, SAESource]
     if isinstance(spec.saes, Release):
         chosen = saes or placement(name, layers)
         sources = {layer: (spec.saes.name, choice.sae_id) for layer, choice in chosen.items()}
     else:
         sources = saes_in(spec.saes, layers)
-    needs = estimate(name, layers=list(sources), dtype=dtype, device=device)
-    if named_device and device.type == "cpu":
-        needs = replace(needs, gpu=False)
+    needs = estimate(name, layers=list(sources), dtype=dtype, device=runs_on)
+    if device is not None and runs_on.type == "cpu":
+        needs = replace(needs, gpu=False)  # a CPU was asked for by name
     require_machine(
         needs,
-        device,
+        runs_on,
         folder=hub.cache() if isinstance(spec.model, HubModel) else cache_dir(),
         may_offload=device_map is not None,
     )
-    model, tokenizer = load_model(name, device=device, dtype=needs.dtype, device_map=device_map)
+    model, tokenizer = load_model(name, device=runs_on, dtype=needs.dtype, device_map=device_map)
     given = {
-        layer: functools.partial(load_sae, source, device, needs.dtype)
+        layer: functools.partial(load_sae, source, runs_on, needs.dtype)
         for layer, source in sources.items()
     }
     return Lab(name, model, tokenizer, given)
-
-
-def sae_metrics(name: str) -> dict[str, Any]:
-    """What was measured of the lab's SAEs when they were made: ``data/saes/<lab>/metrics.json``."""
-    return json.loads((SAES_DIR / name / "metrics.json").read_text())

@@ -10,25 +10,34 @@ time: all that lies before the first SAE, all that happens at BOS, and all logit
     → one column of the unembedding per answer
 
 Layers are called with the arguments that the model itself gives them (masks, rotary angles, …),
-recorded once for each length of prompt, so that nothing here knows one architecture from another.
-Attention is causal: BOS sees only itself, its keys and values never change, and the other tokens
-find them in a cache.
+recorded once for each length of prompt, so that nothing here depends on the architecture. Attention
+is causal: BOS sees only itself, its keys and values never change, and the other tokens find them in
+a cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class LayerError(RuntimeError):
     """A model that cannot be run layer by layer; the message says what does not fit."""
+
+
+class LayerArguments(NamedTuple):
+    """What the model gives a layer besides the residual stream."""
+
+    args: tuple
+    kwargs: dict[str, Any]
 
 
 class LayerStack:
@@ -38,7 +47,7 @@ class LayerStack:
     one.
 
     Args:
-        model: any causal language model of `transformers`.
+        model: a causal language model of `transformers`.
         bos: the token that every prompt starts with; None if prompts have no first token in common.
         recompute: where gradients are wanted, keep no activations inside layers, and compute them
             again on the way back: a third more work, a fraction of the memory.
@@ -48,36 +57,32 @@ class LayerStack:
             by layer gives other logits than the model itself.
     """
 
-    def __init__(self, model: nn.Module, bos: int | None = None, *, recompute: bool = False):
+    def __init__(self, model: PreTrainedModel, bos: int | None = None, *, recompute: bool = False):
         self.model, self.bos, self.recompute = model, bos, recompute
         config = model.config.get_text_config()
-        lists = [
-            m
-            for m in model.modules()
-            if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers
-        ]
-        if len(lists) != 1:
-            raise LayerError(
-                f"{type(model).__name__}: wanted one list of {config.num_hidden_layers} layers, found {len(lists)}."
-            )
-        self.layers = lists[0]
-        self.head = model.get_output_embeddings()
-        if self.head is None:
-            raise LayerError(
-                f"{type(model).__name__} has no unembedding: a causal language model is wanted."
-            )
-        self.vocab = self.head.weight.shape[0]
-        self.soft_cap = getattr(config, "final_logit_softcapping", None)
-        self._bos_cache = None if bos is None else self._cache_bos(bos)
-        self._recorded: dict[int, _Recorded] = {}
+        self.layers = _decoder_layers(model, config.num_hidden_layers)
+        self.head = _unembedding(model)
+        self.soft_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._bos_cache = None if bos is None else cache_of_one_token(model, bos)
+        self._arguments: dict[int, list[LayerArguments]] = {}
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
 
     @property
+    def vocab_size(self) -> int:
+        return self.head.weight.shape[0]
+
+    @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where tokens are embedded."""
+        return next(self.model.get_input_embeddings().parameters()).device
+
+    @property
+    def first(self) -> int:
+        """The column of the tokens at which residual streams begin: 1 where there is a BOS."""
+        return 0 if self.bos is None else 1
 
     # -- the parts of a forward pass -----------------------------------------------------------
 
@@ -87,14 +92,14 @@ class LayerStack:
     ) -> Float[Tensor, "batch seq d_model"]:
         """What layer 0 reads."""
 
-        def stop(module, args, kwargs):
-            raise _Stop(_split_hidden(args, kwargs)[0])
+        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            raise _Stop(_residual_stream_and_rest(args, kwargs)[0])
 
         handle = self.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self._call_model(tokens)
         except _Stop as stopped:
-            return stopped.hidden
+            return stopped.residual_stream
         finally:
             handle.remove()
         raise LayerError(f"{type(self.model).__name__} ran without calling its first layer.")
@@ -110,175 +115,232 @@ class LayerStack:
                 x = self._run_layer(layer, x)
         return x
 
-    def _run_layer(self, layer: int, x: Tensor) -> Tensor:
-        args, kwargs = self._record(x.shape[1]).arguments[layer]
-        return _hidden_of(self.layers[layer](x, *args, **kwargs))
+    def walk(
+        self, tokens: Int[Tensor, "batch seq_with_bos"], layers: Iterable[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq d_model"]]]:
+        """One forward pass that shows the residual stream after some layers: (layer, x), in order.
 
-    def norm(self, x: Float[Tensor, "batch d_model"], seq: int) -> Float[Tensor, "batch d_model"]:
-        """The final norm, for prompts of ``seq`` tokens without BOS."""
-        return self._record(seq).norm(x)
+        No layer after the last of them is run.
+        """
+        x, done = self.embed(tokens), -1
+        for layer in sorted(set(layers)):
+            x, done = self.run(x, range(done + 1, layer + 1)), layer
+            yield layer, x
 
-    def logits(self, normed: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+    def finish(
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        after: int,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch d_model"]:
+        """From the residual stream after a layer to the final norm's output at the last position.
+
+        Args:
+            after: the layer after which ``x`` stands.
+            lengths: tokens in each prompt, BOS included; None if all are of one length.
+        """
+        x = self.run(x, range(after + 1, self.n_layers))
+        return self.norm(self.last(x, lengths))
+
+    def last(
+        self, x: Float[Tensor, "batch seq d_model"], lengths: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch d_model"]:
+        """The residual stream at each prompt's last token; ``lengths`` as for `finish`."""
+        if lengths is None:
+            return x[:, -1]
+        rows = torch.arange(len(x), device=x.device)
+        return x[rows, lengths.to(x.device) - 1 - self.first]
+
+    def norm(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The final norm."""
+        return self._norm(x)
+
+    def logits(self, normed: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """A logit for every token of the vocabulary."""
         return self._capped(self.head(normed))
 
     def logits_of(
         self, normed: Float[Tensor, "batch d_model"], tokens: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """The logit of one token for each prompt, in float32: one row of the unembedding matrix
-        each.
-        """
+        """The logit of one token per prompt, in float32: one row of the unembedding matrix each."""
         logits = (normed.float() * self.head.weight[tokens].float()).sum(-1)
         if self.head.bias is not None:
             logits = logits + self.head.bias[tokens].float()
         return self._capped(logits)
 
     def _capped(self, logits: Tensor) -> Tensor:
-        return (
-            logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
-        )
+        if self.soft_cap is None:
+            return logits
+        return self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+    def _run_layer(self, layer: int, x: Tensor) -> Tensor:
+        args, kwargs = self._arguments_for(x.shape[1])[layer]
+        output = self.layers[layer](x, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
     # -- what the model gives its layers -------------------------------------------------------
 
-    def _call_model(self, tokens: Int[Tensor, "batch seq_with_bos"]):
+    def _call_model(self, tokens: Int[Tensor, "batch seq_with_bos"]) -> None:
         """The model's own forward pass, with BOS in the cache where there is one."""
         tokens = tokens.to(self.device)
         if self._bos_cache is None:
-            return self.model(tokens, use_cache=False, logits_to_keep=1)
-        return self.model(
-            tokens[:, 1:], use_cache=True, past_key_values=self._bos_cache, logits_to_keep=1
-        )
+            self.model(tokens, use_cache=False, logits_to_keep=1)
+        else:
+            cache = self._bos_cache
+            self.model(tokens[:, 1:], use_cache=True, past_key_values=cache, logits_to_keep=1)
 
-    @torch.no_grad()
-    def _cache_bos(self, bos: int) -> Cache:
-        seen = self.model(
-            torch.tensor([[bos]], device=self.device),
-            use_cache=True,
-            past_key_values=DynamicCache(),
-        ).past_key_values
-        return Cache(layers=[_OneToken(layer.keys, layer.values) for layer in seen.layers])
+    def _arguments_for(self, seq: int) -> list[LayerArguments]:
+        """Each layer's arguments for prompts of ``seq`` tokens without BOS; checked when new."""
+        if seq not in self._arguments:
+            tokens = self._some_tokens(seq)
+            self._arguments[seq] = self._record_arguments(tokens)
+            try:
+                self._compare_with_the_model(tokens)
+            except LayerError:
+                del self._arguments[seq]
+                raise
+        return self._arguments[seq]
 
-    @torch.no_grad()
-    def _record(self, seq: int) -> _Recorded:
-        """The arguments of every layer, and the final norm, for prompts of ``seq`` tokens without
-        BOS.
-        """
-        if seq in self._recorded:
-            return self._recorded[seq]
-        arguments: list[Any] = [None] * self.n_layers
-        outputs: list[tuple[nn.Module, Tensor]] = []
-
-        def remember_arguments(layer: int):
-            def hook(module, args, kwargs):
-                arguments[layer] = _split_hidden(args, kwargs)[1:]
-
-            return hook
-
-        def remember_output(module, args, output):
-            outputs.append((module, output))
-
-        base = self.model.base_model
-        inside = {id(m) for layer in self.layers for m in layer.modules()}
-        others = [
-            m
-            for m in base.modules()
-            if id(m) not in inside and m is not base and m is not self.layers
-        ]
-        handles = [
-            layer.register_forward_pre_hook(remember_arguments(i), with_kwargs=True)
-            for i, layer in enumerate(self.layers)
-        ]
-        handles += [m.register_forward_hook(remember_output) for m in others]
-        handles.append(
-            base.register_forward_hook(
-                lambda module, args, output: outputs.append((None, output[0]))
-            )
-        )
-        tokens = (torch.arange(seq + (self.bos is not None), device=self.device) % self.vocab)[None]
+    def _some_tokens(self, seq: int) -> Int[Tensor, "1 seq_with_bos"]:
+        """A prompt of ``seq`` tokens after BOS."""
+        tokens = torch.arange(seq + self.first, device=self.device) % self.vocab_size
         if self.bos is not None:
-            tokens[0, 0] = self.bos
+            tokens[0] = self.bos
+        return tokens[None]
+
+    @torch.no_grad()
+    def _record_arguments(self, tokens: Int[Tensor, "1 seq_with_bos"]) -> list[LayerArguments]:
+        """Run the model once, and note what it gives each layer."""
+        arguments: dict[nn.Module, LayerArguments] = {}
+
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            arguments[module] = _residual_stream_and_rest(args, kwargs)[1]
+
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
         try:
             self._call_model(tokens)
         finally:
             for handle in handles:
                 handle.remove()
-        name = type(self.model).__name__
-        if any(argument is None for argument in arguments):
-            raise LayerError(f"{name} did not call all of its layers.")
-        last = outputs[-1][1]
+        if len(arguments) < self.n_layers:
+            raise LayerError(f"{type(self.model).__name__} did not call all of its layers.")
+        return [arguments[layer] for layer in self.layers]
+
+    @cached_property
+    def _norm(self) -> nn.Module:
+        """The final norm: the module outside the layers whose output is the body's output."""
+        body = self.model.base_model
+        inside = {module for layer in self.layers for module in layer.modules()}
+        outputs: list[tuple[nn.Module, Any]] = []
+
+        def note(module: nn.Module, args: tuple, output: Any) -> None:
+            outputs.append((module, output))
+
+        others = [m for m in body.modules() if m not in inside and m is not self.layers]
+        handles = [module.register_forward_hook(note) for module in others]
+        try:
+            with torch.no_grad():
+                self._call_model(self._some_tokens(2))
+        finally:
+            for handle in handles:
+                handle.remove()
+        [last] = [output[0] for module, output in outputs if module is body]
         norms = [
             module
-            for module, output in outputs[:-1]
-            if isinstance(output, Tensor) and output.data_ptr() == last.data_ptr()
+            for module, output in outputs
+            if module is not body
+            and isinstance(output, Tensor)
+            and output.data_ptr() == last.data_ptr()
         ]
         if not norms:
+            name = type(self.model).__name__
             raise LayerError(f"{name}: no norm found between the last layer and the unembedding.")
-        self._recorded[seq] = _Recorded(arguments, norms[-1])
-        try:
-            self._compare_with_the_model(tokens)
-        except LayerError:
-            del self._recorded[seq]
-            raise
-        return self._recorded[seq]
+        return norms[-1]
 
+    @torch.no_grad()
     def _compare_with_the_model(self, tokens: Int[Tensor, "1 seq_with_bos"]) -> None:
-        expected = self.model(tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-        x = self.run(self.embed(tokens), range(self.n_layers))[:, -1]
-        found = self.logits(self.norm(x, tokens.shape[1] - (self.bos is not None))).float()
-        error = ((found - expected).abs().max() / expected.abs().max()).item()
-        if not error < (1e-3 if expected.dtype == x.dtype else 0.1):
+        own = self.model(tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+        normed = self.finish(self.embed(tokens), after=-1)
+        logits = self.logits(normed).float()
+        error = ((logits - own).abs().max() / own.abs().max()).item()
+        if not error < (1e-3 if normed.dtype == torch.float32 else 0.1):
             raise LayerError(
-                f"{type(self.model).__name__}, run layer by layer, gives logits that are {error:.1%} away from its own: it does "
-                "something between its layers, or to its logits, that is not known here."
+                f"{type(self.model).__name__}, run layer by layer, gives logits that are "
+                f"{error:.1%} away from its own: it does something between its layers, or to its "
+                "logits, that is not known here."
             )
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """For one length of prompt: the arguments of each layer besides the residual stream, and the
-    final norm.
-    """
-
-    arguments: list[tuple[tuple, dict]]
-    norm: nn.Module
+# ---------------------------------------------------------------------------------------------
+# Finding the parts
+# ---------------------------------------------------------------------------------------------
 
 
-class _OneToken(DynamicLayer):
-    """A layer's cache that holds one token and stays as it is, whatever comes after; for batches of
-    any size.
-    """
-
-    def __init__(
-        self, keys: Float[Tensor, "1 heads 1 d_head"], values: Float[Tensor, "1 heads 1 d_head"]
-    ):
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = (
-            x.expand(len(key_states), -1, -1, -1).to(key_states.device)
-            for x in (self.keys, self.values)
+def _decoder_layers(model: PreTrainedModel, n_layers: int) -> nn.ModuleList:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len(lists) != 1:
+        raise LayerError(
+            f"{type(model).__name__}: one list of {n_layers} layers is wanted, and there are "
+            f"{len(lists)}."
         )
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+    return lists[0]
+
+
+def _unembedding(model: PreTrainedModel) -> nn.Linear:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise LayerError(
+            f"{type(model).__name__} has no unembedding: a causal language model is wanted."
+        )
+    return head
 
 
 class _Stop(Exception):
     """Ends a forward pass early, and carries what the first layer was to read."""
 
-    def __init__(self, hidden: Tensor):
-        self.hidden = hidden
+    def __init__(self, residual_stream: Tensor):
+        self.residual_stream = residual_stream
 
 
-def _split_hidden(args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
+def _residual_stream_and_rest(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, LayerArguments]:
     """A layer's residual stream, and its other arguments."""
     if args:
-        return args[0], args[1:], kwargs
+        return args[0], LayerArguments(args[1:], kwargs)
     rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest
+    return rest.pop("hidden_states"), LayerArguments((), rest)
 
 
-def _hidden_of(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+# ---------------------------------------------------------------------------------------------
+# BOS in the cache
+# ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def cache_of_one_token(model: PreTrainedModel, token: int) -> Cache:
+    """The keys and values of one token, in a cache that stays as it is, for batches of any size.
+
+    All that the course takes from transformers' cache classes is here and in `_OneToken`.
+    """
+    tokens = torch.tensor([[token]], device=next(model.get_input_embeddings().parameters()).device)
+    filled = model(tokens, use_cache=True, past_key_values=DynamicCache()).past_key_values
+    return Cache(layers=[_OneToken(layer.keys, layer.values) for layer in filled.layers])
+
+
+class _OneToken(DynamicLayer):
+    """A layer's cache that holds one token, whatever comes after it."""
+
+    def __init__(
+        self,
+        keys: Float[Tensor, "1 heads 1 d_head"],
+        values: Float[Tensor, "1 heads 1 d_head"],
+    ):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self._token = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = (x.expand(len(key_states), -1, -1, -1) for x in self._token)
+        keys, values = keys.to(key_states.device), values.to(value_states.device)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
