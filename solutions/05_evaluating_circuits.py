@@ -57,10 +57,11 @@ from course_utils.circuits import evaluate as metrics
 from course_utils.circuits import explain
 from course_utils.circuits.attribution import atp, integrated_gradients, random_nodes, random_scores
 from course_utils.circuits.evaluate import MEASURES, Evaluate, faithfulness, needed, references
+from course_utils.circuits.interventions import edge_effects, intervene
 from course_utils.circuits.masks import Node, SAEMasks, only
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
-from course_utils.circuits.statistics import bootstrap, proportion
+from course_utils.circuits.statistics import auc, bootstrap, proportion
 from course_utils.display import figures
 from course_utils.display.figures import show
 from course_utils.display.widgets import browse_latents
@@ -928,7 +929,7 @@ for layer, some in by_layer.items():
 rows = []
 for h, p, i in nodes:
     layer, f = int(h.split(".")[1]), test_run.latents[h][:, p, i].cpu()
-    subject, other = explain.auc(f, plural_subject), explain.auc(f, plural_other)
+    subject, other = auc(f, plural_subject), auc(f, plural_other)
     rows.append(
         {
             "layer": layer, "position": places[p], "latent": i, "responds to": kind_of(subject, other),
@@ -1010,7 +1011,7 @@ browse_latents([*cards[:1], *cards[-2:], *cards[1:-2]])
 
 # %%
 some = test[: 8 if QUICK else 32]
-all_edges = explain.edge_effects(spliced, some.clean, some.patch, nodes)
+all_edges = edge_effects(spliced, some.clean, some.patch, nodes)
 depth = torch.tensor([LAYERS.index(int(h.split(".")[1])) for h, _, _ in nodes])
 edges = all_edges * (depth[None] == depth[:, None] + 1)
 n_strong = int((edges.abs() >= 0.1).sum())
@@ -1086,7 +1087,7 @@ def flipped(model, chosen):
     number's values.
     """
     values = other_number(train_latents, train_plural, plural_subject[right], chosen)
-    return explain.intervene(model, flippable.clean, values).logit_diff(flippable).cpu() < 0
+    return intervene(model, flippable.clean, values).logit_diff(flippable).cpu() < 0
 
 
 # %% [markdown]
@@ -1186,7 +1187,7 @@ pd.DataFrame(rows).T
 few = flippable[:6]
 values = other_number(train_latents, train_plural, plural_subject[right][:6], nodes)
 before = whole_model.run(few.clean).logit_diff(few)
-after = explain.intervene(whole_model, few.clean, values).logit_diff(few)
+after = intervene(whole_model, few.clean, values).logit_diff(few)
 pairs_of = [(pair.clean_answer, pair.patch_answer) for pair in few.pairs]
 chosen = {
     name: [a if x > 0 else b for x, (a, b) in zip(ld, pairs_of)]

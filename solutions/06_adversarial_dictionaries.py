@@ -581,7 +581,7 @@ tokens = torch.tensor(
         ]
     ]
 )
-lengths = torch.tensor([tokens.shape[1] - 1])  # without BOS
+lengths = torch.tensor([tokens.shape[1]])
 by_hand = keep.run(
     tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])}
 )

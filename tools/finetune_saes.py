@@ -212,7 +212,7 @@ def finetune_kept(
         ] = True
         active = layers if rng.random() < 0.5 else rng.sample(layers, rng.randint(1, len(layers)))
         logits = lambda x, done: stack.logits(
-            stack.norm(stack.run(x, range(done + 1, stack.n_layers))[places], x.shape[1])
+            stack.norm(stack.run(x, range(done + 1, stack.n_layers))[places])
         ).float()
         with torch.no_grad():
             target = logits(last, sequences.last).log_softmax(-1)

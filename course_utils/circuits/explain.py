@@ -193,8 +193,8 @@ def _lens(
 ) -> Float[Tensor, "latents vocab"]:
     stack = stack or LayerStack(lab.hf_model, lab.tokenizer.bos_token_id)
     rows = lab.saes[layer].W_dec[latents].to(lab.dtype)
-    at_zero = stack.norm(torch.zeros_like(rows[:1]), 1)
-    return stack.logits(stack.norm(rows, 1) - at_zero).float()
+    at_zero = stack.norm(torch.zeros_like(rows[:1]))
+    return stack.logits(stack.norm(rows) - at_zero).float()
 
 
 @torch.no_grad()

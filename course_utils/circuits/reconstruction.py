@@ -132,7 +132,7 @@ def _unit(x: Tensor) -> Tensor:
 def _log_p(
     spliced: SplicedModel, x: Float[Tensor, "batch seq d_model"]
 ) -> Float[Tensor, "batch seq vocab"]:
-    return spliced.stack.logits(spliced.stack.norm(x, x.shape[1])).float().log_softmax(-1)
+    return spliced.stack.logits(spliced.stack.norm(x)).float().log_softmax(-1)
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def text_loss(
     for resid, batch in zip(x.split(batch_size), tokens.split(batch_size)):
         if replace is not None:
             resid = replace(resid.flatten(0, 1)).to(resid).unflatten(0, resid.shape[:2])
-        normed = stack.norm(stack.run(resid, range(layer + 1, stack.n_layers)), seq)
+        normed = stack.norm(stack.run(resid, range(layer + 1, stack.n_layers)))
         logits, following = stack.logits(normed[:, :-1]).float(), batch[:, 2:].to(normed.device)
         losses.append(
             torch.nn.functional.cross_entropy(

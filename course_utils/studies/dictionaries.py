@@ -347,7 +347,7 @@ def answers(
                 .cpu()
             )
         x = stack.run(x, range(done + 1, stack.n_layers))
-        known.add(stack.logits(stack.norm(x[rows, lengths - 1 - spliced.first], x.shape[1])))
+        known.add(stack.logits(stack.norm(x[rows, lengths - 1 - spliced.first])))
     return known.answers({key: torch.cat(found) for key, found in latents.items()})
 
 

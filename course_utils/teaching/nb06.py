@@ -248,9 +248,9 @@ def hold(
     is as it was, ``f`` too.
 
     Args:
-        f: all latents, with a row for every token but BOS, which is left out: position 0 is the
-            prompt's first token. Short prompts are padded on the right.
-        lengths: how many tokens each prompt has, without BOS and without padding.
+        f: all latents, with a row for every token, BOS' first. Short prompts are padded on the
+            right.
+        lengths: how many tokens each prompt has, BOS included and padding left out.
         latents: the value of each latent that is to be held, in the unit of ``f``; the keys are
             numbers of latents.
         place: counted from each prompt's own end: −1 is its last token, −2 the one before.
