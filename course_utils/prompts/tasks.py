@@ -5,16 +5,8 @@ token is ``clean_answer``, and a patch prompt that differs in the one thing unde
 ``patch_answer`` (or is undetermined). How much the model sees the difference is one number, the
 *logit difference* logit(clean answer) − logit(patch answer) at the last position.
 
-Three families are generated here, all with separate vocabularies for training and testing:
-
-- subject–verb agreement (SVA; Finlayson et al. 2021, and the splits of Marks et al. 2024): the
-  patch prompt has the subject in the other number. "The athlete near the cars" → " is", not " are".
-- indirect object identification (IOI; Wang et al. 2022): "When Mary and John went to the store,
-  John gave a drink to" → " Mary". The patch prompt has three other names, so nothing determines the
-  answer.
-- look-ups in Python's interpreter (`sessions.py`; for models of code): a key that is missing, or an
-  index beyond a list's end → "Trace" of "Traceback". The patch prompt has the key, or an index
-  within.
+The pairs of a task are lines of a file, ``data/tasks/<task>_<split>.jsonl``; `grammar.py` says what
+is in those of the course. `load_task` reads one and turns it into tokens.
 
 Prompts of one task have one length in tokens, so that "position 4" means the same thing in all of
 them.
@@ -24,20 +16,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from course_utils import DATA
+from course_utils.prompts.tokens import pad_right, token_ids
 
 TASKS_DIR = DATA / "tasks"
 SPLITS = ("train", "test")
 MIN_PAIRS = 4
 """Fewer prompt pairs than this make no task: `load_task` raises."""
+HOW_TO_WRITE = "Write the task files with: python -m tools.write_tasks"
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,16 @@ class PromptPair:
 
 
 KEYS = tuple(field.name for field in fields(PromptPair))
+TENSORS = ("clean", "patch", "clean_answers", "patch_answers", "lengths")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """Prompt pairs as tokens, of one length or padded to one. Everything downstream takes one of
     these.
+
+    Two tasks are equal if they have the same name, split and pairs, and the same tokens on the same
+    device. Equal tasks have the same hash.
 
     Attributes:
         name: where the pairs come from, e.g. ``"sva_nounpp"``; a file's stem for files of your own.
@@ -113,13 +112,34 @@ class Task:
         )
 
     def to(self, device: torch.device | str) -> Task:
-        """The same task with its tensors on ``device``."""
-        tensors = ("clean", "patch", "clean_answers", "patch_answers")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        """The same task with its tensors on ``device``, ``lengths`` too."""
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Task):
+            return NotImplemented
+        return self._identity == other._identity and all(
+            _equal(getattr(self, name), getattr(other, name)) for name in TENSORS
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, str, tuple[PromptPair, ...], bool]:
+        return self.name, self.split, self.pairs, self.has_bos
 
     def __repr__(self) -> str:
         split = f", {self.split}" if self.split else ""
         return f"Task({self.name!r}{split}: {len(self)} pairs of {self.seq_len} tokens)"
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are on one device with the same values; also where neither is there."""
+    if a is None or b is None:
+        return a is b
+    return a.device == b.device and torch.equal(a, b)
 
 
 class TaskError(ValueError):
@@ -138,7 +158,7 @@ def available_tasks() -> list[str]:
 
 def load_task(
     name: str | Path,
-    tokenizer,
+    tokenizer: Any,
     split: str = "train",
     *,
     n: int | None = None,
@@ -169,139 +189,95 @@ def load_task(
     if n is not None and n < 1:
         raise TaskError(f"n must be 1 or more, not {n}.")
     path = _find(name, split)
-    task_name = str(name) if not _is_path(name) else Path(name).stem
+    task_name, split = (path.stem, "") if _is_path(name) else (str(name), split)
+
     pairs = read_pairs(path)
-    bos_id = tokenizer.bos_token_id if prepend_bos else None
-
-    encoded = []
-    dropped: Counter[str] = Counter()
-    for pair in pairs:
-        answers = [_encode(tokenizer, text) for text in (pair.clean_answer, pair.patch_answer)]
-        prompts = [_encode(tokenizer, text) for text in (pair.clean_prefix, pair.patch_prefix)]
-        if any(len(answer) != 1 for answer in answers):
-            dropped["answer of more than one token"] += 1
-        elif answers[0] == answers[1]:
-            dropped["both answers are the same token"] += 1
-        elif len(prompts[0]) != len(prompts[1]):
-            dropped["clean and patch of different lengths"] += 1
-        else:
-            encoded.append((pair, prompts, answers))
-    if encoded and not pad:
-        length = Counter(len(prompts[0]) for _, prompts, _ in encoded).most_common(1)[0][0]
-        same = [item for item in encoded if len(item[1][0]) == length]
-        dropped[f"not {length} tokens long"] += len(encoded) - len(same)
-        encoded = same
-    n_dropped = {reason: count for reason, count in dropped.items() if count}
-    why = "; ".join(f"{count} {reason}" for reason, count in n_dropped.items())
-    if len(encoded) < MIN_PAIRS:
+    usable, dropped = _usable([_encode(pair, tokenizer) for pair in pairs])
+    if not pad:
+        usable, of_other_length = _of_the_commonest_length(usable)
+        dropped |= of_other_length
+    why = "; ".join(f"{count} {reason}" for reason, count in dropped.items())
+    if len(usable) < MIN_PAIRS:
         raise TaskError(
-            f"{path}: only {len(encoded)} of {len(pairs)} prompt pairs fit this tokenizer, and a task needs "
-            f"{MIN_PAIRS} or more. Dropped: {why or 'none'}. Use prompts of one length in tokens and answers "
-            "of one token (mind the leading space)."
+            f"{path}: only {len(usable)} of {len(pairs)} prompt pairs fit this tokenizer, and a "
+            f"task needs {MIN_PAIRS} or more. Dropped: {why or 'none'}. Use prompts of one length "
+            "in tokens and answers of one token (mind the leading space)."
         )
-    if n_dropped and verbose:
-        print(f"{task_name}: kept {len(encoded)} of {len(pairs)} prompt pairs (dropped: {why})")
+    if dropped and verbose:
+        print(f"{task_name}: kept {len(usable)} of {len(pairs)} prompt pairs (dropped: {why})")
 
-    encoded = encoded[:n]
-    bos = [] if bos_id is None else [bos_id]
-    lengths = torch.tensor([len(bos) + len(prompts[0]) for _, prompts, _ in encoded])
-    clean, patch = (_padded([bos + prompts[i] for _, prompts, _ in encoded]) for i in (0, 1))
+    usable = usable[:n]
+    bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
+    clean, lengths = pad_right([bos + encoded.clean for encoded in usable])
+    patch, _ = pad_right([bos + encoded.patch for encoded in usable])
     return Task(
         name=task_name,
-        split="" if _is_path(name) else split,
-        pairs=tuple(pair for pair, _, _ in encoded),
+        split=split,
+        pairs=tuple(encoded.pair for encoded in usable),
         clean=clean,
         patch=patch,
-        clean_answers=torch.tensor([answers[0][0] for _, _, answers in encoded]),
-        patch_answers=torch.tensor([answers[1][0] for _, _, answers in encoded]),
-        has_bos=bos_id is not None,
-        position_labels=_position_labels(tokenizer, clean, lengths, bos_id is not None),
-        n_dropped=n_dropped,
+        clean_answers=torch.tensor([encoded.clean_answer[0] for encoded in usable]),
+        patch_answers=torch.tensor([encoded.patch_answer[0] for encoded in usable]),
+        has_bos=bool(bos),
+        position_labels=_position_labels(tokenizer, clean, lengths, has_bos=bool(bos)),
+        n_dropped=dropped,
         lengths=lengths if pad else None,
     )
 
 
-def _padded(rows: list[list[int]]) -> Int[Tensor, "n seq"]:
-    """Token 0 fills the end of short rows: attention is causal, so it changes nothing before it."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+@dataclass(frozen=True)
+class _EncodedPair:
+    """A prompt pair and its tokens, without BOS."""
+
+    pair: PromptPair
+    clean: list[int]
+    patch: list[int]
+    clean_answer: list[int]
+    patch_answer: list[int]
+
+    def misfit(self) -> str:
+        """Why the pair cannot be used; empty if it can."""
+        if len(self.clean_answer) != 1 or len(self.patch_answer) != 1:
+            return "answer of more than one token"
+        if self.clean_answer == self.patch_answer:
+            return "both answers are the same token"
+        if len(self.clean) != len(self.patch):
+            return "clean and patch of different lengths"
+        return ""
 
 
-def read_pairs(path: Path) -> list[PromptPair]:
-    """The lines of a task file.
-
-    Raises:
-        TaskError: naming file and line, where a line is no JSON object or lacks one of the keys.
-    """
-    pairs = []
-    with open(path, "rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise TaskError(
-                    f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8."
-                ) from error
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TaskError(
-                    f"{path}, line {number}: not JSON ({error}). One object a line, please."
-                ) from error
-            if not isinstance(record, dict):
-                raise TaskError(
-                    f"{path}, line {number}: a JSON object is wanted, not {type(record).__name__}."
-                )
-            record.setdefault("case", "")
-            missing = [key for key in KEYS if key not in record]
-            if missing:
-                raise TaskError(
-                    f"{path}, line {number}: no {', '.join(missing)}. A pair has the keys {', '.join(KEYS)}."
-                )
-            wrong = [
-                key
-                for key in KEYS
-                if not isinstance(record[key], str) or (key != "case" and not record[key])
-            ]
-            if wrong:
-                raise TaskError(
-                    f"{path}, line {number}: {', '.join(wrong)} must be text and not empty."
-                )
-            pairs.append(PromptPair(**{key: record[key] for key in KEYS}))
-    return pairs
+def _encode(pair: PromptPair, tokenizer: Any) -> _EncodedPair:
+    return _EncodedPair(
+        pair,
+        clean=token_ids(tokenizer, pair.clean_prefix),
+        patch=token_ids(tokenizer, pair.patch_prefix),
+        clean_answer=token_ids(tokenizer, pair.clean_answer),
+        patch_answer=token_ids(tokenizer, pair.patch_answer),
+    )
 
 
-def _is_path(name: str | Path) -> bool:
-    return isinstance(name, Path) or str(name).endswith(".jsonl")
+def _usable(encoded: Sequence[_EncodedPair]) -> tuple[list[_EncodedPair], dict[str, int]]:
+    """The pairs that can be used by themselves, and how many cannot, by reason."""
+    misfits = [one.misfit() for one in encoded]
+    usable = [one for one, misfit in zip(encoded, misfits) if not misfit]
+    return usable, dict(Counter(filter(None, misfits)))
 
 
-def _find(name: str | Path, split: str) -> Path:
-    if _is_path(name):
-        path = Path(name)
-        if not path.is_file():
-            raise TaskError(f"no such task file: {path}")
-        return path
-    if name not in available_tasks():
-        raise TaskError(
-            f"unknown task {name!r}. Known tasks: {', '.join(available_tasks())}; or give the path of a .jsonl file "
-            f"with the keys {', '.join(KEYS)}."
-        )
-    if split not in SPLITS:
-        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
-    path = TASKS_DIR / f"{name}_{split}.jsonl"
-    if not path.is_file():
-        raise TaskError(f"{path} is missing. Write it with: python -m tools.write_tasks")
-    return path
-
-
-def _encode(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _of_the_commonest_length(
+    encoded: Sequence[_EncodedPair],
+) -> tuple[list[_EncodedPair], dict[str, int]]:
+    """The pairs whose prompts have the commonest length, and how many have another."""
+    if not encoded:
+        return [], {}
+    lengths = Counter(len(one.clean) for one in encoded)
+    [(length, count)] = lengths.most_common(1)
+    others = len(encoded) - count
+    same = [one for one in encoded if len(one.clean) == length]
+    return same, {f"not {length} tokens long": others} if others else {}
 
 
 def _position_labels(
-    tokenizer, clean: Int[Tensor, "n seq"], lengths: Int[Tensor, " n"], has_bos: bool
+    tokenizer: Any, clean: Int[Tensor, "n seq"], lengths: Int[Tensor, " n"], *, has_bos: bool
 ) -> tuple[str, ...]:
     """The token where every prompt has the same one, an example in brackets where they differ."""
     labels = []
@@ -314,9 +290,80 @@ def _position_labels(
     return tuple(labels)
 
 
+def _is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or name.endswith(".jsonl")
+
+
+def _find(name: str | Path, split: str) -> Path:
+    """The file of a task."""
+    if _is_path(name):
+        path = Path(name)
+        if not path.is_file():
+            raise TaskError(f"no such task file: {path}")
+        return path
+    known = available_tasks()
+    if not known:
+        raise TaskError(f"no task files in {TASKS_DIR}. {HOW_TO_WRITE}")
+    if name not in known:
+        raise TaskError(
+            f"unknown task {name!r}. Known tasks: {', '.join(known)}; or give the path of a .jsonl "
+            f"file with the keys {', '.join(KEYS)}."
+        )
+    if split not in SPLITS:
+        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
+    path = TASKS_DIR / f"{name}_{split}.jsonl"
+    if not path.is_file():
+        raise TaskError(f"{path} is missing. {HOW_TO_WRITE}")
+    return path
+
+
 # ---------------------------------------------------------------------------------------------
-# Generating
+# Files
 # ---------------------------------------------------------------------------------------------
+
+
+def read_pairs(path: Path) -> list[PromptPair]:
+    """The prompt pairs of a task file, one a line; blank lines are passed over.
+
+    Raises:
+        TaskError: naming file and line, where a line is no JSON object or lacks one of the keys.
+    """
+    pairs = []
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    pairs.append(_pair(text))
+            except UnicodeDecodeError as error:
+                raise TaskError(
+                    f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8."
+                ) from error
+            except TaskError as error:
+                raise TaskError(f"{path}, line {number}: {error}") from error
+    return pairs
+
+
+def _pair(line: str) -> PromptPair:
+    """The prompt pair of a line; ``case`` may be missing."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TaskError(f"not JSON ({error}). One object a line, please.") from error
+    if not isinstance(record, dict):
+        raise TaskError(f"a JSON object is wanted, not {type(record).__name__}.")
+    values = {"case": ""} | record
+    missing = [key for key in KEYS if key not in values]
+    if missing:
+        raise TaskError(f"no {', '.join(missing)}. A pair has the keys {', '.join(KEYS)}.")
+    wrong = [
+        key
+        for key in KEYS
+        if not isinstance(values[key], str) or (key != "case" and not values[key])
+    ]
+    if wrong:
+        raise TaskError(f"{', '.join(wrong)} must be text and not empty.")
+    return PromptPair(**{key: values[key] for key in KEYS})
 
 
 def write_pairs(pairs: Iterable[PromptPair], path: Path) -> None:
@@ -325,4 +372,5 @@ def write_pairs(pairs: Iterable[PromptPair], path: Path) -> None:
     path.write_text(
         "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs),
         encoding="utf-8",
+        newline="\n",
     )
