@@ -116,10 +116,18 @@ def session_tokenizer(without: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
 
 def tiny_hf_model(architecture: str, vocab_size: int):
     common = dict(
-        vocab_size=vocab_size, hidden_size=D_MODEL, intermediate_size=32, num_hidden_layers=N_LAYERS,
-        num_attention_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=0, pad_token_id=0,
-        attn_implementation="eager", initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=D_MODEL,
+        intermediate_size=32,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=0,
+        pad_token_id=0,
+        attn_implementation="eager",
+        initializer_range=0.3,
+    )
     grouped = dict(num_key_value_heads=1)
     gemma = dict(**grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)
     match architecture:
@@ -189,9 +197,14 @@ def make_task(tokenizer) -> Task:
         subject = [inflect(one, "singular"), inflect(one, "plural")]
         clean, patch = subject if i % 2 == 0 else reversed(subject)
         records.append(
-            dict(clean_prefix=f"The {clean} near the {other}", patch_prefix=f"The {patch} near the {other}",
-                 clean_answer=number, patch_answer=wrong, case="singular" if i % 2 == 0 else "plural")
-        )  # fmt: skip
+            {
+                "clean_prefix": f"The {clean} near the {other}",
+                "patch_prefix": f"The {patch} near the {other}",
+                "clean_answer": number,
+                "patch_answer": wrong,
+                "case": "singular" if i % 2 == 0 else "plural",
+            }
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))

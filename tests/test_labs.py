@@ -2,6 +2,7 @@
 is refused.
 """
 
+import json
 import time
 
 import pytest
@@ -19,8 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.splice import SplicedModel
-from course_utils.labs.catalog import LABS, LabError
-from course_utils.labs.catalog import SAES_DIR
+from course_utils.labs.catalog import LABS, SAES_DIR, LabError
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.labs.loading import load_saes
 from course_utils.labs.requirements import fast_dtype
