@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 
 from course_utils.labs.lab import hook_point
 from course_utils.prompts.sessions import DICTIONARIES, KEYS, LISTS
+from course_utils.prompts.tokens import token_ids
 from tools.train_saes import ROOT, KeptActivations, load_model, read_paragraphs, residuals
 
 log = logging.getLogger("collect_activations")
@@ -219,9 +220,7 @@ class Source:
         kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         row = [self.tokenizer.bos_token_id]
         while len(row) < self.seq_len:
-            row += self.tokenizer(
-                getattr(self, f"_{kind}")(rng, held_out), add_special_tokens=False
-            )["input_ids"]
+            row += token_ids(self.tokenizer, getattr(self, f"_{kind}")(rng, held_out))
         return row[: self.seq_len], list(SHARES).index(kind)
 
     def _session(self, rng: random.Random, held_out: bool) -> str:

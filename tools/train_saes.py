@@ -53,6 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 from course_utils.labs import lab as labs  # noqa: E402
 from course_utils.labs.lab import hook_point  # noqa: E402
 from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, generate_pairs  # noqa: E402
+from course_utils.prompts.tokens import token_rows  # noqa: E402
 
 log = logging.getLogger("train_saes")
 
@@ -93,12 +94,9 @@ class Sequences:
         sentences = [
             s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s
         ]
-        encode = lambda texts: (
-            tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        )
-        self.starts = encode(sentences)
-        self.continuations = encode([" " + sentence for sentence in sentences])
-        self.prompts = encode(prompts)
+        self.starts = token_rows(tokenizer, sentences)
+        self.continuations = token_rows(tokenizer, [" " + sentence for sentence in sentences])
+        self.prompts = token_rows(tokenizer, prompts)
         self._epoch, self._shuffled = -1, []
 
     def __len__(self) -> int:

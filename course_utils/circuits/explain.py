@@ -17,6 +17,7 @@ from torch import Tensor
 from course_utils.circuits.saes import encode
 from course_utils.labs.lab import Lab
 from course_utils.labs.layers import LayerStack
+from course_utils.prompts.tokens import one_token
 
 Node = tuple[str, int, int]
 """(hook point, position, latent), as `SAEMasks.nodes` lists them."""
@@ -215,12 +216,7 @@ def lens_difference(
     Raises:
         ValueError: a text of more than one token.
     """
-    logits, ids = _lens(lab, layer, list(latents), stack), []
-    for text in (text for pair in pairs for text in pair):
-        encoded = lab.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(encoded) != 1:
-            raise ValueError(
-                f"{text!r} is {len(encoded)} tokens of {lab.name!r}; one is wanted (mind the leading space)."
-            )
-        ids += encoded
-    return (logits[:, ids[::2]] - logits[:, ids[1::2]]).mean(1).cpu()
+    more = [one_token(lab.tokenizer, text) for text, _ in pairs]
+    less = [one_token(lab.tokenizer, text) for _, text in pairs]
+    logits = _lens(lab, layer, list(latents), stack)
+    return (logits[:, more] - logits[:, less]).mean(1).cpu()

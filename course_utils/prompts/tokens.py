@@ -39,8 +39,8 @@ def one_token(tokenizer: Any, text: str) -> int:
     ids = token_ids(tokenizer, text)
     if len(ids) != 1:
         raise ValueError(
-            f"{text!r} is {len(ids)} tokens of this tokenizer; one is wanted (mind the leading "
-            "space)."
+            f"{text!r} is {len(ids)} tokens of this tokenizer, and one is wanted: mind the leading "
+            "space, or take another text."
         )
     return ids[0]
 

@@ -37,6 +37,7 @@ from course_utils.prompts.sessions import (
     quoted,
     with_key,
 )
+from course_utils.prompts.tokens import one_token, pad_right, token_rows
 
 K = TypeVar("K", bound=Hashable)
 QUERIED, LAST = -2, -1
@@ -309,12 +310,8 @@ def tokenize(
     sessions: Sequence[Session], tokenizer
 ) -> tuple[Int[Tensor, "n seq"], Int[Tensor, " n"]]:
     """Prompts as tokens, BOS first and padded on the right, and the length of each."""
-    rows = [
-        [tokenizer.bos_token_id, *ids]
-        for ids in tokenizer([s.prompt for s in sessions], add_special_tokens=False)["input_ids"]
-    ]
-    lengths = torch.tensor([len(row) for row in rows])
-    return torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows]), lengths
+    prompts = token_rows(tokenizer, [session.prompt for session in sessions])
+    return pad_right([[tokenizer.bos_token_id, *ids] for ids in prompts])
 
 
 @torch.no_grad()
@@ -446,7 +443,7 @@ class _Missing:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.ids = [_one_token(tokenizer, text) for text in SAYS_MISSING]
+        self.ids = [one_token(tokenizer, text) for text in SAYS_MISSING]
         self.top: list[str] = []
         self.p_missing: list[Tensor] = []
 
@@ -456,15 +453,6 @@ class _Missing:
 
     def answers(self, latents: Mapping[tuple[int, int], Tensor]) -> Answers:
         return Answers(tuple(self.top), torch.cat(self.p_missing), latents)
-
-
-def _one_token(tokenizer, text: str) -> int:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise ValueError(
-            f"{text!r} is {len(ids)} tokens of this tokenizer; these attacks are written for one that has it as one."
-        )
-    return ids[0]
 
 
 def _held(
