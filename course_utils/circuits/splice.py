@@ -458,10 +458,10 @@ class SplicedModel:
         self, x: Float[Tensor, "batch seq d"]
     ) -> dict[str, Float[Tensor, "batch seq d"]]:
         """x − SAE(x) at each SAE, from the residual stream before the first; without BOS."""
-        errors, done = {}, self.layers[0]
-        for layer, (name, sae) in zip(self.layers, self.saes.items(), strict=True):
-            x, done = self.stack.run(x, range(done + 1, layer + 1)), layer
-            errors[name] = x - decode(sae, encode(sae, x))
+        errors = {}
+        for layer, stream in self.stack.walk_on(x, self.layers[0], self.layers):
+            sae = self.saes[hook_point(layer)]
+            errors[hook_point(layer)] = stream - decode(sae, encode(sae, stream))
         return errors
 
     # -- over many prompts ---------------------------------------------------------------------

@@ -122,9 +122,14 @@ class LayerStack:
 
         No layer after the last of them is run.
         """
-        x, done = self.embed(tokens), -1
+        yield from self.walk_on(self.embed(tokens), -1, layers)
+
+    def walk_on(
+        self, x: Float[Tensor, "batch seq d_model"], after: int, layers: Iterable[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq d_model"]]]:
+        """`walk` from the residual stream after one layer on."""
         for layer in sorted(set(layers)):
-            x, done = self.run(x, range(done + 1, layer + 1)), layer
+            x, after = self.run(x, range(after + 1, layer + 1)), layer
             yield layer, x
 
     def finish(
