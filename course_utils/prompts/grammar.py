@@ -1,13 +1,41 @@
-"""Prompt pairs made by rule: vocabularies, and one generator per task."""
+"""Prompt pairs made by rule: vocabularies, and one generator per task.
+
+Three families are generated, all with separate vocabularies for training and testing:
+
+- subject–verb agreement (SVA; Finlayson et al. 2021, and the splits of Marks et al. 2024): "The
+  athlete near the cars" → " is", not " are". The patch prompt has the subject in the other number.
+  `sva_simple`, `sva_nounpp`, `sva_rc`, `sva_within_rc`.
+- indirect object identification (IOI; Wang et al. 2022): "When Mary and John went to the store,
+  John gave a drink to" → " Mary". The patch prompt has three other names, so nothing determines the
+  answer. `ioi`.
+- look-ups in Python's interpreter (`sessions.py`; for models of code): a key that is missing, or an
+  index beyond a list's end → "Trace" of "Traceback". The patch prompt has the key, or an index
+  within. `dict_key`, `list_index`; and `dict_value`, the mirror of `dict_key`.
+
+`generate_pairs` makes as many pairs of a task as one wants; ``python -m tools.write_tasks`` wrote
+the files in ``data/tasks`` with it.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from course_utils.prompts import sessions
+from course_utils.prompts.sessions import (
+    DICTIONARIES,
+    KEYS,
+    LISTS,
+    MISSING,
+    list_session,
+    missing_key,
+    with_key,
+    word_list,
+)
 from course_utils.prompts.tasks import SPLITS, PromptPair, TaskError
+
+Number = Literal["singular", "plural"]
 
 
 @dataclass(frozen=True)
@@ -27,75 +55,75 @@ class Vocabulary:
 VOCABULARIES = {
     "train": Vocabulary(
         split="train",
-        people=tuple(
-            "artist author boy captain child client cousin dancer daughter doctor driver employee engineer expert "
-            "farmer father friend girl guest hero hunter husband investor judge lawyer leader mechanic merchant monk "
-            "musician neighbor officer painter partner player poet prince producer programmer queen resident rider "
-            "scholar senator sister soldier speaker student surgeon thief trader traveler victim warrior winner "
-            "worker voter model lady volunteer critic consultant designer assistant citizen competitor cook dealer "
-            "detective dictator entrepreneur fan founder graduate immigrant inventor lover nation operator "
-            "organizer passenger physician pioneer politician president psychologist rebel settler slave sponsor "
-            "supervisor survivor teenager theorist user veteran youth".split()
-        ),
-        things=tuple(
-            "garden window boat tree door bridge church statue bicycle cabinet fountain lake road barn chair mirror "
-            "bed hotel tent train hill island field gate museum kitchen plate clock camera bag box lamp painting "
-            "shelf wagon rope blanket".split()
-        ),
-        names=tuple(
-            "Michael Jessica Matthew Jennifer Joshua Daniel James Robert Joseph Ryan Justin William Jonathan Brian "
-            "Nicholas Heather Elizabeth Melissa Steven Timothy Rachel Lauren Jeffrey Michelle Benjamin Emily Charles "
-            "Jacob Patrick Erin Kelly Nathan Paul Tyler Katherine Gregory Lisa Bryan Alexander Katie Christine "
-            "Bradley Emma Alice George Frank Jane Helen Grace Victor Oliver Sophie Diana Arthur Harry Max Oscar Ruth "
-            "Clara Ella Ivan Maria Omar Ahmed Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard "
-            "Albert Ralph Harold Susan Barbara Karen Betty Sandra Ann Marie Judy Alan Larry Terry Keith Craig "
-            "Ronald Dennis".split()
-        ),
-        places=tuple("store park school office market house library beach farm station".split()),
-        objects=tuple("drink book ball gift letter key ring map coin hat camera pen".split()),
+        people=word_list("""
+            artist author boy captain child client cousin dancer daughter doctor driver employee
+            engineer expert farmer father friend girl guest hero hunter husband investor judge
+            lawyer leader mechanic merchant monk musician neighbor officer painter partner player
+            poet prince producer programmer queen resident rider scholar senator sister soldier
+            speaker student surgeon thief trader traveler victim warrior winner worker voter model
+            lady volunteer critic consultant designer assistant citizen competitor cook dealer
+            detective dictator entrepreneur fan founder graduate immigrant inventor lover nation
+            operator organizer passenger physician pioneer politician president psychologist rebel
+            settler slave sponsor supervisor survivor teenager theorist user veteran youth
+        """),
+        things=word_list("""
+            garden window boat tree door bridge church statue bicycle cabinet fountain lake road
+            barn chair mirror bed hotel tent train hill island field gate museum kitchen plate clock
+            camera bag box lamp painting shelf wagon rope blanket
+        """),
+        names=word_list("""
+            Michael Jessica Matthew Jennifer Joshua Daniel James Robert Joseph Ryan Justin William
+            Jonathan Brian Nicholas Heather Elizabeth Melissa Steven Timothy Rachel Lauren Jeffrey
+            Michelle Benjamin Emily Charles Jacob Patrick Erin Kelly Nathan Paul Tyler Katherine
+            Gregory Lisa Bryan Alexander Katie Christine Bradley Emma Alice George Frank Jane Helen
+            Grace Victor Oliver Sophie Diana Arthur Harry Max Oscar Ruth Clara Ella Ivan Maria Omar
+            Ahmed Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard Albert Ralph
+            Harold Susan Barbara Karen Betty Sandra Ann Marie Judy Alan Larry Terry Keith Craig
+            Ronald Dennis
+        """),
+        places=word_list("store park school office market house library beach farm station"),
+        objects=word_list("drink book ball gift letter key ring map coin hat camera pen"),
     ),
     "test": Vocabulary(
         split="test",
-        people=tuple(
-            "actor athlete brother chef clerk coach customer director editor employer executive fisherman "
-            "guard guide historian inspector journalist king manager minister mother nurse owner parent pilot priest "
-            "prisoner professor reporter researcher sailor scientist servant singer son spy teacher tourist tutor "
-            "visitor wife witness writer patient mentor participant candidate developer analyst architect colleague "
-            "composer creator delegate diplomat donor explorer follower governor hacker instructor landlord member "
-            "miner observer opponent philosopher physicist planner practitioner prosecutor refugee ruler shareholder "
-            "specialist stranger supporter swimmer tenant therapist vendor viewer".split()
-        ),
-        things=tuple(
-            "table car desk wall tower truck building bench river mountain fence castle flower shop temple ship bus "
-            "valley pond forest theater bottle computer phone basket".split()
-        ),
-        names=tuple(
-            "Christopher Ashley Amanda David John Andrew Jason Sarah Stephanie Nicole Anthony Eric Adam Kevin Thomas "
-            "Christina Laura Richard Amy Crystal Jeremy Mark Aaron Rebecca Stephen Sean Jamie Samantha Sara Angela "
-            "Scott Andrea Mary Kenneth Jose Jesse Shannon Allison Samuel Anna Henry Peter Jack Kate Julia Martin "
-            "Simon Lucy Charlotte Edward Walter Lewis Leo Hugo Martha Rose Eva Carlos Luis Ali Tom Jim Bill Joe Ben "
-            "Chris Matt Jake Ian Dean Kurt Roger Philip Fred Ernest Roy Claire Linda Patricia Nancy Margaret Carol "
-            "Anne Joan Jean Tony Jerry Douglas Gary Wayne Donald Raymond".split()
-        ),
-        places=tuple("hospital restaurant shop mall airport zoo pool bakery".split()),
-        objects=tuple("bone snack ticket cake flower guitar bottle basket toy rose".split()),
+        people=word_list("""
+            actor athlete brother chef clerk coach customer director editor employer executive
+            fisherman guard guide historian inspector journalist king manager minister mother nurse
+            owner parent pilot priest prisoner professor reporter researcher sailor scientist
+            servant singer son spy teacher tourist tutor visitor wife witness writer patient mentor
+            participant candidate developer analyst architect colleague composer creator delegate
+            diplomat donor explorer follower governor hacker instructor landlord member miner
+            observer opponent philosopher physicist planner practitioner prosecutor refugee ruler
+            shareholder specialist stranger supporter swimmer tenant therapist vendor viewer
+        """),
+        things=word_list("""
+            table car desk wall tower truck building bench river mountain fence castle flower shop
+            temple ship bus valley pond forest theater bottle computer phone basket
+        """),
+        names=word_list("""
+            Christopher Ashley Amanda David John Andrew Jason Sarah Stephanie Nicole Anthony Eric
+            Adam Kevin Thomas Christina Laura Richard Amy Crystal Jeremy Mark Aaron Rebecca Stephen
+            Sean Jamie Samantha Sara Angela Scott Andrea Mary Kenneth Jose Jesse Shannon Allison
+            Samuel Anna Henry Peter Jack Kate Julia Martin Simon Lucy Charlotte Edward Walter Lewis
+            Leo Hugo Martha Rose Eva Carlos Luis Ali Tom Jim Bill Joe Ben Chris Matt Jake Ian Dean
+            Kurt Roger Philip Fred Ernest Roy Claire Linda Patricia Nancy Margaret Carol Anne Joan
+            Jean Tony Jerry Douglas Gary Wayne Donald Raymond
+        """),
+        places=word_list("hospital restaurant shop mall airport zoo pool bakery"),
+        objects=word_list("bone snack ticket cake flower guitar bottle basket toy rose"),
     ),
 }
 
-
 PREPOSITIONS = ("near", "behind", "beside", "by", "with", "opposite")
-
 
 AUXILIARIES = ((" is", " are"), (" was", " were"), (" has", " have"))
 
+TRANSITIVES = word_list("""
+    like love know see hear meet follow praise help trust visit remember avoid respect fear support
+    thank need
+""")
 
-TRANSITIVES = tuple(
-    "like love know see hear meet follow praise help trust visit remember avoid respect fear support thank need".split()
-)
-
-
-NUMBERS = ("singular", "plural")
-
+NUMBERS: tuple[Number, Number] = ("singular", "plural")
 
 IRREGULAR = {
     "child": "children",
@@ -122,29 +150,29 @@ def third_person(verb: str) -> str:
     return verb + ("es" if verb.endswith(("s", "ch", "sh", "x")) else "s")
 
 
-def inflect(noun: str, number: str) -> str:
-    """The noun in the wanted number, ``"singular"`` or ``"plural"``."""
+def inflect(noun: str, number: Number) -> str:
+    """The noun in the wanted number."""
     return noun if number == "singular" else plural(noun)
 
 
-def _other(number: str) -> str:
-    return NUMBERS[1 - NUMBERS.index(number)]
-
-
 def _sva_pair(
-    prefix: Callable[[str], str], number: str, verb: tuple[str, str], case: str
+    prefix: Callable[[Number], str], number: Number, verb: tuple[str, str], case: str
 ) -> PromptPair:
-    """``prefix(number)`` writes the prompt with the noun that the verb agrees with in that
-    number.
+    """The clean prompt has the noun that the verb agrees with in ``number``, the patch prompt in
+    the other one.
+
+    Args:
+        prefix: writes the prompt with that noun in a number.
+        verb: its singular and its plural.
     """
-    forms = dict(zip(NUMBERS, verb))
-    return PromptPair(
-        prefix(number), prefix(_other(number)), forms[number], forms[_other(number)], case
-    )
+    singular, plural_form = verb
+    if number == "singular":
+        return PromptPair(prefix("singular"), prefix("plural"), singular, plural_form, case)
+    return PromptPair(prefix("plural"), prefix("singular"), plural_form, singular, case)
 
 
 def sva_simple(words: Vocabulary, rng: random.Random) -> PromptPair:
-    """ "The athlete" → " is"."""
+    """Agreement with the only noun: "The athlete" → " is"."""
     subject, number = rng.choice(words.people), rng.choice(NUMBERS)
     return _sva_pair(
         lambda n: f"The {inflect(subject, n)}", number, rng.choice(AUXILIARIES), number
@@ -152,7 +180,7 @@ def sva_simple(words: Vocabulary, rng: random.Random) -> PromptPair:
 
 
 def sva_nounpp(words: Vocabulary, rng: random.Random) -> PromptPair:
-    """ "The athlete near the cars" → " is": the nearest noun is not the subject."""
+    """The nearest noun is not the subject: "The athlete near the cars" → " is"."""
     subject, distractor = rng.choice(words.people), rng.choice(words.people + words.things)
     number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
     tail = f"{rng.choice(PREPOSITIONS)} the {inflect(distractor, other)}"
@@ -165,7 +193,7 @@ def sva_nounpp(words: Vocabulary, rng: random.Random) -> PromptPair:
 
 
 def sva_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
-    """ "The athlete that the managers like" → " is": agreement across a relative clause."""
+    """Agreement across a relative clause: "The athlete that the managers like" → " is"."""
     subject, agent = rng.sample(words.people, 2)
     number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
     verb = rng.choice(TRANSITIVES)
@@ -179,9 +207,7 @@ def sva_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
 
 
 def sva_within_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
-    """ "The athlete that the managers" → " like": agreement inside the clause, with its own
-    noun.
-    """
+    """Agreement inside the clause, with its own noun: "The athlete that the managers" → " like"."""
     subject, agent = rng.sample(words.people, 2)
     number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
     verb = rng.choice(TRANSITIVES)
@@ -191,7 +217,8 @@ def sva_within_rc(words: Vocabulary, rng: random.Random) -> PromptPair:
 
 
 def ioi(words: Vocabulary, rng: random.Random) -> PromptPair:
-    """ "When Mary and John went to the store, John gave a drink to" → " Mary".
+    """The name that is said once: "When Mary and John went to the store, John gave a drink to" →
+    " Mary".
 
     The case says the order of the names: ABBA has the indirect object first, BABA the repeated
     subject. The patch prompt names three other people, so that its logit difference between the
@@ -216,14 +243,12 @@ def dict_key(words: Vocabulary, rng: random.Random) -> PromptPair:
 
     The case says in which entry the patch prompt has the key: 1 to 5.
     """
-    missing = sessions.missing_key(
-        sessions.KEYS[words.split], sessions.DICTIONARIES[words.split], rng
-    )
-    there, index = sessions.with_key(missing, rng)
+    missing = missing_key(KEYS[words.split], DICTIONARIES[words.split], rng)
+    there, index = with_key(missing, rng)
     return PromptPair(
         missing.prompt,
         there.prompt,
-        sessions.MISSING,
+        MISSING,
         there.entries[index][1],
         f"entry_{index + 1}",
     )
@@ -245,13 +270,12 @@ def list_index(words: Vocabulary, rng: random.Random) -> PromptPair:
 
     The case says which item the patch prompt asks for.
     """
-    beyond, within, answer = sessions.list_session(sessions.LISTS[words.split], rng)
-    return PromptPair(beyond, within, sessions.MISSING, answer, f"item_{within[-3]}")
+    beyond, within, answer = list_session(LISTS[words.split], rng)
+    return PromptPair(beyond, within, MISSING, answer, f"item_{within[-3]}")
 
 
 CODE_TASKS = ("dict_key", "dict_value", "list_index")
 """For models of code."""
-
 
 GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
     "sva_simple": sva_simple,

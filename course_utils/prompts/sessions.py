@@ -17,6 +17,9 @@ import ast
 import random
 import re
 from dataclasses import dataclass, replace
+from typing import Any
+
+from course_utils.prompts.tokens import token_ids
 
 MISSING = "Trace"
 KEY_ERROR = "Key"
@@ -28,35 +31,48 @@ the index) is not there.
 
 N_ENTRIES = 5
 
-# One token each in Qwen's vocabulary, after a quote mark. Train and test share none.
+
+def word_list(text: str) -> tuple[str, ...]:
+    """The words of a text, without its line breaks."""
+    return tuple(text.split())
+
+
 KEYS = {
-    "train": tuple(
-        "Michael Jessica Matthew Jennifer Daniel James Robert Joseph Ryan Justin William Jonathan Brian Elizabeth Steven Rachel "
-        "Michelle Emily Charles Jacob Patrick Kelly Paul Tyler Lisa Alexander Emma Alice George Frank Jane Grace Arthur Harry Max "
-        "Maria Tim Bob Sam Dan Alex Nick Josh Luke Neil Carl Bruce Louis Howard Albert Susan Karen Alan Larry Keith Craig "
-        "Victoria Juan Charlie Billy Jay Kay Ted Hal Sid Mike Steve Greg Jon Ken Kim Brad Ross Kyle Cole Taylor Dallas".split()
-    ),
-    "test": tuple(
-        "Ann Christopher David John Andrew Jason Sarah Anthony Eric Adam Kevin Thomas Laura Richard Amy Jeremy Mark Aaron Stephen "
-        "Sean Jamie Scott Mary Jose Anna Henry Peter Jack Kate Martin Simon Charlotte Edward Lewis Leo Rose Carlos Ali Tom Jim "
-        "Bill Joe Ben Chris Matt Jake Ian Dean Roger Philip Fred Roy Carol Anne Jean Tony Jerry Gary Donald Marco Andre Johnny "
-        "Jimmy Danny Ray Jeff Phil Ron Don Rod Len Kit Todd Russ Blake Grant Hunter Jordan Austin Georgia Virginia".split()
-    ),
+    "train": word_list("""
+        Michael Jessica Matthew Jennifer Daniel James Robert Joseph Ryan Justin William Jonathan
+        Brian Elizabeth Steven Rachel Michelle Emily Charles Jacob Patrick Kelly Paul Tyler Lisa
+        Alexander Emma Alice George Frank Jane Grace Arthur Harry Max Maria Tim Bob Sam Dan Alex
+        Nick Josh Luke Neil Carl Bruce Louis Howard Albert Susan Karen Alan Larry Keith Craig
+        Victoria Juan Charlie Billy Jay Kay Ted Hal Sid Mike Steve Greg Jon Ken Kim Brad Ross Kyle
+        Cole Taylor Dallas
+    """),
+    "test": word_list("""
+        Ann Christopher David John Andrew Jason Sarah Anthony Eric Adam Kevin Thomas Laura Richard
+        Amy Jeremy Mark Aaron Stephen Sean Jamie Scott Mary Jose Anna Henry Peter Jack Kate Martin
+        Simon Charlotte Edward Lewis Leo Rose Carlos Ali Tom Jim Bill Joe Ben Chris Matt Jake Ian
+        Dean Roger Philip Fred Roy Carol Anne Jean Tony Jerry Gary Donald Marco Andre Johnny Jimmy
+        Danny Ray Jeff Phil Ron Don Rod Len Kit Todd Russ Blake Grant Hunter Jordan Austin Georgia
+        Virginia
+    """),
 }
+"""First names: one token each in Qwen's vocabulary, after a quote mark. Train and test share none.
+"""
+
 # Names of variables: one token each, and never a key.
 DICTIONARIES = {
-    "train": tuple(
-        "rank score room team floor points price grade height year day size rate cost speed votes wins page row bed pay tax".split()
-    ),
-    "test": tuple(
-        "age seat level count stock weight month code shift bonus goals line slot gate desk debt".split()
-    ),
+    "train": word_list("""
+        rank score room team floor points price grade height year day size rate cost speed votes
+        wins page row bed pay tax
+    """),
+    "test": word_list("""
+        age seat level count stock weight month code shift bonus goals line slot gate desk debt
+    """),
 }
 LISTS = {
-    "train": tuple(
-        "data values nums x numbers scores row a digits marks sample counts points weights".split()
-    ),
-    "test": tuple("items xs prices b codes sizes results steps ids rates totals".split()),
+    "train": word_list("""
+        data values nums x numbers scores row a digits marks sample counts points weights
+    """),
+    "test": word_list("items xs prices b codes sizes results steps ids rates totals"),
 }
 
 
@@ -129,20 +145,19 @@ def missing_key(keys: tuple[str, ...], variables: tuple[str, ...], rng: random.R
     """A dictionary of `N_ENTRIES` keys with different one-digit values, and a query for a key that
     is not among them.
 
-    No key is a part of another (Jim, Jimmy): look-alikes are for `attacks.py`.
+    No key is a part of another (Jim, Jimmy): look-alikes are for `studies/dictionaries.py`.
     """
     while True:
         *names, query = rng.sample(keys, N_ENTRIES + 1)
-        if not any(
-            a != b and b.lower() in a.lower() for a in (*names, query) for b in (*names, query)
-        ):
+        if not _one_contains_another([*names, query]):
             break
     values = rng.sample(range(10), N_ENTRIES)
-    return Session(
-        tuple((quoted(name), str(value)) for name, value in zip(names, values)),
-        quoted(query),
-        rng.choice(variables),
-    )
+    entries = tuple((quoted(name), str(value)) for name, value in zip(names, values))
+    return Session(entries, quoted(query), rng.choice(variables))
+
+
+def _one_contains_another(words: list[str]) -> bool:
+    return any(a != b and b.lower() in a.lower() for a in words for b in words)
 
 
 def with_key(session: Session, rng: random.Random) -> tuple[Session, int]:
@@ -171,10 +186,16 @@ MAX_PROMPT_TOKENS = 128
 MAX_ENTRIES = 20
 MAX_CHARACTERS = 2000
 QUOTES = "'\"“”‘’"
+EXAMPLE = "{'Bob': 1, 'Mary Ann': 2}"
 
 
 def read_session(
-    dictionary: str, query: str, tokenizer, *, variable: str = "age", one_token: bool = False
+    dictionary: str,
+    query: str,
+    tokenizer: Any,
+    *,
+    variable: str = "age",
+    one_token: bool = False,
 ) -> Session:
     """A session from text: a dictionary as one would type it, and a key, with quotes or without.
     Nothing is executed.
@@ -190,63 +211,86 @@ def read_session(
             empty query, a query of several tokens where one is wanted, a prompt of more than
             `MAX_PROMPT_TOKENS` tokens.
     """
-    example = "{'Bob': 1, 'Mary Ann': 2}"
-    source = re.sub(r"^\s*(>>>)?\s*([A-Za-z_]\w*\s*=(?!=))?\s*", "", dictionary).rstrip()
-    if len(source) > MAX_CHARACTERS:
+    entries = _read_dictionary(dictionary)
+    query = _read_query(query)
+    session = Session(entries, quoted(query), variable)
+    ids = token_ids(tokenizer, session.prompt)
+    if len(ids) > MAX_PROMPT_TOKENS:
         raise SessionError(
-            f"the dictionary has {len(source):,} characters; {MAX_CHARACTERS:,} at most. Take a shorter one, such as {example}."
+            f"the prompt has {len(ids)} tokens; {MAX_PROMPT_TOKENS} at most. Take fewer or shorter "
+            "entries."
         )
-    try:
-        tree = ast.parse(source, mode="eval").body
-        query.encode("utf-8")
-    except (
-        SyntaxError,
-        ValueError,
-        MemoryError,
-        RecursionError,
-    ) as error:  # the last two: nested too deep for the parser
+    if one_token and tokenizer.decode(ids[-2:-1]) != query:
+        pieces = [tokenizer.decode([token]) for token in token_ids(tokenizer, query)]
         raise SessionError(
-            f"that is not Python: {(str(error) or 'nested too deep').split(' (')[0].rstrip('.?')}. Type a dictionary, such as {example}."
-        ) from error
+            f"the key {query!r} is not one token in the prompt ({' + '.join(pieces)}), as is "
+            f"wanted here, such as {', '.join(KEYS['test'][:4])}."
+        )
+    return session
+
+
+def _read_dictionary(text: str) -> tuple[tuple[str, str], ...]:
+    """The entries of a dictionary as Python source, each on one line."""
+    source = _without_prompt_and_name(text)
+    tree = _parse(source)
     if not isinstance(tree, ast.Dict):
-        raise SessionError(
-            f"that is not a dictionary, but a {type(tree).__name__.lower()}. Type one, such as {example}."
-        )
+        kind = type(tree).__name__.lower()
+        raise SessionError(f"that is not a dictionary, but a {kind}. Type one, such as {EXAMPLE}.")
     if not tree.keys:
-        raise SessionError(f"the dictionary is empty. Give it an entry or more, such as {example}.")
+        raise SessionError(f"the dictionary is empty. Give it an entry or more, such as {EXAMPLE}.")
     if len(tree.keys) > MAX_ENTRIES:
         raise SessionError(f"{len(tree.keys)} entries are too many: {MAX_ENTRIES} at most.")
-    entries = []
-    for key, value in zip(tree.keys, tree.values):
-        if key is None or not isinstance(_constant(key), str):
-            shown = "**" if key is None else ast.get_source_segment(source, key)
-            raise SessionError(
-                f"the key {shown} is no string. Keys are strings in quotes, such as in {example}."
-            )
-        if not isinstance(_constant(value), str | int | float):
-            raise SessionError(
-                f"the value {ast.get_source_segment(source, value)} is neither a number nor a string, as those in {example} are."
-            )
-        entries.append((_on_one_line(source, key), _on_one_line(source, value)))
+    return tuple(_read_entry(source, key, value) for key, value in zip(tree.keys, tree.values))
+
+
+def _without_prompt_and_name(text: str) -> str:
+    """Source of an expression, without a ``>>> age = `` in front of it."""
+    return re.sub(r"^\s*(>>>)?\s*([A-Za-z_]\w*\s*=(?!=))?\s*", "", text).rstrip()
+
+
+def _parse(source: str) -> ast.expr:
+    """The syntax tree of an expression; nothing is evaluated."""
+    if len(source) > MAX_CHARACTERS:
+        raise SessionError(
+            f"the dictionary has {len(source):,} characters; {MAX_CHARACTERS:,} at most. Take a "
+            f"shorter one, such as {EXAMPLE}."
+        )
+    try:
+        return ast.parse(source, mode="eval").body
+    # the last two: nested too deep for the parser
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        why = (str(error) or "nested too deep").split(" (")[0].rstrip(".?")
+        raise SessionError(
+            f"that is not Python: {why}. Type a dictionary, such as {EXAMPLE}."
+        ) from error
+
+
+def _read_entry(source: str, key: ast.expr | None, value: ast.expr) -> tuple[str, str]:
+    """An entry as Python source; ``key`` is None for ``**other``."""
+    if key is None or not isinstance(_constant(key), str):
+        shown = "**" if key is None else _as_typed(source, key)
+        raise SessionError(
+            f"the key {shown} is no string. Keys are strings in quotes, such as in {EXAMPLE}."
+        )
+    if _constant(value) is None:
+        raise SessionError(
+            f"the value {_as_typed(source, value)} is neither a number nor a string, as those in "
+            f"{EXAMPLE} are."
+        )
+    return _on_one_line(source, key), _on_one_line(source, value)
+
+
+def _read_query(query: str) -> str:
+    """The queried key, without the quotes that it may have been typed with."""
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SessionError(f"the key {query!r} is not text: {error.reason}.") from error
     if len(query) > 1 and query[0] in QUOTES and query[-1] in QUOTES:
         query = query[1:-1]
     if not query.strip():
         raise SessionError("no key is asked for: type one, such as Ann.")
-    session = Session(tuple(entries), quoted(query), variable)
-    ids = tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
-    if len(ids) > MAX_PROMPT_TOKENS:
-        raise SessionError(
-            f"the prompt has {len(ids)} tokens; {MAX_PROMPT_TOKENS} at most. Take fewer or shorter entries."
-        )
-    if one_token and tokenizer.decode(ids[-2:-1]) != query:
-        pieces = " + ".join(
-            tokenizer.decode([token])
-            for token in tokenizer(query, add_special_tokens=False)["input_ids"]
-        )
-        raise SessionError(
-            f"the key {query!r} is not one token in the prompt ({pieces}), as is wanted here, such as {', '.join(KEYS['test'][:4])}."
-        )
-    return session
+    return query
 
 
 def _constant(node: ast.expr) -> str | int | float | None:
@@ -259,12 +303,17 @@ def _constant(node: ast.expr) -> str | int | float | None:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.BinOp(op=ast.Add(), left=left, right=right):
-            parts = (_constant(left), _constant(right))
-            return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+            first, second = _constant(left), _constant(right)
+            if isinstance(first, str) and isinstance(second, str):
+                return first + second
     return None
+
+
+def _as_typed(source: str, node: ast.expr) -> str:
+    return ast.get_source_segment(source, node) or ast.unparse(node)
 
 
 def _on_one_line(source: str, node: ast.expr) -> str:
     """A node as it was typed; where that is more than a line, as Python would show its value."""
-    typed = ast.get_source_segment(source, node)
-    return repr(_constant(node)) if typed.splitlines() != [typed] else typed
+    typed = _as_typed(source, node)
+    return typed if typed.splitlines() == [typed] else repr(_constant(node))
