@@ -8,7 +8,8 @@ from sae_lens import SAE
 
 from course_utils.circuits.masks import MaskError, SAEMasks
 from course_utils.circuits.splice import PatchMeans, SplicedModel
-from course_utils.teaching.nb03 import _tiny_sae, book
+from course_utils.teaching.fixtures import tiny_sae
+from course_utils.teaching.nb03 import book
 
 ARGUMENTS = {
     "switch_off": "x, hook, *, sae, latent, position",
@@ -233,6 +234,6 @@ def test_a_circuit_with_all_its_nodes_knocked_out_is_what_the_library_ablates(la
 
 
 def test_the_tiny_sae_is_an_sae_with_latents_that_fire_and_latents_that_do_not():
-    sae = _tiny_sae()
+    sae = tiny_sae()
     f = sae.encode(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)))
     assert isinstance(sae, SAE) and 0.2 < (f > 0).float().mean() < 0.8

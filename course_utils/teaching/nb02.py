@@ -1,47 +1,20 @@
-"""The exercises of notebook 02: the splice, what becomes of its error, what it costs, and where to
-put it.
-"""
+"""The exercises of notebook 02: the splice, its error, what it costs, and where to put it."""
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens import SAE
 from torch import Tensor
 
+from course_utils.teaching.fixtures import keep_bos, normal, residual_stream, tiny_sae
 from course_utils.teaching.workbook import Workbook, Wrong, compare
 
 book = Workbook()
 exercise, check = book.exercise, book.check
-
-
-@functools.cache
-def _case() -> tuple[SAE, Tensor]:
-    """A small SAE and a residual stream ``[3, 5, 6]`` whose position 0 is a hundred times longer,
-    as BOS is.
-    """
-    generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=6, d_sae=10))
-    parts = dict(
-        W_enc=normal(6, 10),
-        b_enc=normal(10),
-        W_dec=normal(10, 6),
-        b_dec=normal(6),
-        threshold=torch.full((10,), 0.1),
-    )
-    sae.load_state_dict(parts)
-    sae.requires_grad_(False)
-    x = normal(3, 5, 6)
-    x[:, 0] *= 100
-    return sae, x
-
-
-def _with_bos(x: Tensor, y: Tensor) -> Tensor:
-    """``y``, with ``x`` at position 0."""
-    return torch.cat([x[:, :1], y[:, 1:]], dim=1)
 
 
 # -- 2.1 -------------------------------------------------------------------------------------------
@@ -63,30 +36,34 @@ def splice(x: Float[Tensor, "batch seq d_model"], sae: SAE) -> Float[Tensor, "ba
 
 
 @book.checker(splice)
-def _(attempt):
-    sae, x = _case()
+def _(attempt: Callable) -> None:
+    sae, x = tiny_sae(), residual_stream()
     given = x.clone()
-    found = attempt(given, sae)
+    answer = attempt(given, sae)
+
     x_hat = sae.decode(sae.encode(x))
-    other_prompt, other_end, no_bos = x_hat.clone(), x_hat.clone(), x_hat.clone()
-    other_prompt[0], other_end[:, -1], no_bos[:, 0] = x[0], x[:, -1], 0
+    right = keep_bos(x, x_hat)
+    prompt_kept, end_kept, zeros_at_bos = x_hat.clone(), x_hat.clone(), x_hat.clone()
+    prompt_kept[0], end_kept[:, -1], zeros_at_bos[:, 0] = x[0], x[:, -1], 0
     wrong = {
-        "you spliced BOS too. Its residual stream is far longer than the others, and no SAE was trained on it.": x_hat,
-        "you left prompt 0 alone, and position 0 was meant: the first axis is the batch.": other_prompt,
-        "you left the last position alone, and the first is BOS.": other_end,
-        "you put zeros where BOS is. The later tokens attend to it: it has to stay as it was.": no_bos,
+        "you spliced BOS too. Its residual stream is far longer than the others, and no SAE was "
+        "trained on it.": x_hat,
+        "you left prompt 0 alone, and position 0 was meant: the first "
+        "axis is the batch.": prompt_kept,
+        "you left the last position alone, and the first is BOS.": end_kept,
+        "you put zeros where BOS is. The later tokens attend to it: it has "
+        "to stay as it was.": zeros_at_bos,
         "BOS is missing from what you returned: the next layer wants all positions.": x_hat[:, 1:],
-        "you returned the latents. The next layer reads the residual stream: decode them.": sae.encode(
-            x
-        ),
+        "you returned the latents. The next layer reads the residual "
+        "stream: decode them.": sae.encode(x),
         "you returned x as it was.": x,
-        "you returned the error, x − SAE(x), and the reconstruction is wanted.": x
-        - _with_bos(x, x_hat),
+        "you returned the error, x − SAE(x), and the reconstruction is wanted.": x - right,
     }
-    compare(found, _with_bos(x, x_hat), wrong, what="the spliced stream")
+    compare(answer, right, wrong, what="the spliced stream")
     if not torch.equal(given, x):
         raise Wrong(
-            "the values are right, but x itself was changed. It is the model's own tensor: make a new one."
+            "the values are right, but x itself was changed. It is the model's own tensor: make a "
+            "new one."
         )
 
 
@@ -110,27 +87,29 @@ def splice_with_error(
 
 
 @book.checker(splice_with_error)
-def _(attempt):
-    sae, x = _case()
-    clean = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+def _(attempt: Callable) -> None:
+    sae, x = tiny_sae(), residual_stream()
+    clean = x + 0.5 * normal(*x.shape, seed=5)
     error = clean - splice(clean, sae)
     right = splice(x, sae) + error
+    bos_spliced = sae.decode(sae.encode(x)) + error
     wrong = {
-        "you took the error of the x that came in, so x comes out and nothing was spliced. The error to put back is the one given.": x,
+        "you took the error of the x that came in, so x comes out and nothing was spliced. The "
+        "error to put back is the one given.": x,
         "you subtracted the error: x = SAE(x) + error.": splice(x, sae) - error,
         "the error is not put back: this is the policy 'drop'.": splice(x, sae),
         "you added the error before the SAE. It goes around the SAE, so add it after.": splice(
             x + error, sae
         ),
-        "you spliced BOS too: splice leaves it alone.": sae.decode(sae.encode(x)) + error,
+        "you spliced BOS too: splice leaves it alone.": bos_spliced,
         "you put the error alone in the stream's place.": error,
         "you added the error to x, and not to its reconstruction.": x + error,
     }
     compare(attempt(x.clone(), sae, error), right, wrong, what="the stream")
-    one = error.mean(0)
+    shared = error.mean(0)
     compare(
-        attempt(x.clone(), sae, one),
-        splice(x, sae) + one,
+        attempt(x.clone(), sae, shared),
+        splice(x, sae) + shared,
         what="the stream, with one error [seq, d_model] for all prompts,",
     )
 
@@ -153,23 +132,22 @@ def mean_error(x: Float[Tensor, "n seq d_model"], sae: SAE) -> Float[Tensor, "se
 
 
 @book.checker(mean_error)
-def _(attempt):
-    sae, x = _case()
+def _(attempt: Callable) -> None:
+    sae, x = tiny_sae(), residual_stream()
     error = x - splice(x, sae)
-    with_bos = (x - sae.decode(sae.encode(x))).mean(0)
-    of_mean = x.mean(0, keepdim=True) - splice(x.mean(0, keepdim=True), sae)
+    bos_too = (x - sae.decode(sae.encode(x))).mean(0)
+    mean_x = x.mean(0, keepdim=True)
+    of_mean_x = (mean_x - splice(mean_x, sae))[0]
     wrong = {
         "you averaged over positions too: each position has its own mean.": error.mean((0, 1)),
-        "you averaged over positions, and prompts were meant: the first axis is the batch.": error.mean(
-            1
-        ),
-        "this is SAE(x) − x. Added to SAE(x), it would double the error: the error is what is missing, x − SAE(x).": -error.mean(
-            0
-        ),
-        "BOS has an error here. It is not spliced, so there is nothing to put back: use splice.": with_bos,
-        "this is the error of the mean stream. An SAE is not linear: take each prompt's error first, then the mean.": of_mean[
-            0
-        ],
+        "you averaged over positions, and prompts were meant: the first "
+        "axis is the batch.": error.mean(1),
+        "this is SAE(x) − x. Added to SAE(x), it would double the error: the error is what is "
+        "missing, x − SAE(x).": -error.mean(0),
+        "BOS has an error here. It is not spliced, so there is nothing to put "
+        "back: use splice.": bos_too,
+        "this is the error of the mean stream. An SAE is not linear: take each prompt's error "
+        "first, then the mean.": of_mean_x,
         "you averaged sizes. Errors of opposite signs have to cancel.": error.abs().mean(0),
         "you summed over prompts, and the mean was meant.": error.sum(0),
         "you returned every prompt's own error: that is for 'keep'.": error,
@@ -201,44 +179,41 @@ def cross_entropy(
 
 
 @book.checker(cross_entropy)
-def _(attempt):
-    generator = torch.Generator().manual_seed(2)
-    logits, tokens = (
-        3 * torch.randn(4, 6, 9, generator=generator),
-        torch.randint(9, (4, 6), generator=generator),
-    )
-    log_p = logits.log_softmax(-1)
+def _(attempt: Callable) -> None:
+    logits = 3 * normal(4, 6, 9, seed=2)
+    tokens = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(3))
 
-    def nll(scores: Tensor, wanted: Tensor) -> Tensor:
-        return -scores.gather(-1, wanted[..., None])[..., 0]
+    def surprise(scores: Tensor, tokens: Tensor) -> Tensor:
+        return -scores.gather(-1, tokens[..., None])[..., 0]
 
-    each = nll(log_p[:, :-1], tokens[:, 1:])
+    log_p, following = logits.log_softmax(-1), tokens[:, 1:]
+    each = surprise(log_p[:, :-1], following)
     right = each.mean(1)
+    not_shifted = surprise(log_p, tokens)
+    shifted_back = surprise(log_p[:, 1:], tokens[:, :-1])
+    of_logits = surprise(logits[:, :-1], following)
+    over_positions = surprise(logits[:, :-1].log_softmax(1), following)
+    log_of_mean = (-each).exp().mean(1).log()
     wrong = {
-        "you scored each token with the logits at its own position. Those are for the token after it: shift by one.": nll(
-            log_p, tokens
-        ).mean(1),
-        "you shifted the wrong way: the logits at position i are for the token at i + 1.": nll(
-            log_p[:, 1:], tokens[:, :-1]
-        ).mean(1),
-        "you averaged over the texts too. One number a text is wanted: the intervals need them.": right.mean(),
+        "you scored each token with the logits at its own position. Those are for the token after "
+        "it: shift by one.": not_shifted.mean(1),
+        "you shifted the wrong way: the logits at position i are for "
+        "the token at i + 1.": shifted_back.mean(1),
+        "you averaged over the texts too. One number a text is wanted: the "
+        "intervals need them.": right.mean(),
         "you summed over positions, and the mean was meant.": each.sum(1),
         "you returned a number for each token: take the mean over positions.": each,
         "the sign is turned: −log p is above 0.": -right,
-        "this is in bits (log₂), and nats are wanted.": right / torch.log(torch.tensor(2.0)),
-        "these are logits and not log-probabilities: log_softmax over the vocabulary first.": nll(
-            logits[:, :-1], tokens[:, 1:]
-        ).mean(1),
-        "you took the mean of p, and then the log. The log comes first.": -(-each)
-        .exp()
-        .mean(1)
-        .log(),
-        "the softmax is over positions, and it belongs over the vocabulary.": nll(
-            logits[:, :-1].log_softmax(1), tokens[:, 1:]
-        ).mean(1),
+        "this is in bits (log₂), and nats are wanted.": right / math.log(2),
+        "these are logits and not log-probabilities: log_softmax over the "
+        "vocabulary first.": of_logits.mean(1),
+        "you took the mean of p, and then the log. The log comes first.": -log_of_mean,
+        "the softmax is over positions, and it belongs over the vocabulary.": over_positions.mean(
+            1
+        ),
         "you scored the last token alone.": each[:, -1],
     }
-    compare(attempt(logits, tokens), right, wrong, what="the cross-entropy")
+    compare(attempt(logits.clone(), tokens.clone()), right, wrong, what="the cross-entropy")
 
 
 # -- 2.5 -------------------------------------------------------------------------------------------
@@ -263,41 +238,39 @@ def place(n_layers: int, gap: int) -> list[int]:
 
 
 @book.checker(place)
-def _(attempt):
+def _(attempt: Callable) -> None:
     for n_layers, gap in ((30, 9), (30, 6), (12, 5), (7, 1), (4, 10)):
-        right = list(range(n_layers - 1, -1, -gap))[::-1]
-        found = attempt(n_layers, gap)
-        if found is None:
+        answer = attempt(n_layers, gap)
+        if answer is None:
             raise Wrong(
                 "it is None. Is the return missing? (`.reverse()` and `.sort()` return None, too.)"
             )
-        if isinstance(found, Tensor):
+        if isinstance(answer, Tensor):
             raise Wrong("a list of integers is wanted, not a tensor.")
-        layers = [int(layer) for layer in found]
-        if layers == right:
-            continue
-        said = f"place({n_layers}, {gap}) gave {layers}: "
-        if n_layers in layers:
+        layers = [int(layer) for layer in answer]
+        if layers != place(n_layers, gap):
             raise Wrong(
-                said
-                + f"there is no layer {n_layers}. Layers are numbered from 0, so the last is {n_layers - 1}."
+                f"place({n_layers}, {gap}) gave {layers}: {_misplaced(layers, n_layers, gap)}"
             )
-        if any(layer < 0 for layer in layers):
-            raise Wrong(said + "a layer below 0 does not exist.")
-        if layers == right[::-1]:
-            raise Wrong(
-                said
-                + "the layers are right, and in falling order. They are wanted in rising order."
-            )
-        if right[:-1] == layers or (
-            n_layers - 1 not in layers and layers and layers[0] in (0, gap - 1, gap)
-        ):
-            raise Wrong(
-                said
-                + f"none is after the last layer, {n_layers - 1}, so part of the model lies behind the last bottleneck."
-            )
-        if layers == right[1:]:
-            raise Wrong(said + f"layer {right[0]} is missing: the range stops one too early.")
-        if any(b - a != gap for a, b in zip(layers, layers[1:])):
-            raise Wrong(said + f"they are not {gap} apart.")
-        raise Wrong(said + "those are not the layers.")
+
+
+def _misplaced(layers: list[int], n_layers: int, gap: int) -> str:
+    """What is wrong with layers that are not those of `place`."""
+    right, last = place(n_layers, gap), n_layers - 1
+    if n_layers in layers:
+        return f"there is no layer {n_layers}. Layers are numbered from 0, so the last is {last}."
+    if any(layer < 0 for layer in layers):
+        return "a layer below 0 does not exist."
+    if layers == right[::-1]:
+        return "the layers are right, and in falling order. They are wanted in rising order."
+    counted_from_the_start = bool(layers) and layers[0] in (0, gap - 1, gap)
+    if layers == right[:-1] or (last not in layers and counted_from_the_start):
+        return (
+            f"none is after the last layer, {last}, so part of the model lies behind "
+            "the last bottleneck."
+        )
+    if layers == right[1:]:
+        return f"layer {right[0]} is missing: the range stops one too early."
+    if any(b - a != gap for a, b in zip(layers, layers[1:])):
+        return f"they are not {gap} apart."
+    return "those are not the layers."

@@ -22,29 +22,33 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
+SIGNS = {"right": "✅", "open": "⏳", "wrong": "❌"}
+
 
 class Wrong(Exception):
-    """What a checker raises: a sentence to the reader that names the likely bug, and not the
-    solution.
-    """
+    """What a checker raises: a sentence that names the likely bug, and not the solution."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found: ``"right"``, ``"open"`` (not written yet) or ``"wrong"``, with what it
-    says.
+    """What `check` says of an exercise.
+
+    Attributes:
+        status: ``"right"``, ``"open"`` (not written yet) or ``"wrong"``.
+        says: a sentence for the reader.
     """
 
     status: Literal["right", "open", "wrong"]
     says: str
 
     def __str__(self) -> str:
-        return f"{ {'right': '✅', 'open': '⏳', 'wrong': '❌'}[self.status] } {self.says}"
+        return f"{SIGNS[self.status]} {self.says}"
 
 
 class Exercise:
@@ -55,9 +59,12 @@ class Exercise:
         solution: what runs while ``attempt`` raises `NotImplementedError` by itself.
     """
 
+    __name__: str
+
     def __init__(self, attempt: Callable, solution: Callable):
         functools.update_wrapper(self, attempt)
-        self.attempt, self.solution, self._said = attempt, solution, False
+        self.attempt, self.solution = attempt, solution
+        self._said_that_it_is_open = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -65,11 +72,12 @@ class Exercise:
         except NotImplementedError as error:
             if not _is_from(error, self.attempt):
                 raise
-        if not self._said:
+        if not self._said_that_it_is_open:
             print(
-                f"({self.__name__} is yours to write. Until then the course's version runs in its place.)"
+                f"({self.__name__} is yours to write. "
+                "Until then the course's version runs in its place.)"
             )
-            self._said = True
+            self._said_that_it_is_open = True
         return self.solution(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -92,15 +100,13 @@ class Workbook:
         self.solutions: dict[str, Callable] = {}
         self.checkers: dict[str, Callable[[Callable], None]] = {}
 
-    def solution(self, function: Callable) -> Callable:
+    def solution(self, function: F) -> F:
         """Decorator: this is the course's version of the exercise of that name."""
         self.solutions[function.__name__] = function
         return function
 
     def checker(self, solution: Callable) -> Callable:
-        """Decorator: this function checks attempts at ``solution``; it raises `Wrong` where they
-        are wrong.
-        """
+        """Decorator: this function checks attempts at ``solution``, and raises `Wrong`."""
 
         def register(function: Callable[[Callable], None]) -> Callable[[Callable], None]:
             self.checkers[solution.__name__] = function
@@ -114,15 +120,18 @@ class Workbook:
         Raises:
             NameError: this notebook has no exercise of that name.
         """
-        if attempt.__name__ not in self.solutions:
+        name = attempt.__name__
+        if name not in self.solutions:
+            names = ", ".join(self.solutions)
             raise NameError(
-                f"no exercise is called {attempt.__name__!r}; here there are {', '.join(self.solutions)}. Keep the name as it was."
+                f"no exercise is called {name!r}; here there are {names}. Keep the name as it was."
             )
-        return Exercise(attempt, self.solutions[attempt.__name__])
+        return Exercise(attempt, self.solutions[name])
 
-    def check(self, exercise: Exercise) -> None:
-        """Print whether an exercise is right (✅), not written yet (⏳) or wrong (❌), and then what
-        the likely bug is.
+    def check(self, exercise: Exercise | Callable) -> None:
+        """Print whether an exercise is right (✅), not written yet (⏳) or wrong (❌).
+
+        Where it is wrong, the likely bug is named.
         """
         print(self.checked(exercise))
 
@@ -131,23 +140,20 @@ class Workbook:
         if not isinstance(exercise, Exercise):
             exercise = self.exercise(exercise)
         name = exercise.__name__
-        wanted, found = (
-            list(inspect.signature(f).parameters) for f in (exercise.solution, exercise.attempt)
+        wanted, written = (
+            ", ".join(inspect.signature(function).parameters)
+            for function in (exercise.solution, exercise.attempt)
         )
-        if wanted != found:
-            return Checked(
-                "wrong",
-                f"{name}: its arguments are to be ({', '.join(wanted)}), not ({', '.join(found)}).",
-            )
+        if wanted != written:
+            return Checked("wrong", f"{name}: its arguments are to be ({wanted}), not ({written}).")
         try:
             self.checkers[name](exercise.attempt)
         except Wrong as wrong:
             return Checked("wrong", f"{name}: {wrong}")
         except NotImplementedError as error:
             if _is_from(error, exercise.attempt):
-                return Checked(
-                    "open", f"{name} is not written yet; the course's version runs in its place."
-                )
+                says = f"{name} is not written yet; the course's version runs in its place."
+                return Checked("open", says)
             return _raised(exercise, error)
         except Exception as error:
             return _raised(exercise, error)
@@ -164,47 +170,49 @@ def _raised(exercise: Exercise, error: Exception) -> Checked:
 
 
 def compare(
-    found: Any,
-    right: Tensor,
-    wrong: Mapping[str, Tensor] | None = None,
+    answer: Any,
+    right: float | Tensor,
+    wrong: Mapping[str, float | Tensor] | None = None,
     *,
     what: str = "it",
     tolerance: float = 1e-4,
 ) -> None:
-    """Raise `Wrong` unless ``found`` is ``right``; where it equals a known wrong result, say which.
+    """Raise `Wrong` unless ``answer`` is ``right``; where it is a known wrong one, say which.
 
     Args:
-        found: what the reader's function returned.
+        answer: what the reader's function returned.
         right: what it should have.
-        wrong: known wrong results, by the sentence that explains them.
+        wrong: known wrong answers, by the sentence that explains them. The first that fits counts.
         what: what is compared, as a subject: "the loss".
         tolerance: the largest allowed difference, relative to the size of ``right``.
     """
-    if found is None:
+    if answer is None:
         raise Wrong(f"{what} is None. Is the return missing?")
     right = torch.as_tensor(right)
     try:
-        found = torch.as_tensor(found)
+        answer = torch.as_tensor(answer)
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"{what} is to be a tensor, not {type(found).__name__}.") from None
-    if _equal(found, right, tolerance):
+        raise Wrong(f"{what} is to be a tensor, not {type(answer).__name__}.") from None
+    if _equal(answer, right, tolerance):
         return
     for says, value in (wrong or {}).items():
-        if _equal(found, torch.as_tensor(value), tolerance):
+        if _equal(answer, torch.as_tensor(value), tolerance):
             raise Wrong(says)
-    if found.shape != right.shape:
-        raise Wrong(f"{what} has the shape {list(found.shape)}, and {list(right.shape)} is wanted.")
-    if not found.isfinite().all():
+    if answer.shape != right.shape:
+        raise Wrong(
+            f"{what} has the shape {list(answer.shape)}, and {list(right.shape)} is wanted."
+        )
+    if not answer.isfinite().all():
         raise Wrong(f"{what} holds values that are not finite.")
-    raise Wrong(
-        f"{what} is off by up to {(found.detach().float() - right.float()).abs().max():.3g}, where values are up to {right.float().abs().max():.3g}."
-    )
+    off = (answer.detach().float() - right.float()).abs().max()
+    size = right.float().abs().max()
+    raise Wrong(f"{what} is off by up to {off:.3g}, where values are up to {size:.3g}.")
 
 
 def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are the same, up to a share of the size of the second."""
     if a.shape != b.shape:
         return False
     a, b = a.detach().double(), b.detach().double()
-    return bool(
-        ((a - b).abs() <= tolerance * max(1e-12, b.abs().max().item() if b.numel() else 0.0)).all()
-    )
+    size = b.abs().max().item() if b.numel() else 0.0
+    return bool(((a - b).abs() <= tolerance * max(1e-12, size)).all())
