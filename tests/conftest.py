@@ -11,6 +11,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -37,6 +38,10 @@ from course_utils.prompts.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSIN
 from course_utils.prompts.tasks import Task, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
+# A slow machine is no failure, and a failure comes again.
+settings.register_profile("course", deadline=None, derandomize=True)
+settings.load_profile("course")
+
 ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neox")
 
 
@@ -48,6 +53,13 @@ def wrong_types():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks are not run by ``make check``: those that nbmake collects have no marker."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.notebook)
 
 
 @functools.cache

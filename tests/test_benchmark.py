@@ -8,11 +8,9 @@ import torch
 from conftest import make_lab
 
 from course_utils.circuits.optimize import learn_masks
+from tools import benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
-
-import benchmark
-
 RECORD = ROOT / "data" / "benchmarks" / "cpu.json"
 
 

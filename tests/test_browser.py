@@ -28,6 +28,8 @@ FLAGS = [
 ]
 NOTEBOOK = "00_start_here.ipynb"
 
+pytestmark = [pytest.mark.browser, pytest.mark.weights]
+
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip(
         "no Chromium on this machine (on Debian: apt-get install chromium)", allow_module_level=True

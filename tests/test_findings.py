@@ -89,6 +89,7 @@ import json as _json
 print("FINDINGS" + _json.dumps({{claim: bool(eval(expression)) for claim, expression in {claims!r}.items()}}))"""
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_quick_run_finds_what_the_notebook_says(source, tmp_path):
     claims = FINDINGS[source.name[:2]]

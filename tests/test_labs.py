@@ -20,11 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.splice import SplicedModel
-from course_utils.labs.catalog import LABS, SAES_DIR, LabError
+from course_utils.labs.catalog import SAES_DIR, LabError
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.labs.loading import load_saes
 from course_utils.labs.requirements import fast_dtype
-from course_utils.labs.weights import converted
 from course_utils.prompts.tasks import load_task
 
 GAP_6 = [5, 11, 17, 23, 29]
@@ -52,11 +51,9 @@ def test_a_folder_without_saes_is_named(tmp_path):
         load_saes(tmp_path, [3], device="cpu", dtype=torch.float32)
 
 
-def test_smollm2_loads_from_the_cache_in_under_15_seconds():
-    converted(LABS["smollm2"].model)  # fetch first, if this machine never has
-    start = time.perf_counter()
+@pytest.mark.weights
+def test_smollm2_has_an_sae_after_every_third_layer():
     lab = load_lab("smollm2")
-    assert time.perf_counter() - start < 15
     assert lab.sae_layers == list(range(2, 30, 3)) and lab.d_model == 576
 
 
@@ -75,6 +72,7 @@ def test_the_fast_dtype_is_the_one_that_multiplies_faster_here():
     )  # near the border, either
 
 
+@pytest.mark.weights
 def test_smollm2_knows_who_got_the_ring(smollm2):
     tokens = (
         smollm2.tokenizer.bos_token + "When Laura and Aaron went to the park, Aaron gave a ring to"
@@ -83,6 +81,7 @@ def test_smollm2_knows_who_got_the_ring(smollm2):
     assert smollm2.tokenizer.decode(smollm2.model(ids)[0, -1].argmax()) == " Laura"
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("name", ["sva_nounpp", "sva_rc", "ioi"])
 def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
     """On a third of the held-out prompts, the share of the logit difference that is left is the
@@ -103,6 +102,7 @@ def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
     assert share > 0.3
 
 
+@pytest.mark.weights
 def test_bos_is_the_token_that_preceded_plain_text_in_pretraining(smollm2):
     """With it the model is right more often than with the chat token that the tokenizer calls
     BOS.

@@ -139,7 +139,7 @@ def test_stub_and_solution_have_one_signature_and_docstring(source):
 
 
 def test_an_exercise_is_pasted_whole_or_with_its_body_taken_out():
-    from test_exercises import double
+    from test_workbook import double
 
     assert (
         exercise_source(double, solved=True)
@@ -257,7 +257,7 @@ def test_every_notebook_has_the_setup_cell_and_its_own_badge(source):
 
 
 def test_a_forks_badges_point_to_the_fork(monkeypatch):
-    monkeypatch.setattr("build_notebooks.REPOSITORY", "https://github.com/you/fork")
+    monkeypatch.setattr("tools.build_notebooks.REPOSITORY", "https://github.com/you/fork")
     assert (
         "colab.research.google.com/github/you/fork/blob/main/notebooks/00_start_here.ipynb"
         in badge(sources()[0])

@@ -1,5 +1,7 @@
 """The post's circuits, and ours beside them."""
 
+import pytest
+
 from course_utils.circuits.experiments import PublishedCircuit, beside_published, published_circuits
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import load_lab
@@ -14,6 +16,7 @@ def test_the_posts_circuits_are_those_of_gemma_2_9b():
     assert published_circuits("smollm2") == []
 
 
+@pytest.mark.weights
 def test_ours_have_the_published_sizes_and_tasks_that_we_lack_are_left_out():
     lab = load_lab("smollm2", layers=[17, 29])
     circuits = [

@@ -1,5 +1,6 @@
 """The lab `qwen-coder` with its real weights. One test, so that its 6 GB are loaded once."""
 
+import pytest
 import torch
 
 from course_utils.circuits.splice import SplicedModel
@@ -12,6 +13,8 @@ from course_utils.studies.dictionaries import HONEST, LAST, QUERIED, answers, at
 N = 8
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_the_model_knows_missing_keys_and_the_shipped_saes_do_what_their_metrics_say():
     lab = load_lab("qwen-coder")
     assert tuple(lab.sae_layers) == spec_of("qwen-coder").placement

@@ -166,6 +166,8 @@ def test_a_process_that_dies_loses_no_result_that_was_there(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_still_does_every_point(tmp_path, monkeypatch):
     """Dask, two workers with the real lab in each; one is killed on its first point, and its points
     go to the other.
@@ -201,6 +203,7 @@ def test_a_cluster_that_loses_a_worker_still_does_every_point(tmp_path, monkeypa
     assert all(result.result["n"] == 8 and result.result["n_nodes"] >= 0 for result in found)
 
 
+@pytest.mark.weights
 def test_a_point_of_the_real_lab_is_learned_and_judged():
     found = learn_and_judge(
         SweepPoint(sparsity=0.1, steps=20, n_train=32, n_test=16, layers=(17, 29))

@@ -17,12 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
-import collect_activations
-import finetune_saes
-import train_saes
-
 from course_utils.prompts.grammar import VOCABULARIES
 from course_utils.prompts.sessions import KEYS
+from tools import collect_activations, finetune_saes, train_saes
 from tools.collect_activations import (
     SESSIONS,
     SHARES,
