@@ -1,77 +1,46 @@
-"""Tasks: what the generators write, what the shipped files hold, and what load_task keeps, drops
-and refuses.
-"""
+"""Tasks: what load_task keeps, drops and refuses, and what a task is good for."""
 
 import copy
+import functools
 import json
-import random
 import re
+import tempfile
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import session_tokenizer, tiny_tokenizer
+from conftest import tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 import course_utils.prompts.tasks as tasks_module
-from course_utils.prompts import sessions
-from course_utils.prompts.grammar import (
-    AUXILIARIES,
-    CODE_TASKS,
-    GENERATORS,
-    PREPOSITIONS,
-    TRANSITIVES,
-    VOCABULARIES,
-    dict_key,
-    dict_value,
-    generate_pairs,
-    inflect,
-    plural,
-    third_person,
-)
+from course_utils.prompts.grammar import VOCABULARIES, generate_pairs, plural
 from course_utils.prompts.tasks import (
     MIN_PAIRS,
-    SIZES,
     SPLITS,
     TASKS_DIR,
+    TENSORS,
     PromptPair,
+    Task,
     TaskError,
-    available_tasks,
     load_task,
-    main,
     read_pairs,
     write_pairs,
 )
-
-KEYS = {"clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case"}
-SVA = ("sva_simple", "sva_nounpp", "sva_rc", "sva_within_rc")
-ENGLISH = (*SVA, "ioi")
-CODE = ("dict_key", "dict_value", "list_index")
-TASKS = ENGLISH + CODE
-IOI_PROMPT = re.compile(r"When (\w+) and (\w+) went to the (\w+), (\w+) gave a (\w+) to")
-VERBS = {*TRANSITIVES, *map(third_person, TRANSITIVES)}
-FUNCTION_WORDS = {"the", "that", "when", "and", "went", "to", "gave", "a", *PREPOSITIONS, *VERBS}
-
-
-def shipped(name: str, split: str) -> list[PromptPair]:
-    return read_pairs(TASKS_DIR / f"{name}_{split}.jsonl")
-
-
-def number_of(noun: str, split: str) -> str:
-    """Whether a noun of this split's vocabulary is in the singular or in the plural."""
-    nouns = VOCABULARIES[split].people + VOCABULARIES[split].things
-    assert (noun in nouns) != (noun in map(plural, nouns)), noun
-    return "singular" if noun in nouns else "plural"
 
 
 def record(i: int = 0, **changes) -> dict[str, str]:
     """The i-th of many lines that fit the tiny tokenizer: 5 tokens, " is" and " are"."""
     one, other = VOCABULARIES["train"].people[i], VOCABULARIES["train"].people[i + 40]
     line = dict(
-        clean_prefix=f"The {one} near the {other}", patch_prefix=f"The {plural(one)} near the {other}",
-        clean_answer=" is", patch_answer=" are", case="singular_singular",
-    )  # fmt: skip
+        clean_prefix=f"The {one} near the {other}",
+        patch_prefix=f"The {plural(one)} near the {other}",
+        clean_answer=" is",
+        patch_answer=" are",
+        case="singular_singular",
+    )
     return {**line, **changes}
 
 
@@ -92,392 +61,6 @@ def path(tmp_path) -> Path:
 def good(path) -> Path:
     """A file of six pairs, all of which fit."""
     return write(path, *(record(i) for i in range(6)))
-
-
-# ---------------------------------------------------------------------------------------------
-# Words
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("noun", "expected"),
-    [
-        ("athlete", "athletes"), ("child", "children"), ("thief", "thieves"), ("wife", "wives"), ("hero", "heroes"),
-        ("shelf", "shelves"), ("fisherman", "fishermen"), ("lady", "ladies"), ("boy", "boys"), ("valley", "valleys"),
-        ("coach", "coaches"), ("box", "boxes"), ("bus", "buses"), ("witness", "witnesses"), ("photo", "photos"),
-    ],
-)  # fmt: skip
-def test_the_plural_of_a_noun(noun, expected):
-    assert plural(noun) == inflect(noun, "plural") == expected
-    assert inflect(noun, "singular") == noun
-
-
-@pytest.mark.parametrize(
-    ("verb", "expected"),
-    [
-        ("like", "likes"),
-        ("see", "sees"),
-        ("praise", "praises"),
-        ("watch", "watches"),
-        ("push", "pushes"),
-        ("miss", "misses"),
-    ],
-)
-def test_the_third_person_of_a_verb(verb, expected):
-    assert third_person(verb) == expected
-
-
-def test_train_and_test_vocabularies_share_no_word_in_any_role_or_number():
-    forms = {}
-    for split in SPLITS:
-        words = VOCABULARIES[split]
-        nouns = words.people + words.things + words.places + words.objects
-        forms[split] = {word.lower() for word in (*nouns, *map(plural, nouns), *words.names)}
-        assert len(forms[split]) > 300
-    assert forms["train"].isdisjoint(forms["test"])
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_no_role_of_a_vocabulary_has_a_word_twice(split):
-    roles = asdict(VOCABULARIES[split])
-    assert roles.pop("split") == split
-    for role, words in roles.items():
-        assert [word for word, count in Counter(words).items() if count > 1] == [], role
-
-
-# ---------------------------------------------------------------------------------------------
-# Generators
-# ---------------------------------------------------------------------------------------------
-
-
-def test_the_generators_are_those_of_the_shipped_tasks():
-    assert set(GENERATORS) == set(TASKS) == set(available_tasks())
-    assert CODE_TASKS == CODE
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_seed_gives_the_same_pairs_again_whatever_else_is_random(name):
-    random.seed(1)
-    first = generate_pairs(name, "train", 40, seed=3)
-    random.seed(2)
-    assert generate_pairs(name, "train", 40, seed=3) == first
-    assert generate_pairs(name, "train", 20, seed=3) == first[:20]
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_different_seeds_and_splits_give_different_pairs(name):
-    pairs = {
-        key: generate_pairs(name, key[0], 40, seed=key[1])
-        for key in [("train", 0), ("train", 1), ("test", 0)]
-    }
-    assert pairs["train", 0] != pairs["train", 1]
-    assert set(pairs["train", 0]).isdisjoint(pairs["test", 0])
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_no_pair_is_generated_twice(name):
-    assert len(set(generate_pairs(name, "test", 200))) == 200
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("sva", "train", 5), "no generator for 'sva'.*sva_simple.*ioi"),
-        (("ioi", "dev", 5), "'train' or 'test', not 'dev'"),
-        (("sva_simple", "test", 500), "only 492 different prompt pairs; 500 were wanted"),
-    ],
-)
-def test_what_cannot_be_generated_is_refused(arguments, message):
-    with pytest.raises(TaskError, match=message):
-        generate_pairs(*arguments)
-
-
-# ---------------------------------------------------------------------------------------------
-# The shipped files
-# ---------------------------------------------------------------------------------------------
-
-
-def test_main_writes_exactly_the_shipped_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks_module, "TASKS_DIR", tmp_path / "new")
-    main()
-    new = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    old = {path.name: path.read_bytes() for path in TASKS_DIR.glob("*.jsonl")}
-    assert (
-        sorted(new)
-        == sorted(old)
-        == sorted(f"{name}_{split}.jsonl" for name in TASKS for split in SPLITS)
-    )
-    assert [name for name in old if new[name] != old[name]] == []
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_shipped_pairs_are_those_of_seed_0(name, split):
-    pairs = shipped(name, split)
-    assert len(pairs) == (582 if (name, split) == ("sva_simple", "train") else SIZES[split])
-    assert pairs == generate_pairs(name, split, len(pairs), seed=0)
-
-
-def shipped_records(name: str, split: str) -> list[dict[str, str]]:
-    return [
-        json.loads(line)
-        for line in (TASKS_DIR / f"{name}_{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
-def test_every_shipped_line_has_the_five_keys_and_text_in_each(name, split):
-    for pair in shipped_records(name, split):
-        assert set(pair) == KEYS and all(
-            isinstance(value, str) and value for value in pair.values()
-        )
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", ENGLISH)
-def test_english_prompts_have_single_spaces_and_their_answers_one_in_front(name, split):
-    for pair in shipped_records(name, split):
-        for key in KEYS:
-            assert pair[key] == (" " if "answer" in key else "") + " ".join(pair[key].split())
-
-
-def test_shipped_train_and_test_files_share_no_noun_and_no_name():
-    content = {}
-    for split in SPLITS:
-        pairs = [pair for name in ENGLISH for pair in shipped(name, split)]
-        names = [
-            answer
-            for pair in shipped("ioi", split)
-            for answer in (pair.clean_answer, pair.patch_answer)
-        ]
-        text = " ".join(
-            [text for pair in pairs for text in (pair.clean_prefix, pair.patch_prefix)] + names
-        )
-        content[split] = {word.lower() for word in re.findall(r"\w+", text)} - FUNCTION_WORDS
-    assert {"athlete", "athletes", "mary", "bakery", "toy"} <= content["test"] and len(
-        content["test"]
-    ) > 300
-    assert {"artist", "artists", "emily", "library", "hat"} <= content["train"] and len(
-        content["train"]
-    ) > 300
-    assert content["train"].isdisjoint(content["test"])
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", SVA)
-def test_sva_prompts_differ_only_in_the_number_of_the_word_that_the_verb_agrees_with(name, split):
-    agrees = 4 if name == "sva_within_rc" else 1
-    length = {"sva_simple": 2, "sva_nounpp": 5, "sva_rc": 6, "sva_within_rc": 5}[name]
-    for pair in shipped(name, split):
-        clean, patch = pair.clean_prefix.split(), pair.patch_prefix.split()
-        assert len(clean) == len(patch) == length
-        assert [i for i in range(length) if clean[i] != patch[i]] == [agrees]
-        one, many = clean[agrees], patch[agrees]
-        if number_of(one, split) == "plural":
-            one, many = many, one
-        assert one in VOCABULARIES[split].people and many == plural(one)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", SVA)
-def test_sva_answers_are_the_verb_in_the_number_of_each_prompt(name, split):
-    verbs = (
-        [(f" {third_person(verb)}", f" {verb}") for verb in TRANSITIVES]
-        if name == "sva_within_rc"
-        else AUXILIARIES
-    )
-    agrees = 4 if name == "sva_within_rc" else 1
-    seen = set()
-    for pair in shipped(name, split):
-        number = number_of(pair.clean_prefix.split()[agrees], split)
-        answers = (pair.clean_answer, pair.patch_answer)
-        seen.add(answers)
-        assert (answers if number == "singular" else answers[::-1]) in verbs
-    assert len(seen) == 2 * len(verbs)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", SVA)
-def test_the_case_of_an_sva_pair_is_the_numbers_of_its_clean_nouns_in_order(name, split):
-    nouns = (1,) if name == "sva_simple" else (1, 4)
-    cases = Counter()
-    for pair in shipped(name, split):
-        words = pair.clean_prefix.split()
-        assert pair.case == "_".join(number_of(words[i], split) for i in nouns)
-        cases[pair.case] += 1
-    assert len(cases) == 2 ** len(nouns)
-    assert min(cases.values()) > 0.7 * sum(cases.values()) / len(cases)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_verb_in_a_relative_clause_agrees_with_its_own_noun(split):
-    for pair in shipped("sva_rc", split):
-        words = pair.clean_prefix.split()
-        assert words[2:4] == ["that", "the"]
-        assert words[5] in (
-            map(third_person, TRANSITIVES)
-            if number_of(words[4], split) == "singular"
-            else TRANSITIVES
-        )
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", ["sva_rc", "sva_within_rc"])
-def test_the_two_nouns_around_a_relative_clause_are_different_people(name, split):
-    for pair in shipped(name, split):
-        words = pair.clean_prefix.split()
-        one, other = words[1], words[4]
-        assert one != other and plural(one) != other and one != plural(other)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_ioi_answers_are_the_name_said_once_and_the_name_said_twice(split):
-    for pair in shipped("ioi", split):
-        a, b, _, giver, _ = IOI_PROMPT.fullmatch(pair.clean_prefix).groups()
-        said = Counter((a, b, giver))
-        assert sorted(said.values()) == [1, 2] and a != b
-        assert said[pair.clean_answer.removeprefix(" ")] == 1
-        assert said[pair.patch_answer.removeprefix(" ")] == 2
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_ioi_cases_say_the_order_of_the_names(split):
-    cases = Counter()
-    for pair in shipped("ioi", split):
-        a, b, *_ = IOI_PROMPT.fullmatch(pair.clean_prefix).groups()
-        order = (
-            (pair.clean_answer, pair.patch_answer)
-            if pair.case == "ABBA"
-            else (pair.patch_answer, pair.clean_answer)
-        )
-        assert order == (f" {a}", f" {b}")
-        cases[pair.case] += 1
-    assert set(cases) == {"ABBA", "BABA"} and min(cases.values()) > 0.4 * sum(cases.values())
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_ioi_patch_prompts_name_three_other_people_in_the_same_story(split):
-    words = VOCABULARIES[split]
-    for pair in shipped("ioi", split):
-        a, b, place, giver, item = IOI_PROMPT.fullmatch(pair.clean_prefix).groups()
-        *others, other_place, other_giver, other_item = IOI_PROMPT.fullmatch(
-            pair.patch_prefix
-        ).groups()
-        others.append(other_giver)
-        assert (
-            (place, item) == (other_place, other_item)
-            and place in words.places
-            and item in words.objects
-        )
-        assert len(set(others)) == 3 and not set(others) & {a, b, giver}
-        assert {a, b, *others} <= set(words.names)
-
-
-# ---------------------------------------------------------------------------------------------
-# Sessions with Python
-# ---------------------------------------------------------------------------------------------
-
-
-def python_says(prompt: str) -> str:
-    """What Python answers to a session's last line: "Trace" where it raises a KeyError or an
-    IndexError.
-    """
-    assert prompt.endswith("\n")
-    *lines, query = [line.removeprefix(">>> ") for line in prompt.splitlines()]
-    assert prompt == "".join(f">>> {line}\n" for line in [*lines, query])
-    names: dict = {}
-    for line in lines:
-        exec(line, names)
-    try:
-        return repr(eval(query, names))
-    except LookupError:
-        return "Trace"
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", CODE)
-def test_the_answers_to_sessions_are_what_python_says(name, split):
-    for pair in shipped(name, split):
-        assert pair.clean_answer == python_says(pair.clean_prefix)
-        assert pair.patch_answer == python_says(pair.patch_prefix)
-        value = pair.clean_answer if name == "dict_value" else pair.patch_answer
-        assert {pair.clean_answer, pair.patch_answer} == {"Trace", value} and re.fullmatch(
-            r"\d", value
-        )
-
-
-@pytest.mark.parametrize("name", CODE)
-def test_sessions_of_train_and_test_share_no_key_and_no_variable(name):
-    words = {}
-    for split in SPLITS:
-        text = " ".join(pair.clean_prefix + pair.patch_prefix for pair in shipped(name, split))
-        words[split] = set(re.findall(r"[A-Za-z]+", text))
-    assert words["train"].isdisjoint(words["test"])
-    assert len(words["train"]) >= (len(sessions.LISTS["train"]) if name == "list_index" else 90)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", ["dict_key", "dict_value"])
-def test_the_prompts_of_a_dictionary_pair_differ_in_the_one_key_that_the_case_names(name, split):
-    cases = Counter()
-    for pair in shipped(name, split):
-        clean, patch = (
-            re.findall(r"'(\w+)'", text) for text in (pair.clean_prefix, pair.patch_prefix)
-        )
-        entry = int(pair.case.removeprefix("entry_")) - 1
-        assert [i for i in range(6) if clean[i] != patch[i]] == [entry] and clean[5] == patch[5]
-        there = clean if name == "dict_value" else patch
-        assert there[entry] == there[5]
-        assert (
-            pair.clean_prefix.replace(f"'{clean[entry]}':", f"'{patch[entry]}':")
-            == pair.patch_prefix
-        )
-        cases[entry] += 1
-    assert sorted(cases) == [0, 1, 2, 3, 4] and min(cases.values()) > 0.6 * sum(cases.values()) / 5
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_prompts_of_a_list_pair_differ_in_the_index_only_and_the_case_says_which_is_within(
-    split,
-):
-    inside, outside = Counter(), Counter()
-    for pair in shipped("list_index", split):
-        texts = (pair.clean_prefix, pair.patch_prefix)
-        (head, beyond), (same, within) = (
-            re.fullmatch(r"(.*\n.*)\[(\d)\]\n", text).groups() for text in texts
-        )
-        assert head == same and int(within) < 5 <= int(beyond) and pair.case == f"item_{within}"
-        inside[within] += 1
-        outside[beyond] += 1
-    assert "".join(sorted(inside)) == "01234" and "".join(sorted(outside)) == "56789"
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_dict_value_is_dict_key_with_clean_and_patch_the_other_way_round(split):
-    for seed in range(20):
-        key, value = (
-            make(VOCABULARIES[split], random.Random(seed)) for make in (dict_key, dict_value)
-        )
-        assert (value.clean_prefix, value.patch_prefix) == (key.patch_prefix, key.clean_prefix)
-        assert (value.clean_answer, value.patch_answer, value.case) == (
-            key.patch_answer,
-            key.clean_answer,
-            key.case,
-        )
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", CODE)
-def test_sessions_have_one_length_where_names_are_tokens(name, split):
-    task = load_task(name, session_tokenizer(), split)
-    assert task.n_dropped == {} and len(task) == SIZES[split]
-    assert session_tokenizer().decode(task.clean[7, 1:]) == task.pairs[7].clean_prefix
-    if name != "list_index":
-        assert (
-            session_tokenizer().decode(task.clean[7, -2])
-            == re.findall(r"'(\w+)'", task.pairs[7].clean_prefix)[-1]
-        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -618,6 +201,37 @@ def test_the_commonest_length_is_kept_be_it_the_shorter_or_the_longer(path):
     assert load_task(write(path, *many, *long), tiny_tokenizer()).seq_len == 3
 
 
+LONGER = " by the artist"
+
+
+@given(st.lists(st.integers(0, 3), min_size=MIN_PAIRS, max_size=8), st.booleans())
+def test_a_padded_task_has_every_prompt_and_says_how_long_each_is(more, prepend_bos):
+    """The i-th prompt is ``more[i]`` times three tokens longer than the shortest."""
+    tokenizer = tiny_tokenizer()
+    lines = [record(i, **longer(i, n)) for i, n in enumerate(more)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "mine.jsonl", *lines)
+        task = load_task(path, tokenizer, pad=True, prepend_bos=prepend_bos)
+    assert task.n_dropped == {} and task.lengths.tolist() == [5 + prepend_bos + 3 * n for n in more]
+    assert task.seq_len == max(task.lengths) == len(task.position_labels)
+    for i, length in enumerate(task.lengths.tolist()):
+        for tokens, text in ((task.clean, "clean_prefix"), (task.patch, "patch_prefix")):
+            said = "".join(tokenizer.convert_ids_to_tokens(tokens[i, :length]))
+            assert said == ("<bos>" if prepend_bos else "") + lines[i][text]
+            assert tokens[i, length:].eq(0).all()
+
+
+def longer(i: int, n: int) -> dict[str, str]:
+    """What `record` is to say for a longer pair."""
+    return {key: record(i)[key] + n * LONGER for key in ("clean_prefix", "patch_prefix")}
+
+
+def test_the_labels_of_a_padded_task_do_not_count_the_padding(path):
+    lines = [record(i, **longer(0, i == 2)) for i in range(MIN_PAIRS)]
+    task = load_task(write(path, *lines), tiny_tokenizer(), pad=True)
+    assert task.position_labels[-3:] == ("by", "the", "artist")
+
+
 def test_as_few_pairs_as_a_task_needs_are_enough(path):
     assert (
         len(load_task(write(path, *(record(i) for i in range(MIN_PAIRS))), tiny_tokenizer()))
@@ -666,9 +280,8 @@ def test_n_keeps_the_first_pairs_that_fit(path):
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_shipped_task_is_loaded_by_name_and_split(split):
     task = load_task("sva_nounpp", tiny_tokenizer(), split, verbose=False)
-    usable = [
-        pair for pair in shipped("sva_nounpp", split) if pair.clean_answer not in (" has", " have")
-    ]
+    pairs = read_pairs(TASKS_DIR / f"sva_nounpp_{split}.jsonl")
+    usable = [pair for pair in pairs if pair.clean_answer not in (" has", " have")]
     assert (task.name, task.split) == ("sva_nounpp", split)
     assert list(task.pairs) == usable
     assert repr(task) == f"Task('sva_nounpp', {split}: {len(usable)} pairs of 6 tokens)"
@@ -723,10 +336,8 @@ def test_blank_lines_are_no_pairs(path):
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(
-        TaskError,
-        match="unknown task 'sva'.*dict_key, dict_value, ioi, list_index, sva_nounpp, sva_rc, sva_simple, sva_within_rc.*jsonl",
-    ):
+    known = "dict_key, dict_value, ioi, list_index, sva_nounpp, sva_rc, sva_simple, sva_within_rc"
+    with pytest.raises(TaskError, match=f"unknown task 'sva'.*{known}.*jsonl"):
         load_task("sva", tiny_tokenizer())
 
 
@@ -787,13 +398,14 @@ def test_a_row_that_is_not_there_is_an_error(good):
         load_task(good, tiny_tokenizer())[[0, 6]]
 
 
-def test_all_tensors_of_a_task_move_to_another_device(good):
-    task = load_task(good, tiny_tokenizer())
+@pytest.mark.parametrize("pad", [False, True])
+def test_all_tensors_of_a_task_move_to_another_device(good, pad):
+    task = load_task(good, tiny_tokenizer(), pad=pad)
     moved = task.to("meta")
-    for name in ("clean", "patch", "clean_answers", "patch_answers"):
-        assert (
-            getattr(moved, name).device.type == "meta" and getattr(task, name).device.type == "cpu"
-        )
+    assert (moved.lengths is None) == (task.lengths is None) == (not pad)
+    for name in TENSORS[: 5 if pad else 4]:
+        assert getattr(moved, name).device.type == "meta"
+        assert getattr(task, name).device.type == "cpu"
     assert moved.pairs == task.pairs
 
 
@@ -828,5 +440,65 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line_and_a_byte_order_mark_is
 def test_a_missing_half_of_a_task_says_how_to_write_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks_module, "TASKS_DIR", tmp_path)
     (tmp_path / "ioi_train.jsonl").write_text("")
-    with pytest.raises(TaskError, match="python -m tools.write_tasks"):
+    with pytest.raises(TaskError, match="ioi_test.jsonl is missing.*python -m tools.write_tasks"):
         load_task("ioi", tiny_tokenizer(), "test")
+
+
+def test_no_tasks_at_all_say_how_to_write_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks_module, "TASKS_DIR", tmp_path)
+    with pytest.raises(TaskError, match="no task files in .*python -m tools.write_tasks"):
+        load_task("ioi", tiny_tokenizer())
+
+
+# ---------------------------------------------------------------------------------------------
+# Comparing
+# ---------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_equal_to_itself_and_to_one_that_is_loaded_again(good):
+    task, again = (load_task(good, tiny_tokenizer()) for _ in range(2))
+    assert task == task and task == again and not task != again
+    assert hash(task) == hash(again) and len({task, again}) == 1
+    assert {task: "kept"}[again] == "kept"
+
+
+def test_padded_tasks_are_compared_too(good):
+    task, again = (load_task(good, tiny_tokenizer(), pad=True) for _ in range(2))
+    assert task == again and hash(task) == hash(again)
+    assert task != load_task(good, tiny_tokenizer())  # which has no lengths
+
+
+def test_tasks_that_differ_in_anything_are_not_equal(good):
+    task = load_task(good, tiny_tokenizer(), pad=True)
+    changes = [
+        dict(name="another"),
+        dict(split="test"),
+        dict(has_bos=False),
+        dict(pairs=task.pairs[::-1]),
+        *(dict([(name, getattr(task, name) + 1)]) for name in TENSORS),
+    ]
+    others = [replace(task, **change) for change in changes]
+    others += [task[:5], task[[1, 0, 2, 3, 4, 5]], task.to("meta")]
+    assert [other for other in others if other == task or task == other] == []
+    assert task != "another" and task is not None and task != None  # noqa: E711
+
+
+def test_labels_and_what_was_dropped_make_no_other_task(good):
+    task = load_task(good, tiny_tokenizer())
+    assert replace(task, n_dropped={"one": 1}, position_labels=()) == task
+
+
+@given(rows=st.lists(st.integers(-6, 5), max_size=8), more=st.lists(st.integers(0, 9), max_size=4))
+def test_rows_of_rows_are_rows(rows, more):
+    task = six_pairs()
+    more = [i for i in more if i < len(rows)]
+    assert task[rows][more] == task[[rows[i] for i in more]]
+    assert task[rows].pairs == tuple(task.pairs[i] for i in rows)
+    assert torch.equal(task[rows].clean, task.clean[rows])
+
+
+@functools.cache
+def six_pairs() -> Task:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "mine.jsonl", *(record(i) for i in range(6)))
+        return load_task(path, tiny_tokenizer())

@@ -30,6 +30,7 @@ def test_the_posts_setting_fits_a_gpu_of_24_gb_and_its_weights_are_18_5():
     assert 18.5 < needs.memory < 23
 
 
+@pytest.mark.weights
 def test_a_loaded_lab_says_the_same_as_before():
     lab = load_lab("smollm2", layers=[5, 11])
     before, after = estimate("smollm2", layers=[5, 11]), lab.estimate()
@@ -44,6 +45,7 @@ def test_a_loaded_lab_says_the_same_as_before():
     )
 
 
+@pytest.mark.weights
 def test_the_work_of_a_mask_step_is_what_is_counted():
     """Within a quarter of a count of the matrix products of a real step."""
     lab = load_lab("smollm2", layers=[5, 11, 17, 23, 29])
