@@ -1,18 +1,30 @@
-"""Notebook 05's checkers accept the course's solutions and name the bug in wrong versions; the
-solutions agree with `evaluate`.
+"""Notebook 05's checkers accept the solutions and name the bug in wrong versions.
+
+The solutions agree with `evaluate`, or with the slow and plain way.
 """
 
 import inspect
+import itertools
 import math
 import textwrap
 
 import pytest
 import torch
 
-from course_utils.circuits.evaluate import areas, completeness, drops, expected_jaccard
-from course_utils.circuits.masks import SAEMasks, without
+from course_utils.circuits.evaluate import areas, jaccard
+from course_utils.circuits.masks import only, without
 from course_utils.teaching import nb05 as sheet
-from course_utils.teaching.nb05 import FIRST, HARM, IDLE, LAST, TWIN, book, toy, toy_circuit
+from course_utils.teaching.fixtures import (
+    FIRST,
+    HARM,
+    IDLE,
+    LAST,
+    TWIN,
+    toy,
+    toy_circuit,
+    whole_toy,
+)
+from course_utils.teaching.nb05 import book
 
 
 def attempt(name, body):
@@ -66,7 +78,7 @@ WRONG = [
     ("knock_out", "copies = {h: torch.zeros_like(m) for h, m in masks.items()}\nfor h, p, i in nodes: copies[h][p, i] = masks[h][p, i]\nreturn SAEMasks(list(copies), list(copies.values()))", "the other way round"),
     ("knock_out", COPY + "\nreturn SAEMasks(list(copies), list(copies.values()))", "nothing is knocked out"),
     ("knock_out", COPY + "\nreturn copies", "to return SAEMasks, not dict"),
-    ("knock_out", COPY + "\nfor h, p, i in nodes: copies[h][p, i] = 0\nreturn SAEMasks([A], [copies[A]])", "those without a knocked-out node too"),
+    ("knock_out", COPY + "\nfor h, p, i in nodes: copies[h][p, i] = 0\nreturn SAEMasks([EARLY], [copies[EARLY]])", "those without a knocked-out node too"),
     # 5.3
     ("completeness_points", "return torch.stack([torch.stack([evaluate(knock_out(m, k)).mean() for m in (everything, circuit)]) for k in subsets])", "the circuit comes first"),
     ("completeness_points", FORGETS, "Start from the whole circuit every time"),
@@ -116,21 +128,48 @@ def test_every_checker_refuses_at_least_three_wrong_versions(name):
     assert sum(case[0] == name for case in WRONG) >= 3
 
 
-def test_the_solutions_agree_with_the_courses_functions():
-    circuit, everything = (
-        toy_circuit(FIRST, IDLE, LAST, HARM),
-        SAEMasks([sheet.A, sheet.B], [torch.ones(3, 4), torch.ones(3, 4)]),
+def test_knocked_out_nodes_are_those_that_the_library_takes_out():
+    circuit = toy_circuit(FIRST, IDLE, LAST, HARM)
+    knocked_out = sheet.knock_out(circuit, [FIRST, LAST])
+    assert knocked_out.to_json() == without(circuit, [FIRST, LAST]).to_json()
+    assert set(knocked_out.nodes()) == {IDLE, HARM}
+    assert set(circuit.nodes()) == {FIRST, IDLE, LAST, HARM}  # stays as it was
+
+
+def test_completeness_points_are_what_is_left_of_the_circuit_and_of_the_whole():
+    nodes = [FIRST, IDLE, LAST, HARM]
+    circuit, everything = toy_circuit(*nodes), whole_toy()
+    subsets = [[], [FIRST], [LAST, HARM], nodes]
+    points = sheet.completeness_points(toy, circuit, everything, subsets)
+    for point, subset in zip(points, subsets, strict=True):
+        left = [node for node in nodes if node not in subset]
+        left_of_whole = [node for node in everything.nodes() if node not in subset]
+        assert point[0] == toy(toy_circuit(*left)).mean()
+        assert point[1] == toy(toy_circuit(*left_of_whole)).mean()
+
+
+def test_a_drop_is_what_the_answer_loses_without_one_node():
+    nodes = [FIRST, IDLE, LAST, HARM]
+    drops = sheet.drop_each(toy, toy_circuit(*nodes), nodes)
+    assert drops.shape == (4, 4)
+    for i, drop in enumerate(drops):
+        others = nodes[:i] + nodes[i + 1 :]
+        torch.testing.assert_close(drop, toy(toy_circuit(*nodes)) - toy(toy_circuit(*others)))
+    assert (drops[0] > 0).all() and (drops[1] == 0).all() and (drops[3] == -0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("n_a", "n_b", "n"), [(2, 3, 5), (3, 3, 6), (1, 4, 6), (5, 4, 6), (6, 2, 6)]
+)
+def test_chance_is_the_mean_over_all_pairs_of_circuits(n_a, n_b, n):
+    pairs = itertools.product(
+        itertools.combinations(range(n), n_a), itertools.combinations(range(n), n_b)
     )
-    subsets = [[], [FIRST], [LAST, HARM]]
-    torch.testing.assert_close(
-        sheet.completeness_points(toy, circuit, everything, subsets),
-        completeness(toy, circuit, everything, subsets),
-    )
-    torch.testing.assert_close(
-        sheet.drop_each(toy, circuit, circuit.nodes()), drops(toy, circuit, circuit.nodes())
-    )
-    assert sheet.knock_out(circuit, [FIRST]).to_json() == without(circuit, [FIRST]).to_json()
-    assert sheet.chance_jaccard(7, 4, 30) == pytest.approx(expected_jaccard(7, 4, 30))
+    values = [jaccard(a, b) for a, b in pairs]
+    assert sheet.chance_jaccard(n_a, n_b, n) == pytest.approx(sum(values) / len(values))
+
+
+def test_cpr_and_cmd_are_the_librarys_areas():
     fractions, f = [0.01, 0.1, 1.0], [0.2, 1.2, 1.0]
     torch.testing.assert_close(
         sheet.cpr_cmd(fractions, f).double(), torch.stack(areas(fractions, f)), rtol=1e-6, atol=1e-7
@@ -138,7 +177,15 @@ def test_the_solutions_agree_with_the_courses_functions():
 
 
 def test_the_toy_is_faithful_without_the_twin_and_incomplete():
-    everything = SAEMasks([sheet.A, sheet.B], [torch.ones(3, 4), torch.ones(3, 4)])
     faithful, complete = toy_circuit(FIRST, LAST), toy_circuit(FIRST, TWIN, LAST)
     assert torch.equal(toy(faithful), toy(complete))
-    assert toy(without(faithful, [FIRST])).mean() == 0 < toy(without(everything, [FIRST])).mean()
+    assert toy(without(faithful, [FIRST])).mean() == 0 < toy(without(whole_toy(), [FIRST])).mean()
+
+
+def test_the_toys_nodes_do_what_they_are_said_to_do():
+    everything = whole_toy()
+    assert torch.equal(toy(without(everything, [IDLE])), toy(everything))
+    assert torch.equal(toy(without(everything, [HARM])), toy(everything) + 0.5)
+    alone = only(everything, [LAST])
+    assert (toy(alone) == 0).all() and (toy(toy_circuit(FIRST, LAST)) > 0).all()
+    assert (toy(toy_circuit(TWIN, LAST)) > 0).all()

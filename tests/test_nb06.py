@@ -50,7 +50,7 @@ RIGHT = [
     ("predicted_share", "t = (missing.mean() + present.mean()) / 2\nreturn (attack > t).double().mean()"),
     ("predicted_share", "t = missing.mean() + (present.mean() - missing.mean()) / 2\nreturn sum(float(x) > t for x in attack) / len(attack)"),
     ("lift", "return torch.tensor([fooled.gather(1, signal.argmax(1, keepdim=True)).double().mean(), fooled.double().mean()])"),
-    ("mended", "share = lambda a, b: float((~b[a]).double().mean()) if a.any() else 0\nreturn torch.tensor([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])"),
+    ("mended", "share = lambda a, b: float((~b[a]).double().mean()) if a.any() else 0\nreturn torch.tensor([share(fooled_before, fooled_after), share(right_before, right_after)])"),
 ]  # fmt: skip
 
 
@@ -211,8 +211,8 @@ WRONG = [
     ("mended", BOTH.format("gone / c", "broken / d").replace("torch.stack([gone / c, broken / d])", "gone / c - broken / d"), "you gave one number"),
     ("mended", BOTH.format("gone / f1", "broken / d"), "if no attack fooled before, you divide by zero"),
     ("mended", BOTH.format("gone / c", "broken / r1"), "if no honest prompt was right before, you divide by zero"),
-    ("mended", "share = lambda a, b: (a & ~b).sum().item() / a.sum().item()\nreturn torch.tensor([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])", "if no attack fooled before, you divide by zero"),
-    ("mended", "share = lambda a, b: (~b[a]).float().mean() if a.any() else torch.tensor(1.0)\nreturn torch.stack([proportion(fooled_before, fooled_after), proportion(right_before, right_after)])", "if no attack fooled before, the pair of shares is off"),
+    ("mended", "share = lambda a, b: (a & ~b).sum().item() / a.sum().item()\nreturn torch.tensor([share(fooled_before, fooled_after), share(right_before, right_after)])", "if no attack fooled before, you divide by zero"),
+    ("mended", "share = lambda a, b: (~b[a]).float().mean() if a.any() else torch.tensor(1.0)\nreturn torch.stack([share(fooled_before, fooled_after), share(right_before, right_after)])", "if no attack fooled before, the pair of shares is off"),
     ("mended", BOTH.format("gone / c", "broken / d").replace("torch.stack([gone / c, broken / d])", "gone / c, broken / d"), "to be a tensor, not tuple"),
     ("mended", BOTH.format("gone / c", "broken / d").replace("return ", ""), "Is the return missing?"),
 ]  # fmt: skip

@@ -1,13 +1,13 @@
 """The exercises of notebook 05, their solutions and their checkers.
 
-The checkers use a toy in a spliced model's place: two hook points of three positions and four
-latents, four prompts, and an answer that can be worked out by hand.
+Where a spliced model is asked, the checkers use the `toy` in its place, whose answers can be worked
+out by hand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,12 +15,24 @@ from torch import Tensor
 
 from course_utils.circuits.evaluate import Evaluate
 from course_utils.circuits.masks import Node, SAEMasks
+from course_utils.teaching.fixtures import (
+    EARLY,
+    FIRST,
+    HARM,
+    IDLE,
+    LAST,
+    LATE,
+    require_masks,
+    require_returned,
+    toy,
+    toy_circuit,
+    uniform,
+    whole_toy,
+)
 from course_utils.teaching.workbook import Workbook, Wrong, compare
 
 book = Workbook()
 exercise, check = book.exercise, book.check
-
-A, B = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -58,39 +70,33 @@ def three_faithfulnesses(
 
 
 @book.checker(three_faithfulnesses)
-def _(attempt):
+def _(attempt: Callable) -> None:
     model, spliced = torch.tensor([4.0, 6.0, 2.0]), torch.tensor([3.0, 5.0, 2.5])
     circuit, empty = torch.tensor([2.0, 4.5, 2.5]), torch.tensor([1.0, 0.5, 0.3])
     m, s, c, e = (row.mean() for row in (model, spliced, circuit, empty))
     right = three_faithfulnesses(model, spliced, circuit, empty)
-    per_prompt = torch.stack(
-        [
-            (circuit - empty) / (model - empty),
-            (circuit - empty) / (spliced - empty),
-            circuit / spliced,
-        ]
+    over_model, over_spliced = (
+        (circuit - empty) / (model - empty),
+        (circuit - empty) / (spliced - empty),
     )
-    compare(
-        attempt(model, spliced, circuit, empty),
-        right,
-        {
-            "you took the mean of the prompts' ratios. F is a mean over prompts: take the means first, one ratio of them after. "
-            "(A prompt whose logit difference is near 0 would rule the mean of ratios.)": per_prompt.mean(
-                1
-            ),
-            "you gave one value a prompt; F is the mean over prompts.": per_prompt,
-            "F(∅) is missing below the fraction line in the first two: both ends of the scale are measured from nothing.": torch.stack(
-                [(c - e) / m, (c - e) / s, c / s]
-            ),
-            "F(∅) is missing in the first two.": torch.stack([c / m, c / s, c / s]),
-            "your fractions are upside down.": 1 / right,
-            "the first two have changed places: the first compares with the model, the second with the spliced model.": right[
-                [1, 0, 2]
-            ],
-            "the third does not know F(∅): it is F(C) / F(S), as in the post.": right[[0, 1, 1]],
-        },
-        what="the three faithfulnesses",
-    )
+    of_prompts = torch.stack([over_model, over_spliced, circuit / spliced])
+    not_below = torch.stack([(c - e) / m, (c - e) / s, c / s])
+    not_at_all = torch.stack([c / m, c / s, c / s])
+    wrong = {
+        "you took the mean of the prompts' ratios. F is a mean over prompts: take the means first, "
+        "one ratio of them after. (A prompt whose logit difference is near 0 would rule the mean "
+        "of ratios.)": of_prompts.mean(1),
+        "you gave one value a prompt; F is the mean over prompts.": of_prompts,
+        "F(∅) is missing below the fraction line in the first two: both ends of the scale are "
+        "measured from nothing.": not_below,
+        "F(∅) is missing in the first two.": not_at_all,
+        "your fractions are upside down.": 1 / right,
+        "the first two have changed places: the first compares with the model, the second with the "
+        "spliced model.": right[[1, 0, 2]],
+        "the third does not know F(∅): it is F(C) / F(S), as in the post.": right[[0, 1, 1]],
+    }
+    answer = attempt(model, spliced, circuit, empty)
+    compare(answer, right, wrong, what="the three faithfulnesses")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -114,68 +120,46 @@ def knock_out(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
 
 
 @book.checker(knock_out)
-def _(attempt):
-    def given():
-        return SAEMasks([A, B], [torch.ones(3, 4), torch.eye(4)[1:]])
+def _(attempt: Callable) -> None:
+    def given() -> SAEMasks:
+        return SAEMasks([EARLY, LATE], [torch.ones(3, 4), torch.eye(4)[1:]])
 
-    nodes, masks = [(A, 1, 0), (A, 2, 3), (B, 2, 3)], given()
-    found = attempt(masks, nodes)
-    if found is None:
-        raise Wrong("it returns None. Is the return missing?")
-    if not isinstance(found, SAEMasks):
-        raise Wrong(f"it is to return SAEMasks, not {type(found).__name__}.")
-    if found is masks or not _equal(masks, given()):
+    nodes, masks = [(EARLY, 1, 0), (EARLY, 2, 3), (LATE, 2, 3)], given()
+    answer = attempt(masks, nodes)
+    require_masks(answer)
+    if answer is masks or not _equal(masks, given()):
         raise Wrong(
-            "you changed the masks that you were given. Whoever uses them next has another circuit: copy first."
+            "you changed the masks that you were given. Whoever uses them next has another "
+            "circuit: copy first."
         )
-    if found.hook_points != [A, B]:
+    if answer.hook_points != [EARLY, LATE]:
         raise Wrong(
-            f"the new masks are for {found.hook_points}; all of {[A, B]} are wanted, those without a knocked-out node too."
+            f"the new masks are for {answer.hook_points}; all of {[EARLY, LATE]} are wanted, those "
+            "without a knocked-out node too."
         )
-    right = knock_out(masks, nodes)
-    everywhere = [mask.clone() for mask in masks.masks]
-    kept = [torch.zeros_like(mask) for mask in masks.masks]
+    at_no_position = {hook_point: mask.clone() for hook_point, mask in masks.items()}
+    alone = {hook_point: torch.zeros_like(mask) for hook_point, mask in masks.items()}
     for hook_point, position, latent in nodes:
-        everywhere[hook_point == B][:, latent] = 0
-        kept[hook_point == B][position, latent] = masks[hook_point][position, latent]
+        at_no_position[hook_point][:, latent] = 0
+        alone[hook_point][position, latent] = masks[hook_point][position, latent]
     wrong = {
-        "you switched the latents off at every position. A node is one latent at one position (the published code's knock-out "
-        "ignores positions too).": everywhere,
-        "you kept these nodes and knocked out all others; it is the other way round.": kept,
-        "nothing is knocked out.": masks.masks,
+        "you switched the latents off at every position. A node is one latent at one position (the "
+        "published code's knock-out ignores positions too).": _flat(at_no_position.values()),
+        "you kept these nodes and knocked out all others; it is the other way round.": _flat(
+            alone.values()
+        ),
+        "nothing is knocked out.": _flat(masks.masks),
     }
-    compare(
-        torch.cat([mask.flatten() for mask in found.masks]),
-        torch.cat([mask.flatten() for mask in right.masks]),
-        {says: torch.cat([mask.flatten() for mask in value]) for says, value in wrong.items()},
-        what="the new mask",
-    )
+    right = _flat(knock_out(masks, nodes).masks)
+    compare(_flat(answer.masks), right, wrong, what="the new mask")
+
+
+def _flat(masks: Iterable[Tensor]) -> Float[Tensor, " numbers"]:
+    return torch.cat([mask.flatten() for mask in masks])
 
 
 def _equal(a: SAEMasks, b: SAEMasks) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.masks, b.masks))
-
-
-# ---------------------------------------------------------------------------------------------
-# The toy: the answer needs LAST, and one of FIRST and TWIN. Either will do.
-# ---------------------------------------------------------------------------------------------
-
-FIRST, TWIN, LAST, IDLE, HARM = (A, 1, 0), (A, 1, 1), (B, 2, 3), (B, 1, 2), (B, 2, 0)
-PROMPTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
-
-
-def toy(masks: SAEMasks) -> Float[Tensor, "4"]:
-    """The toy's logit differences: `HARM` takes half a point away, `IDLE` does nothing."""
-    on = {node: masks[node[0]][node[1], node[2]] for node in (FIRST, TWIN, LAST, HARM)}
-    return torch.maximum(on[FIRST], 0.8 * on[TWIN]) * (0.2 + on[LAST]) * PROMPTS - 0.5 * on[HARM]
-
-
-def toy_circuit(*nodes: Node) -> SAEMasks:
-    """The toy's masks with these nodes on."""
-    masks = {A: torch.zeros(3, 4), B: torch.zeros(3, 4)}
-    for hook_point, position, latent in nodes:
-        masks[hook_point][position, latent] = 1
-    return SAEMasks(list(masks), list(masks.values()))
+    return torch.equal(_flat(a.masks), _flat(b.masks))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,46 +189,34 @@ def completeness_points(
 
 
 @book.checker(completeness_points)
-def _(attempt):
-    circuit = toy_circuit(FIRST, LAST)
-    everything = SAEMasks([A, B], [torch.ones(3, 4), torch.ones(3, 4)])
+def _(attempt: Callable) -> None:
+    circuit, everything = toy_circuit(FIRST, LAST), whole_toy()
     subsets = [[], [FIRST], [LAST], [FIRST, LAST]]
-    right = completeness_points(toy, circuit, everything, subsets)
-    found = attempt(toy, circuit, everything, subsets)
+    answer = attempt(toy, circuit, everything, subsets)
     if not _equal(circuit, toy_circuit(FIRST, LAST)):
         raise Wrong(
-            "the circuit was changed on the way: each subset is to be taken out of the whole circuit, not of what is left of it."
+            "the circuit was changed on the way: each subset is to be taken out of the whole "
+            "circuit, not of what is left of it."
         )
-    growing, gone = [], []
-    for subset in subsets:
-        gone = [*gone, *subset]
-        growing.append(
-            torch.stack([toy(knock_out(masks, gone)).mean() for masks in (circuit, everything)])
-        )
-    alone = torch.stack(
-        [
-            torch.stack([toy(knock_out(circuit, k)).mean(), toy(toy_circuit(*k)).mean()])
-            for k in subsets
-        ]
-    )
-    compare(
-        found,
-        right,
-        {
-            "the columns have changed places: the circuit comes first.": right.flip(1),
-            "each row knocks out what the rows before it knocked out too. Start from the whole circuit every time.": torch.stack(
-                growing
-            ),
-            "the second column is K alone. Wanted is the whole without K: masks that are 1 everywhere but on K.": alone,
-            "the second column is the whole with nothing knocked out. K leaves both.": torch.stack(
-                [right[:, 0], right[0, 1].expand(len(subsets))], dim=1
-            ),
-            "you give the distance between the two; the points themselves are wanted.": (
-                right[:, 0] - right[:, 1]
-            ).abs(),
-        },
-        what="the table of points",
-    )
+    right = completeness_points(toy, circuit, everything, subsets)
+    from_circuit, from_everything = right.unbind(1)
+    out_so_far = [sum(subsets[: i + 1], []) for i in range(len(subsets))]
+    growing = completeness_points(toy, circuit, everything, out_so_far)
+    subset_alone = torch.stack([toy(toy_circuit(*subset)).mean() for subset in subsets])
+    distance = (from_circuit - from_everything).abs()
+    whole = from_everything[0].expand(len(subsets))
+    wrong = {
+        "the columns have changed places: the circuit comes first.": right.flip(1),
+        "each row knocks out what the rows before it knocked out too. Start from the whole circuit "
+        "every time.": growing,
+        "the second column is K alone. Wanted is the whole without K: masks that are 1 everywhere "
+        "but on K.": torch.stack([from_circuit, subset_alone], 1),
+        "the second column is the whole with nothing knocked out. K leaves both.": torch.stack(
+            [from_circuit, whole], 1
+        ),
+        "you give the distance between the two; the points themselves are wanted.": distance,
+    }
+    compare(answer, right, wrong, what="the table of points")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -272,34 +244,28 @@ def drop_each(
 
 
 @book.checker(drop_each)
-def _(attempt):
+def _(attempt: Callable) -> None:
     nodes = [FIRST, IDLE, LAST, HARM]
     circuit = toy_circuit(*nodes)
-    right = drop_each(toy, circuit, nodes)
-    found = attempt(toy, circuit, nodes)
+    answer = attempt(toy, circuit, nodes)
     if not _equal(circuit, toy_circuit(*nodes)):
         raise Wrong(
             "the circuit was changed on the way: put each node back before the next one leaves."
         )
-    whole = toy(circuit)
-    one_by_one = torch.stack(
-        [whole - toy(knock_out(circuit, nodes[: i + 1])) for i in range(len(nodes))]
-    )
+    right, whole = drop_each(toy, circuit, nodes), toy(circuit)
+    left = [toy_circuit(*nodes[i + 1 :]) for i in range(len(nodes))]
+    one_after_the_other = torch.stack([whole - toy(masks) for masks in left])
     alone = torch.stack([whole - toy(toy_circuit(node)) for node in nodes])
-    compare(
-        found,
-        right,
-        {
-            "the sign is wrong: a node that helps is to be above 0.": -right,
-            "the nodes leave one after the other and stay away. One at a time: the others are in place.": one_by_one,
-            "you kept one node and dropped the others.": alone,
-            "sizes only: a node whose removal *helps* is to be below 0.": right.abs(),
-            "you averaged over prompts; the rows keep them, so that intervals can be drawn.": right.mean(
-                1
-            ),
-        },
-        what="the table of drops",
-    )
+    wrong = {
+        "the sign is wrong: a node that helps is to be above 0.": -right,
+        "the nodes leave one after the other and stay away. One at a time: the "
+        "others are in place.": one_after_the_other,
+        "you kept one node and dropped the others.": alone,
+        "sizes only: a node whose removal *helps* is to be below 0.": right.abs(),
+        "you averaged over prompts; the rows keep them, so that "
+        "intervals can be drawn.": right.mean(1),
+    }
+    compare(answer, right, wrong, what="the table of drops")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -323,40 +289,40 @@ def chance_jaccard(n_a: int, n_b: int, n: int) -> float:
 
 
 @book.checker(chance_jaccard)
-def _(attempt):
+def _(attempt: Callable) -> None:
     cases = [(2, 3, 5), (1, 1, 4), (4, 2, 9)]
 
-    def all_of(rule):
-        return torch.tensor([rule(*case) for case in cases], dtype=torch.double)
+    def mean_of(value: Callable[[int, int, int], float]) -> Float[Tensor, " cases"]:
+        """The mean of a function of the overlap k and the two sizes, for each case."""
+        means = []
+        for a, b, n in cases:
+            mean = 0.0
+            for k in range(max(0, a + b - n), min(a, b) + 1):
+                ways = math.comb(a, k) * math.comb(n - a, b - k)
+                mean += ways / math.comb(n, b) * value(k, a, b)
+            means.append(mean)
+        return torch.tensor(means, dtype=torch.double)
 
-    def moment(a, b, n, value):
-        ks = range(max(0, a + b - n), min(a, b) + 1)
-        return sum(
-            math.comb(a, k) * math.comb(n - a, b - k) / math.comb(n, b) * value(k) for k in ks
-        )
-
-    compare(
-        torch.tensor([float(attempt(*case)) for case in cases], dtype=torch.double),
-        all_of(chance_jaccard),
-        {
-            "you put the mean overlap into the Jaccard. The mean of a ratio is not the ratio of the means: go through every overlap k.": all_of(
-                lambda a, b, n: (a * b / n) / (a + b - a * b / n)
-            ),
-            "you gave the mean overlap itself. Divide each k by the size of the union that goes with it.": all_of(
-                lambda a, b, n: moment(a, b, n, float)
-            ),
-            "you divided by n_a + n_b, which counts shared nodes twice. The union is smaller.": all_of(
-                lambda a, b, n: moment(a, b, n, lambda k: k / (a + b))
-            ),
-            "you divided by the smaller circuit: that is nesting, not the Jaccard.": all_of(
-                lambda a, b, n: moment(a, b, n, lambda k: k / min(a, b))
-            ),
-        },
-        what="the expected Jaccard of (2, 3 of 5), (1, 1 of 4) and (4, 2 of 9) nodes",
-    )
+    right = mean_of(lambda k, a, b: k / (a + b - k))
+    mean_overlap, sizes = mean_of(lambda k, a, b: k), mean_of(lambda k, a, b: a + b)
+    of_mean_overlap = mean_overlap / (sizes - mean_overlap)
+    nesting = mean_of(lambda k, a, b: k / min(a, b))
+    wrong = {
+        "you put the mean overlap into the Jaccard. The mean of a ratio is not the ratio of the "
+        "means: go through every overlap k.": of_mean_overlap,
+        "you gave the mean overlap itself. Divide each k by the size of the union that goes with "
+        "it.": mean_overlap,
+        "you divided by n_a + n_b, which counts shared nodes twice. The "
+        "union is smaller.": mean_overlap / sizes,
+        "you divided by the smaller circuit: that is nesting, not the Jaccard.": nesting,
+    }
+    answer = torch.tensor([float(attempt(*case)) for case in cases], dtype=torch.double)
+    what = "the expected Jaccard of (2, 3 of 5), (1, 1 of 4) and (4, 2 of 9) nodes"
+    compare(answer, right, wrong, what=what)
     if not abs(attempt(30, 12, 3000) - chance_jaccard(30, 12, 3000)) < 1e-6:
         raise Wrong(
-            "small cases are right, but 30 and 12 of 3,000 nodes are not. Whole numbers do not overflow in Python: stay with math.comb."
+            "small cases are right, but 30 and 12 of 3,000 nodes are not. Whole numbers do not "
+            "overflow in Python: stay with math.comb."
         )
 
 
@@ -384,35 +350,26 @@ def cpr_cmd(fractions: Sequence[float], faithfulness: Sequence[float]) -> Float[
 
 
 @book.checker(cpr_cmd)
-def _(attempt):
-    fractions, f = [0.0, 0.1, 0.3, 1.0], [0.0, 0.7, 1.4, 0.9]
-    k, y = torch.tensor(fractions, dtype=torch.double), torch.tensor(f, dtype=torch.double)
-    d = (1 - y).abs()
-    right = cpr_cmd(fractions, f)
-    signed = torch.trapezoid(1 - y, k)
-    compare(
-        attempt(fractions, f),
-        right,
-        {
-            "you added up the distances with their signs: too much at one size makes up for too little at another. Take |1 − f| first.": torch.stack(
-                [torch.trapezoid(y, k), signed.abs()]
-            ),
-            "the distances keep their signs: a circuit that overshoots the model is off, too.": torch.stack(
-                [torch.trapezoid(y, k), signed]
-            ),
-            "you averaged over the sizes, as if they stood at equal distances. Each trapezoid is as wide as its two sizes are apart.": torch.stack(
-                [y.mean(), d.mean()]
-            ),
-            "your strips are rectangles with the left value; take the mean of both ends.": torch.stack(
-                [(y[:-1] * k.diff()).sum(), (d[:-1] * k.diff()).sum()]
-            ),
-            "your strips are rectangles with the right value; take the mean of both ends.": torch.stack(
-                [(y[1:] * k.diff()).sum(), (d[1:] * k.diff()).sum()]
-            ),
-            "CPR and CMD have changed places.": right.flip(0),
-        },
-        what="(CPR, CMD)",
-    )
+def _(attempt: Callable) -> None:
+    fractions, faithfulness = [0.0, 0.1, 0.3, 1.0], [0.0, 0.7, 1.4, 0.9]
+    k, f = torch.tensor(fractions).double(), torch.tensor(faithfulness).double()
+    widths, distance = k.diff(), (1 - f).abs()
+    right = cpr_cmd(fractions, faithfulness)
+    cpr, signed = torch.trapezoid(f, k), torch.trapezoid(1 - f, k)
+    left_ends = torch.stack([(f[:-1] * widths).sum(), (distance[:-1] * widths).sum()])
+    right_ends = torch.stack([(f[1:] * widths).sum(), (distance[1:] * widths).sum()])
+    wrong = {
+        "you added up the distances with their signs: too much at one size makes up for too little "
+        "at another. Take |1 − f| first.": torch.stack([cpr, signed.abs()]),
+        "the distances keep their signs: a circuit that overshoots the "
+        "model is off, too.": torch.stack([cpr, signed]),
+        "you averaged over the sizes, as if they stood at equal distances. Each trapezoid is as "
+        "wide as its two sizes are apart.": torch.stack([f.mean(), distance.mean()]),
+        "your strips are rectangles with the left value; take the mean of both ends.": left_ends,
+        "your strips are rectangles with the right value; take the mean of both ends.": right_ends,
+        "CPR and CMD have changed places.": right.flip(0),
+    }
+    compare(attempt(fractions, faithfulness), right, wrong, what="(CPR, CMD)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -448,54 +405,39 @@ def other_number(
 
 
 @book.checker(other_number)
-def _(attempt):
-    f = (
-        torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(0))
-        * torch.arange(1.0, 6)[:, None, None]
-    )
-    latents, nodes = {A: f, B: f.flip(0) + 1}, [(A, 1, 2), (B, 2, 0)]
-    train_is_plural, is_plural = (
-        torch.tensor([True, False, False, True, False]),
-        torch.tensor([False, True, False]),
-    )
-    right = other_number(latents, train_is_plural, is_plural, nodes)
-    found = attempt(latents, train_is_plural, is_plural, nodes)
-    if found is None:
-        raise Wrong("it returns None. Is the return missing?")
-    if not isinstance(found, Mapping) or list(found) != nodes:
+def _(attempt: Callable) -> None:
+    f = uniform(5, 3, 4, seed=0) * torch.arange(1.0, 6)[:, None, None]
+    latents, nodes = {EARLY: f, LATE: f.flip(0) + 1}, [(EARLY, 1, 2), (LATE, 2, 0)]
+    train_is_plural = torch.tensor([True, False, False, True, False])
+    is_plural = torch.tensor([False, True, False])
+    answer = attempt(latents, train_is_plural, is_plural, nodes)
+    require_returned(answer, "it")
+    if not isinstance(answer, Mapping) or list(answer) != nodes:
         raise Wrong("it is to be a dictionary with the nodes as keys, in their order.")
-
-    def with_rule(rule):
-        return torch.stack([rule(latents[h], p, i) for h, p, i in nodes])
-
-    def choose(values):
-        return torch.where(
-            is_plural, values[~train_is_plural].mean(), values[train_is_plural].mean()
-        )
-
-    scalars = [value for value in found.values() if torch.as_tensor(value).ndim == 0]
-    if scalars:
+    if any(torch.as_tensor(value).ndim == 0 for value in answer.values()):
         raise Wrong(
-            "one value for all sentences; singular and plural ones need different values, so one a sentence."
+            "one value for all sentences; singular and plural ones need different values, so one a "
+            "sentence."
         )
-    compare(
-        torch.stack([torch.as_tensor(value) for value in found.values()]),
-        torch.stack(list(right.values())),
-        {
-            "you gave each sentence its own number's value: nothing would flip.": with_rule(
-                lambda f, p, i: torch.where(
-                    is_plural, f[train_is_plural, p, i].mean(), f[~train_is_plural, p, i].mean()
-                )
-            ),
-            "you averaged over positions too. A node has one.": with_rule(
-                lambda f, p, i: choose(f[:, :, i].mean(1))
-            ),
-            "you averaged over both numbers: that is an ablation, which leaves the number open.": with_rule(
-                lambda f, p, i: f[:, p, i].mean().expand(len(is_plural))
-            ),
-            "position and latent have changed places.": with_rule(
-                lambda f, p, i: choose(f[:, i % f.shape[1], p])
-            ),
-        },
-        what="the table of values",
-    )
+
+    def with_rule(rule: Callable[[Tensor, int, int], Tensor]) -> Float[Tensor, "nodes n"]:
+        return torch.stack([rule(latents[name], p, i) for name, p, i in nodes])
+
+    def of_other(values: Float[Tensor, " n_train"]) -> Float[Tensor, " n"]:
+        singular, plural = values[~train_is_plural].mean(), values[train_is_plural].mean()
+        return torch.where(is_plural, singular, plural)
+
+    own = torch.stack(list(other_number(latents, train_is_plural, ~is_plural, nodes).values()))
+    over_positions = with_rule(lambda f, p, i: of_other(f[:, :, i].mean(1)))
+    over_numbers = with_rule(lambda f, p, i: f[:, p, i].mean().expand(len(is_plural)))
+    swapped = with_rule(lambda f, p, i: of_other(f[:, i % f.shape[1], p]))
+    wrong = {
+        "you gave each sentence its own number's value: nothing would flip.": own,
+        "you averaged over positions too. A node has one.": over_positions,
+        "you averaged over both numbers: that is an ablation, which leaves "
+        "the number open.": over_numbers,
+        "position and latent have changed places.": swapped,
+    }
+    table = torch.stack([torch.as_tensor(value) for value in answer.values()])
+    right = with_rule(lambda f, p, i: of_other(f[:, p, i]))
+    compare(table, right, wrong, what="the table of values")
