@@ -1,11 +1,90 @@
-"""Error growth: against hooks on the whole model, and by what must be so."""
+"""What a model loses where its residual stream is replaced (by itself: nothing), and how errors
+grow, against hooks on the whole model.
+"""
 
+import pytest
 import torch
 
-from course_utils.circuits.reconstruction import KINDS, disturbances, error_growth
+from course_utils.circuits.reconstruction import (
+    KINDS,
+    disturbances,
+    error_growth,
+    loss_recovered,
+    residual_stream,
+    text_loss,
+)
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb02 import splice
+
+# ---------------------------------------------------------------------------------------------
+# The loss on text
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resid(lab, task):
+    return residual_stream(lab, 1, task.clean, batch_size=5)
+
+
+def test_the_residual_stream_is_what_the_model_says_without_bos(lab, task, resid):
+    with torch.no_grad():
+        states = lab.hf_model(task.clean, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(resid, states[2][:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_models_cross_entropy_from_the_second_token_on(lab, task, resid):
+    with torch.no_grad():
+        logits = lab.hf_model(task.clean).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten(), reduction="none"
+    )
+    expected = expected.view(len(task.clean), -1).mean(1)
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, batch_size=5), expected, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, lambda x: x), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_replacing_the_residual_stream_is_a_hook_on_the_model(lab, task, resid):
+    def halve(module, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        x = torch.cat([x[:, :1], x[:, 1:] / 2], dim=1)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = lab.hf_model.model.layers[1].register_forward_hook(halve)
+    try:
+        with torch.no_grad():
+            logits = lab.hf_model(task.clean).logits
+    finally:
+        handle.remove()
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten()
+    )
+    torch.testing.assert_close(
+        text_loss(lab, 1, task.clean, resid, lambda x: x / 2).mean(), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_loss_recovered_is_one_for_the_model_and_zero_for_the_ablation():
+    model, ablated = torch.rand(20), 5 + torch.rand(20)
+    assert (
+        loss_recovered(model, model, ablated).value,
+        loss_recovered(model, ablated, ablated).value,
+    ) == (1, 0)
+    halfway = loss_recovered(model, (model + ablated) / 2, ablated)
+    assert (
+        halfway.value == pytest.approx(0.5)
+        and halfway.low == pytest.approx(0.5)
+        and halfway.high == pytest.approx(0.5)
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# How errors grow
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_three_disturbances_are_equally_long_at_every_token(lab):

@@ -1,70 +1,17 @@
-"""Running text: what is replaced by itself changes nothing, and the loss is the model's own."""
+"""Running text: its pieces, and the text that is shipped."""
+
+import copy
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
-from course_utils.circuits.reconstruction import loss_recovered, residual_stream, text_loss
 from course_utils.prompts.text import TEXT_DIR, load_text
-
-
-@pytest.fixture(scope="module")
-def resid(lab, task):
-    return residual_stream(lab, 1, task.clean, batch_size=5)
-
-
-def test_the_residual_stream_is_what_the_model_says_without_bos(lab, task, resid):
-    with torch.no_grad():
-        states = lab.hf_model(task.clean, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(resid, states[2][:, 1:], rtol=1e-4, atol=1e-5)
-
-
-def test_the_loss_is_the_models_cross_entropy_from_the_second_token_on(lab, task, resid):
-    with torch.no_grad():
-        logits = lab.hf_model(task.clean).logits
-    expected = torch.nn.functional.cross_entropy(
-        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten(), reduction="none"
-    )
-    expected = expected.view(len(task.clean), -1).mean(1)
-    torch.testing.assert_close(
-        text_loss(lab, 1, task.clean, resid, batch_size=5), expected, rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        text_loss(lab, 1, task.clean, resid, lambda x: x), expected, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_replacing_the_residual_stream_is_a_hook_on_the_model(lab, task, resid):
-    def halve(module, args, output):
-        x = output[0] if isinstance(output, tuple) else output
-        x = torch.cat([x[:, :1], x[:, 1:] / 2], dim=1)
-        return (x, *output[1:]) if isinstance(output, tuple) else x
-
-    handle = lab.hf_model.model.layers[1].register_forward_hook(halve)
-    try:
-        with torch.no_grad():
-            logits = lab.hf_model(task.clean).logits
-    finally:
-        handle.remove()
-    expected = torch.nn.functional.cross_entropy(
-        logits[:, 1:-1].flatten(0, 1), task.clean[:, 2:].flatten()
-    )
-    torch.testing.assert_close(
-        text_loss(lab, 1, task.clean, resid, lambda x: x / 2).mean(), expected, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_loss_recovered_is_one_for_the_model_and_zero_for_the_ablation():
-    model, ablated = torch.rand(20), 5 + torch.rand(20)
-    assert (
-        loss_recovered(model, model, ablated).value,
-        loss_recovered(model, ablated, ablated).value,
-    ) == (1, 0)
-    halfway = loss_recovered(model, (model + ablated) / 2, ablated)
-    assert (
-        halfway.value == pytest.approx(0.5)
-        and halfway.low == pytest.approx(0.5)
-        and halfway.high == pytest.approx(0.5)
-    )
+from course_utils.prompts.tokens import token_ids
 
 
 def test_pieces_follow_each_other_within_a_passage_and_start_with_bos(lab, tmp_path):
@@ -72,7 +19,7 @@ def test_pieces_follow_each_other_within_a_passage_and_start_with_bos(lab, tmp_p
     passage = "The " + " ".join(words)
     (tmp_path / "train.txt").write_text(f"{passage}\n{passage}\n")
     tokens = load_text(lab.tokenizer, seq_len=4, folder=tmp_path)
-    ids = lab.tokenizer(passage, add_special_tokens=False)["input_ids"]
+    ids = token_ids(lab.tokenizer, passage)
     assert tokens[:, 0].eq(lab.tokenizer.bos_token_id).all() and len(ids) == 8
     assert tokens[:, 1:].tolist() == [ids[:3], ids[3:6]] * 2
     assert len(load_text(lab.tokenizer, n=3, seq_len=4, folder=tmp_path)) == 3
@@ -84,6 +31,31 @@ def test_what_is_not_there_is_refused(lab, tmp_path):
         load_text(lab.tokenizer, "test", folder=tmp_path)
     with pytest.raises(ValueError, match="train has 1 pieces of 4 tokens, fewer than 2"):
         load_text(lab.tokenizer, "train", n=2, seq_len=4, folder=tmp_path)
+
+
+def test_a_tokenizer_without_bos_is_refused(tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="no BOS token"):
+        load_text(tokenizer, folder=tmp_path)
+
+
+@given(n_words=st.lists(st.integers(0, 12), max_size=4), seq_len=st.integers(2, 6))
+def test_the_pieces_are_the_passages_without_what_is_left_at_their_ends(n_words, seq_len):
+    words = [" near", " by", " the", " is", " are", " was", " were"]
+    passages = ["The" + "".join(words[i % 7] for i in range(n)) for n in n_words]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train.txt").write_text("".join(f"{passage}\n" for passage in passages))
+        tokens = load_text(tiny_tokenizer(), seq_len=seq_len, folder=Path(folder))
+    width = seq_len - 1
+    kept = [ids[: len(ids) // width * width] for ids in map(ids_of, passages)]
+    assert tokens.shape[1] == seq_len and tokens.dtype == torch.long
+    assert tokens[:, 1:].flatten().tolist() == [token for ids in kept for token in ids]
+    assert tokens[:, 0].eq(tiny_tokenizer().bos_token_id).all()
+
+
+def ids_of(passage: str) -> list[int]:
+    return token_ids(tiny_tokenizer(), passage)
 
 
 def test_the_shipped_text_is_plain_small_and_split_without_overlap():
