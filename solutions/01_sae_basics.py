@@ -54,14 +54,15 @@ from course_utils.circuits.explain import Context, logit_lens, top_contexts
 from course_utils.circuits.reconstruction import loss_recovered, residual_stream, text_loss
 from course_utils.circuits.statistics import ratio_interval
 from course_utils.display.figures import (
-    bars_figure,
-    coloured_contexts,
+    ValueAxis,
     curves_figure,
     directions_figure,
+    estimates_figure,
     histograms_figure,
     scatter_figure,
     show,
 )
+from course_utils.display.html import coloured_contexts
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.prompts.text import load_text
@@ -416,7 +417,7 @@ title = (
 )
 show(
     directions_figure(
-        {"feature directions": unit}, title, found={"feature directions": pentagon.W_dec}
+        {"feature directions": unit}, title, learned={"feature directions": pentagon.W_dec}
     ),
     alt=f"Five arrows of length 1 and five rings in the plane. {title}.",
 )
@@ -986,8 +987,9 @@ table.round(2)
 # %%
 title = "Size of reconstructions, against the size that would fit best: "
 title += ", ".join(f"{name} {value - 1:+.0%}" for name, value in table["γ"].items())
+axis = ValueAxis("γ (1 = right size)", reference=1.0)
 show(
-    bars_figure(table["γ"].to_dict(), "γ (1 = right size)", title, reference=1.0),
+    estimates_figure(table["γ"].to_dict(), axis, title, bars=True),
     alt=f"A bar for each of three SAEs. {title}.",
 )
 

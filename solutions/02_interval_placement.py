@@ -52,7 +52,13 @@ from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.reconstruction import error_growth
 from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import mean_interval, mean_intervals, ratio_interval
-from course_utils.display.figures import lines_figure, picture, shares_figure, show
+from course_utils.display.figures import (
+    ValueAxis,
+    estimates_figure,
+    lines_figure,
+    picture,
+    show,
+)
 from course_utils.display.widgets import explore_splices
 from course_utils.labs.catalog import LABS, spec_of
 from course_utils.labs.lab import hook_point, load_lab
@@ -1062,7 +1068,9 @@ def draw(layers, error):
     }
     title = f"{len(layers)} SAEs, errors: {error}, {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
     kept = ", ".join(f"{label} {share}" for label, share in shares.items())
-    return picture(shares_figure(shares, title), alt=f"Logit difference kept: {kept}. {title}.")
+    axis = ValueAxis("share kept (1 = the model itself)", reference=1.0)
+    figure = estimates_figure(shares, axis, title, bars=True, horizontal=True, highlight=())
+    return picture(figure, alt=f"Logit difference kept: {kept}. {title}.")
 
 
 explore_splices(lab.sae_layers, draw, start=spec_of(LAB).placement)

@@ -60,8 +60,9 @@ from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel, logit_diff
 from course_utils.circuits.statistics import mean_interval
 from course_utils.display.figures import (
+    ValueAxis,
     circuit_figure,
-    effects_figure,
+    estimates_figure,
     node_map_figure,
     running_mean_figure,
     show,
@@ -309,7 +310,7 @@ effects = {
 }
 at_subject = lost[LABELS[SUBJECT]]
 title = f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, {at_subject.mean():.2f} at the subject alone"
-figure = effects_figure(effects, "logit difference lost", title)
+figure = estimates_figure(effects, "logit difference lost", title)
 show(
     figure,
     alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.",
@@ -862,7 +863,7 @@ for label, part in removed.items():
 # %%
 own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
 title = f"The distractor's nodes: {own:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide:.2f}"
-figure = effects_figure(effects, "logit difference lost", title)
+figure = estimates_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
@@ -910,9 +911,8 @@ for n in (10, 100, 1000):
 # %%
 zero, mean = (effects[label]["100"] for label in effects)
 title = f"100 random nodes: zero moves the prediction by {zero.value:.2g} nats, the mean by {mean.value:.2g}"
-figure = effects_figure(
-    effects, "KL from the spliced model (nats)", title, x_label="random nodes ablated", log=True
-)
+axis = ValueAxis("KL from the spliced model (nats)", log=True)
+figure = estimates_figure(effects, axis, title, place_label="random nodes ablated")
 show(
     figure,
     alt=f"KL divergence against the number of random nodes ablated, for two baselines, on a log scale. {title}.",

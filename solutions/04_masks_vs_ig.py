@@ -64,12 +64,12 @@ from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
 from course_utils.display.figures import (
     circuit_figure,
-    coloured_prompt,
     frontier_figure,
     history_figure,
     scatter_figure,
     show,
 )
+from course_utils.display.html import coloured_prompt
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import load_lab
@@ -652,7 +652,7 @@ def headline(frontier, n_nodes):
 
 title = headline(frontier, learned.n_nodes)
 said = f"Faithfulness on held-out prompts against the number of nodes, a line per method. {title}."
-show(frontier_figure(frontier, title), alt=said, keep="frontier")
+show(frontier_figure(frontier, title), alt=said, save_as="frontier")
 pd.DataFrame(frontier.rows())
 
 # %% [markdown]

@@ -499,10 +499,9 @@ kept, passengers = proportion(is_needed[: len(nodes)]), proportion(is_needed[len
 drops_of = [bootstrap(lambda drop: drop / scale, [row]) for row in dropped]
 title = f"{kept.value:.0%} of the circuit's nodes are needed, {passengers.value:.0%} of the padding"
 groups = {"circuit": drops_of[: len(nodes)], "random padding": drops_of[len(nodes) :]}
+axis = figures.ValueAxis("drop / (F(S) − F(∅))", reference=0.01)
 show(
-    figures.intervals_figure(
-        groups, "node, from large to small", "drop / (F(S) − F(∅))", title, level=0.01
-    ),
+    figures.estimates_figure(groups, axis, title, place_label="node, from large to small"),
     alt=f"The drop in the logit difference when one node leaves, for the circuit's nodes and for padding. {title}.",
 )
 
@@ -1034,7 +1033,7 @@ figure = figures.circuit_graph_figure(
     nodes, list(story["responds to"]), labels, under, title, edges=edges
 )
 alt = f"{title}: by layer and position, coloured by what they respond to, with {n_strong} arrows between neighbouring SAEs."
-show(figure, alt=alt, keep="circuit")
+show(figure, alt=alt, save_as="circuit")
 
 # %%
 strong = [(v, w) for v, w in (edges.abs() >= 0.1).nonzero().tolist()]
@@ -1126,15 +1125,12 @@ flip_shares = {
 }
 by_circuit, by_strangers = flip_shares["circuit latents"], flip_shares["strangers, same places"]
 title = f"{by_circuit.value:.0%} of {len(flips)} verbs flip; {by_strangers.value:.0%} with strangers in the same places"
-show(
-    figures.flips_figure(
-        flip_shares,
-        "share of held-out sentences whose verb flips",
-        title,
-        highlight=list(flip_shares)[:2],
-    ),
-    alt=f"Bars: the share of flipped verbs by intervention. {title}.",
+axis = figures.ValueAxis("share of held-out sentences whose verb flips", percent=True)
+orange = list(flip_shares)[:2]
+figure = figures.estimates_figure(
+    flip_shares, axis, title, bars=True, horizontal=True, highlight=orange
 )
+show(figure, alt=f"Bars: the share of flipped verbs by intervention. {title}.")
 
 # %% [markdown]
 # **What you should see:** the circuit's bar far above both controls. (It may pass the "ceiling": an

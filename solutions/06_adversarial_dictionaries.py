@@ -61,7 +61,8 @@ from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc, mean_interval, proportion, ratio_interval
 from course_utils.display import figures
 from course_utils.display.figures import show
-from course_utils.display.widgets import answer_html, play
+from course_utils.display.html import answer_html
+from course_utils.display.widgets import play
 from course_utils.labs.lab import load_lab
 from course_utils.labs.requirements import estimate
 from course_utils.prompts.sessions import (
@@ -767,10 +768,9 @@ title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {
     *(forced[name].value for name in orange)
 )
 x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
-show(
-    figures.flips_figure(forced, x_label, title, highlight=orange),
-    alt=f"Bars with intervals. {title}.",
-)
+axis = figures.ValueAxis(x_label, percent=True)
+figure = figures.estimates_figure(forced, axis, title, bars=True, horizontal=True, highlight=orange)
+show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen*
@@ -908,9 +908,9 @@ bars = dict(
 )
 bars |= {"honest, key missing": control[True], "honest, key present": control[False]}
 x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
-show(
-    figures.flips_figure(bars, x_label, title, highlight=over), alt=f"Bars with intervals. {title}."
-)
+axis = figures.ValueAxis(x_label, percent=True)
+figure = figures.estimates_figure(bars, axis, title, bars=True, horizontal=True, highlight=over)
+show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name

@@ -1,108 +1,369 @@
 """The course's figures. Each function returns a matplotlib figure; `show` puts it in the notebook
-with alt text.
+with alternative text.
+
+How a figure looks is said in `course_utils.display.style`; here is what it shows.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import circuitsvis
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import HTML, Image, display
-from jaxtyping import Float
+from IPython.display import Image, display
+from jaxtyping import Float, Shaped
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from course_utils import DATA
-from course_utils.circuits.explain import Context
 from course_utils.circuits.frontier import Frontier
-from course_utils.circuits.masks import Node, SAEMasks
+from course_utils.circuits.masks import MaskError, Node, SAEMasks
 from course_utils.circuits.statistics import Interval
+from course_utils.display import style
+from course_utils.display.style import Estimate, Look
 from course_utils.prompts.tasks import Task
 
-COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (8, 3)))
-AXIS_LABELS = {
+MEASURE_LABELS = {
     "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
     "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
     "raw": "faithfulness  F(C) / F(S)",
     "gap": "gap per prompt (0 is best)",
 }
-
+"""What stands on the axis of each measure of a `Faithfulness`."""
 
 FIGURES_DIR = DATA / "figures"
 
+ALL_POSITIONS = "all positions"
+"""The label of nodes without a position: their mask is the same at every position."""
 
-def show(figure: Figure, alt: str, *, keep: str | None = None) -> None:
+
+# ---------------------------------------------------------------------------------------------
+# Into the notebook
+# ---------------------------------------------------------------------------------------------
+
+
+def show(figure: Figure, alt: str, *, save_as: str | None = None) -> None:
     """Display a figure as a PNG with alternative text for those who do not see it.
 
     Args:
-        keep: where authors build the notebooks in full, the PNG goes into ``data/figures`` too,
-            under this name. The README shows it.
+        save_as: where authors build the notebooks in full, the PNG also goes into
+            ``data/figures``, under this name. The README shows it.
     """
-    png = picture(figure, alt)
-    if keep and os.environ.get("COURSE_BUILD") and os.environ.get("COURSE_PROFILE") != "quick":
+    png = _png(figure)
+    if save_as and os.environ.get("COURSE_BUILD") and os.environ.get("COURSE_PROFILE") != "quick":
         FIGURES_DIR.mkdir(exist_ok=True)
-        (FIGURES_DIR / f"{keep}.png").write_bytes(png.data)
-    display(png)
+        (FIGURES_DIR / f"{save_as}.png").write_bytes(png)
+    display(Image(png, alt=alt))
 
 
 def picture(figure: Figure, alt: str) -> Image:
     """The figure as a PNG with alternative text, to display or to put in another's place."""
+    return Image(_png(figure), alt=alt)
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    return Image(png.getvalue(), alt=alt)
+    return png.getvalue()
 
 
-def _headed(figure: Figure, title: str) -> Figure:
-    """The figure with its title above it, in lines that are no longer than it is wide."""
-    figure.suptitle(textwrap.fill(title, width=int(11 * figure.get_figwidth())))
-    return figure
+# ---------------------------------------------------------------------------------------------
+# Estimates with intervals, in groups
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ValueAxis:
+    """The axis on which estimates are read off.
+
+    Attributes:
+        label: what the values are, with their unit.
+        reference: a value with a dotted line, such as the one to reach.
+        log: a logarithmic scale.
+        percent: values are shares, written as per cent; the axis shows at least 0 % to 100 %.
+    """
+
+    label: str
+    reference: float | None = None
+    log: bool = False
+    percent: bool = False
+
+
+Groups = Mapping[str, Estimate | Mapping[str, Estimate] | Sequence[Estimate]]
+"""What `estimates_figure` draws: estimates by name, or groups of estimates."""
+
+
+def estimates_figure(
+    groups: Groups,
+    axis: ValueAxis | str,
+    title: str,
+    *,
+    bars: bool = False,
+    horizontal: bool = False,
+    highlight: Collection[str] | None = None,
+    place_label: str = "",
+) -> Figure:
+    """Estimates with their 95 % intervals, as points or as bars.
+
+    Args:
+        groups: one of three.
+            Estimates by name: they stand in the order given.
+            Groups of estimates by name: a colour for each group. The same name has the same place
+            in all groups, and the groups stand there side by side.
+            Groups of estimates without names (sequences): a colour for each group. One group stands
+            after the other, each from large to small.
+        axis: the axis of the values; a text is short for ``ValueAxis(text)``.
+        bars: bars from 0, each with its number at its end; by default points.
+        horizontal: values along x, names along y with the first on top. For long names.
+        highlight: of estimates by name, those to draw in orange, and the others in sky blue. If it
+            is empty, all are sky blue. By default each bar has a colour of its own, and all points
+            have the same.
+        place_label: what the names are.
+
+    Raises:
+        ValueError: nothing to draw; estimates and groups in one figure; bars on a logarithmic axis,
+            which has no 0; ``highlight`` with groups, or with a name that no estimate has.
+    """
+    axis = ValueAxis(axis) if isinstance(axis, str) else axis
+    if bars and axis.log:
+        raise ValueError("bars start at 0, which a logarithmic axis does not have: draw points.")
+    drawing = _arranged(groups, bars, highlight)
+    if not drawing.n_estimates:
+        raise ValueError("groups: there is no estimate to draw.")
+    figure, [axes] = style.panels(1, *drawing.size(bars, horizontal))
+    if bars:
+        _draw_bars(axes, drawing, horizontal, "{:.0%}" if axis.percent else "{:.3g}")
+    else:
+        _draw_points(axes, drawing, horizontal)
+    _set_value_axis(axes, axis, horizontal)
+    _set_place_axis(axes, drawing, place_label, horizontal)
+    if len(groups) > 1:
+        style.legend_below(figure, axes)
+    return style.headed(figure, title)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Estimates that look alike, and the place of each along the other axis."""
+
+    label: str
+    look: Look
+    places: list[float]
+    estimates: list[Estimate]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """All series of an `estimates_figure`.
+
+    Attributes:
+        names: of the places 0, 1, 2, …; empty where places have no names.
+        n_abreast: how many estimates can stand at one place.
+    """
+
+    series: list[_Series]
+    names: list[str]
+    n_abreast: int = 1
+
+    @property
+    def n_estimates(self) -> int:
+        return sum(len(one.estimates) for one in self.series)
+
+    @property
+    def breadth(self) -> float:
+        """Of a bar, in places."""
+        return 0.65 if self.n_abreast == 1 else 0.8 / self.n_abreast
+
+    def size(self, bars: bool, horizontal: bool) -> tuple[float, float]:
+        """Width and height of the figure, in inches."""
+        if not self.names:
+            return (3.6, 7.5) if horizontal else (7.5, 3.6)
+        if horizontal:
+            return 7.5, 0.9 + len(self.names) * (0.2 + 0.22 * self.n_abreast)
+        if bars:
+            return 1.5 + len(self.names) * (0.8 + 0.5 * self.n_abreast), 3.4
+        return max(5.0, 1.5 + len(self.names) * (0.45 + 0.45 * self.n_abreast)), 3.6
+
+
+def _arranged(groups: Groups, bars: bool, highlight: Collection[str] | None) -> _Drawing:
+    named = {label: group for label, group in groups.items() if isinstance(group, Mapping)}
+    nameless = {label: group for label, group in groups.items() if isinstance(group, Sequence)}
+    lone = {
+        name: estimate
+        for name, estimate in groups.items()
+        if not isinstance(estimate, Mapping | Sequence)
+    }
+    if len(groups) not in (len(named), len(nameless), len(lone)):
+        raise ValueError("groups: give estimates, or groups of one kind; not both.")
+    if lone:
+        return _one_after_another(lone, bars, highlight)
+    if highlight is not None:
+        raise ValueError("highlight: groups have their own colours; it is for estimates by name.")
+    return _side_by_side(named, bars) if named else _ranked(nameless)
+
+
+def _one_after_another(
+    estimates: Mapping[str, Estimate], bars: bool, highlight: Collection[str] | None
+) -> _Drawing:
+    """A series for each bar that has its own colour; otherwise one for each colour."""
+    names = list(estimates)
+    unknown = [name for name in highlight or () if name not in estimates]
+    if unknown:
+        raise ValueError(f"highlight: no estimate is called {unknown[0]!r}; there are {names}.")
+    looks = {name: style.look(i if bars else 0) for i, name in enumerate(names)}
+    if highlight is not None:
+        orange, sky = style.look(0), style.look(2)
+        looks = {name: orange if name in highlight else sky for name in names}
+    series = []
+    for look in dict.fromkeys(looks.values()):
+        alike = [name for name in names if looks[name] == look]
+        places = [float(names.index(name)) for name in alike]
+        series.append(_Series("", look, places, [estimates[name] for name in alike]))
+    return _Drawing(series, names)
+
+
+def _side_by_side(groups: Mapping[str, Mapping[str, Estimate]], bars: bool) -> _Drawing:
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    step = 0.8 / len(groups) if bars else min(0.8 / len(groups), 0.16)
+    series = []
+    for i, (label, group) in enumerate(groups.items()):
+        shift = step * (i - (len(groups) - 1) / 2)
+        places = [names.index(name) + shift for name in group]
+        series.append(_Series(label, style.look(i), places, list(group.values())))
+    return _Drawing(series, names, n_abreast=len(groups))
+
+
+def _ranked(groups: Mapping[str, Sequence[Estimate]]) -> _Drawing:
+    series, start = [], 0
+    for i, (label, group) in enumerate(groups.items()):
+        ranked = sorted(group, key=style.value_of, reverse=True)
+        places = [float(start + rank) for rank in range(len(ranked))]
+        series.append(_Series(label, style.look(i), places, ranked))
+        start += len(ranked) + 2
+    return _Drawing(series, [])
+
+
+def _draw_points(axes: Axes, drawing: _Drawing, horizontal: bool) -> None:
+    for one in drawing.series:
+        style.error_bars(
+            axes, one.places, one.estimates, one.look, label=one.label, horizontal=horizontal
+        )
+
+
+def _draw_bars(axes: Axes, drawing: _Drawing, horizontal: bool, number: str) -> None:
+    """Bars with their intervals, and beyond both the value as ``number`` formats it."""
+    for one in drawing.series:
+        values = [style.value_of(estimate) for estimate in one.estimates]
+        colour, breadth = one.look.colour, drawing.breadth
+        if horizontal:
+            axes.barh(one.places, values, height=breadth, color=colour, label=one.label)
+        else:
+            axes.bar(one.places, values, width=breadth, color=colour, label=one.label)
+        style.error_bars(axes, one.places, one.estimates, Look(style.BLACK), horizontal=horizontal)
+        for place, estimate in zip(one.places, one.estimates):
+            _write_number(axes, place, estimate, horizontal, number)
+    if horizontal:
+        axes.margins(x=0.15)
+    else:
+        axes.margins(y=0.15)
+
+
+def _write_number(
+    axes: Axes, place: float, estimate: Estimate, horizontal: bool, number: str
+) -> None:
+    """The value, a little beyond the end of its bar and of its interval."""
+    value = style.value_of(estimate)
+    low, high = style.ends_of(estimate)
+    up = value >= 0
+    end, away = (max(value, high), 1) if up else (min(value, low), -1)
+    text = number.format(value).replace("-", "−")
+    if horizontal:
+        at, offset, aligned = (end, place), (4 * away, 0), ("left" if up else "right", "center")
+    else:
+        at, offset, aligned = (place, end), (0, 3 * away), ("center", "bottom" if up else "top")
+    axes.annotate(text, at, offset, textcoords="offset points", ha=aligned[0], va=aligned[1])
+
+
+def _set_value_axis(axes: Axes, axis: ValueAxis, horizontal: bool) -> None:
+    letter = "x" if horizontal else "y"
+    axes.set(**{f"{letter}label": axis.label})
+    if axis.log:
+        axes.set(**{f"{letter}scale": "log"})
+    else:
+        style.level_line(axes, 0, horizontal=not horizontal, dashes="-")
+    if axis.reference is not None:
+        style.level_line(axes, axis.reference, horizontal=not horizontal)
+    if axis.percent:
+        low, high = axes.get_xlim() if horizontal else axes.get_ylim()
+        axes.set(**{f"{letter}lim": (min(low, 0), max(high, 1.1))})
+        (axes.xaxis if horizontal else axes.yaxis).set_major_formatter(PercentFormatter(1, 0))
+
+
+def _set_place_axis(axes: Axes, drawing: _Drawing, label: str, horizontal: bool) -> None:
+    """The names at their places; from the top down where bars are horizontal."""
+    n = len(drawing.names)
+    if horizontal:
+        axes.set_yticks(range(n), drawing.names)
+        axes.set_ylabel(label)
+        if n:
+            axes.set_ylim(n - 0.5, -0.5)
+        else:
+            axes.invert_yaxis()
+    else:
+        axes.set_xticks(range(n), drawing.names)
+        axes.set_xlabel(label)
+        if n:
+            axes.set_xlim(-0.5, n - 0.5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Frontiers and circuits
+# ---------------------------------------------------------------------------------------------
 
 
 def frontier_figure(
     frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")
 ) -> Figure:
-    """Nodes (log scale) against each measure, a line a method, bars for the 95 % intervals over
+    """Nodes (log scale) against each measure, a line for each method, with 95 % intervals over
     prompts.
+
+    A logarithmic axis has no place for circuits without nodes: a line below it says which there
+    are, and their values.
+
+    Args:
+        measures: fields of `Faithfulness`, a panel each.
     """
-    figure, panels = plt.subplots(
-        1, len(measures), figsize=(5.5 * len(measures), 4.3), layout="constrained", squeeze=False
-    )
-    for axes, measure in zip(panels[0], measures):
-        for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
-            points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
-            intervals = [getattr(point.faithfulness, measure) for point in points]
-            bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-            axes.errorbar(
-                [point.n_nodes for point in points], [i.value for i in intervals], yerr=bars, label=method, color=colour,
-                marker=marker, capsize=2, linewidth=1.5, markersize=5,
-            )  # fmt: skip
-        for level in (0, 1):
-            axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("nodes (position, latent) kept")
-        axes.set_ylabel(AXIS_LABELS[measure])
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *panels[0][0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(frontier.methods),
-        frameon=False,
-    )
-    figure.suptitle(title)
-    return figure
+    figure, axes_of = style.panels(len(measures), 5.5 * len(measures), 4.3)
+    for axes, measure in zip(axes_of, measures):
+        _draw_methods(axes, frontier, measure, "nodes (position, latent) kept")
+    style.legend_below(figure, axes_of[0])
+    return style.headed(figure, title)
+
+
+def _draw_methods(axes: Axes, frontier: Frontier, measure: str, x_label: str) -> None:
+    """A line for each method: one measure against the number of nodes."""
+    empty = []
+    for method, look in style.looks_of(frontier.methods).items():
+        points = frontier.of_method(method)
+        intervals = [getattr(point.faithfulness, measure) for point in points]
+        n_empty = sum(point.n_nodes == 0 for point in points)  # they stand first
+        empty += [f"{method} {interval.value:.2f}" for interval in intervals[:n_empty]]
+        sizes = [point.n_nodes for point in points[n_empty:]]
+        style.error_bars(axes, sizes, intervals[n_empty:], look, label=method, joined=True)
+    style.log_counts(axes)
+    for level in (0, 1):
+        style.level_line(axes, level)
+    if empty:
+        x_label += "\nwith 0 nodes, left of this axis: " + ", ".join(dict.fromkeys(empty))
+    style.labelled(axes, x_label, MEASURE_LABELS[measure])
 
 
 def frontier_at_size_figure(
@@ -113,63 +374,42 @@ def frontier_at_size_figure(
 
     Args:
         masks: the circuit; its latents are named by number, by layer (row) and position (column).
+            Latents of a mask that is the same at every position stand in a column of their own.
         most_named: circuits with more nodes than that are counted, not named.
+
+    Raises:
+        MaskError: the circuit has a position that the task does not have.
     """
     n = masks.get_num_latents()
-    named: dict[tuple[str, int], list[int]] = {}
-    for hook_point, position, latent in masks.nodes():
-        named.setdefault((hook_point, position), []).append(latent)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 4.6), layout="constrained", gridspec_kw={"width_ratios": (2, 3)}
-    )
-    left.axvline(n, color="grey", linewidth=6, alpha=0.3)
-    for method, colour, marker in zip(frontier.methods, COLOURS, MARKERS):
-        points = [point for point in frontier.of_method(method) if point.n_nodes > 0]
-        x, intervals = (
-            [point.n_nodes for point in points],
-            [point.faithfulness.vs_spliced for point in points],
-        )
-        bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-        left.errorbar(
-            x,
-            [i.value for i in intervals],
-            yerr=bars,
-            label=method,
-            color=colour,
-            marker=marker,
-            capsize=2,
-            linewidth=1.5,
-            markersize=5,
-        )
-    left.set_xscale("log")
-    left.set_xlabel("nodes kept")
-    left.set_ylabel(AXIS_LABELS["vs_spliced"])
-    left.spines[["top", "right"]].set_visible(False)
+    figure, (left, right) = style.panels(2, 13, 4.6, gridspec_kw={"width_ratios": (2, 3)})
+    if n:
+        left.axvline(n, color="grey", linewidth=6, alpha=0.3)
+    _draw_methods(left, frontier, "vs_spliced", "nodes kept")
     left.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    positions = sorted({position for _, position in named})
+    _write_latents(right, masks, task.position_labels, named=n <= most_named)
+    right.set_title("the latents that it keeps")
+    return style.headed(figure, f"The learned circuit of {n:,} nodes")
+
+
+def _write_latents(
+    axes: Axes, masks: SAEMasks, position_labels: Sequence[str], named: bool
+) -> None:
+    """A circuit's latents by layer (row) and position (column), by number or only counted."""
+    latents_at: dict[tuple[str, int | None], list[int]] = {}
+    for hook_point, position, latent in masks.nodes():
+        latents_at.setdefault((hook_point, position), []).append(latent)
+    positions = _in_order(position for _, position in latents_at)
     for column, position in enumerate(positions):
         for row, hook_point in enumerate(masks.hook_points):
-            latents = named.get((hook_point, position), [])
-            text = (
-                f"{len(latents)} latents"
-                if n > most_named and latents
-                else _in_lines(latents) or "·"
-            )
-            right.text(column, row, text, ha="center", va="center", fontsize=8)
-    right.set_xlim(-0.5, len(positions) - 0.5)
-    right.set_ylim(-0.5, len(masks.hook_points) - 0.5)
-    right.set_xticks(
-        range(len(positions)), [task.position_labels[position] for position in positions]
-    )
-    right.set_yticks(
-        range(len(masks.hook_points)),
-        [hook_point.split(".")[1] for hook_point in masks.hook_points],
-    )
-    right.set_ylabel("SAE after layer")
-    right.spines[["top", "right"]].set_visible(False)
-    right.set_title("the latents that it keeps")
-    figure.suptitle(f"The learned circuit of {n:,} nodes")
-    return figure
+            latents = latents_at.get((hook_point, position), [])
+            text = _in_lines(latents) if named else f"{len(latents)} latents"
+            axes.text(column, row, text if latents else "·", ha="center", va="center", fontsize=8)
+    axes.set_xlim(-0.5, max(len(positions), 1) - 0.5)
+    axes.set_ylim(-0.5, len(masks.hook_points) - 0.5)
+    axes.set_xticks(range(len(positions)), _labels_of(positions, position_labels))
+    _label_layers(axes, masks.hook_points)
+    if not positions:
+        axes.set_xlabel("none: every latent is ablated")
 
 
 def _in_lines(latents: Sequence[int], per_line: int = 3) -> str:
@@ -178,45 +418,397 @@ def _in_lines(latents: Sequence[int], per_line: int = 3) -> str:
     )
 
 
-def history_figure(history: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """How a mask was learned: faithfulness loss, and nodes on (log scale), step by step."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    steps = [record["step"] for record in history]
-    left.plot(steps, [record["faithfulness_loss"] for record in history], color=COLOURS[1])
-    left.set_ylabel("|LD spliced − LD masked|")
-    right.plot(steps, [max(record["n_on"], 0.5) for record in history], color=COLOURS[0])
-    right.set_yscale("log")
-    right.set_ylabel("nodes with θ > 0")
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    return figure
-
-
 def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
-    """Where the nodes are: how many at each layer (row) and position (column)."""
-    counts = torch.stack([(mask > 0).sum(1) for mask in masks.masks]).flip(0).cpu()
-    layers = [hook_point.split(".")[1] for hook_point in masks.hook_points][::-1]
-    figure, axes = plt.subplots(figsize=(1.0 + 0.75 * counts.shape[1], 1.2 + 0.45 * len(layers)))
-    axes.imshow(counts.float().log1p(), cmap="cividis", aspect="auto")
-    for row in range(counts.shape[0]):
-        for column in range(counts.shape[1]):
-            n = int(counts[row, column])
-            dark = counts[row, column].float().log1p() < 0.6 * counts.float().log1p().max()
-            axes.text(
-                column,
-                row,
-                str(n) if n else "·",
-                ha="center",
-                va="center",
-                color="white" if dark else "black",
+    """Where the nodes are: how many at each layer (row) and position (column).
+
+    Nodes of a mask that is the same at every position are counted in a column of their own.
+
+    Raises:
+        MaskError: a mask per position has another number of positions than the task's prompts.
+    """
+    positions: list[int | None] = []
+    if any(mask.ndim == 1 for _, mask in masks.items()):
+        positions.append(None)
+    if any(mask.ndim == 2 for _, mask in masks.items()):
+        positions += range(len(task.position_labels))
+    counts = torch.tensor([_counts(mask, positions) for _, mask in masks.items()])
+    shade = counts.float().log1p()
+    width, height = 1.0 + 0.75 * len(positions), 1.2 + 0.45 * len(counts)
+    figure, [axes] = style.panels(1, max(width, 3.2), height, boxed=True)
+    axes.imshow(shade, cmap="cividis", aspect="auto", origin="lower")
+    dark = shade < 0.6 * max(shade.max().item(), 1.0)
+    for row, numbers in enumerate(counts.tolist()):
+        for column, n in enumerate(numbers):
+            colour = "white" if dark[row, column] else "black"
+            axes.text(column, row, str(n or "·"), ha="center", va="center", color=colour)
+    labels = _labels_of(positions, task.position_labels)
+    axes.set_xticks(range(len(positions)), labels, rotation=30, ha="right")
+    _label_layers(axes, masks.hook_points)
+    return style.headed(figure, title)
+
+
+def _counts(mask: Shaped[Tensor, "*seq d_sae"], positions: Sequence[int | None]) -> list[int]:
+    """How many latents of a mask are on at each of these positions; None counts those of a mask
+    that is the same at every position.
+    """
+    on = (mask > 0).sum(-1)
+    if on.ndim == 0:
+        return [int(on) if position is None else 0 for position in positions]
+    _check_positions(len(on), len(positions) - positions.count(None))
+    return [0 if position is None else int(on[position]) for position in positions]
+
+
+def _check_positions(n: int, n_labels: int) -> None:
+    if n != n_labels:
+        raise MaskError(
+            f"the mask has {n} positions, and there are labels for {n_labels}: "
+            "draw it with a task whose prompts have its length."
+        )
+
+
+def _in_order(positions: Iterable[int | None]) -> list[int | None]:
+    """Each position once, from left to right; None (all positions) comes first."""
+    return sorted(set(positions), key=lambda position: -1 if position is None else position)
+
+
+def _labels_of(positions: Iterable[int | None], position_labels: Sequence[str]) -> list[str]:
+    labels = []
+    for position in positions:
+        if position is not None and position >= len(position_labels):
+            raise MaskError(
+                f"there is a node at position {position}, and labels for {len(position_labels)} "
+                "positions: draw it with a task whose prompts have the circuit's length."
             )
-    axes.set_xticks(range(counts.shape[1]), task.position_labels, rotation=30, ha="right")
-    axes.set_yticks(range(len(layers)), layers)
+        labels.append(ALL_POSITIONS if position is None else position_labels[position])
+    return labels
+
+
+def _label_layers(axes: Axes, hook_points: Sequence[str]) -> None:
+    """A row for each hook point, from the bottom up."""
+    axes.set_yticks(range(len(hook_points)), [str(_layer_of(name)) for name in hook_points])
     axes.set_ylabel("SAE after layer")
-    axes.set_title(title, wrap=True)
-    return figure
+
+
+def _layer_of(hook_point: str) -> int:
+    return int(hook_point.split(".")[1])
+
+
+def node_map_figure(
+    mask: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"],
+    labels: Sequence[str],
+    title: str,
+) -> Figure:
+    """One SAE's mask: positions (rows) by the latents that are on somewhere (columns). Dark = kept.
+
+    A mask that is the same at every position is one row, "all positions".
+
+    Args:
+        labels: of the positions.
+
+    Raises:
+        MaskError: another number of positions than of labels.
+    """
+    rows = mask if mask.ndim == 2 else mask[None]
+    if mask.ndim == 2:
+        _check_positions(len(mask), len(labels))
+    else:
+        labels = [ALL_POSITIONS]
+    latents = (rows > 0).any(0).nonzero()[:, 0].tolist()
+    on = (rows[:, latents] > 0).float().cpu()
+    width, height = max(4.5, 1.5 + 0.4 * len(latents)), 1.2 + 0.35 * len(labels)
+    figure, [axes] = style.panels(1, width, height, boxed=True)
+    axes.set_xlabel("latent" if latents else "no latent is kept")
+    axes.set_yticks(range(len(labels)), labels)
+    if latents:
+        axes.imshow(on, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    else:
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xticks(range(len(latents)), [str(latent) for latent in latents], rotation=90)
+    axes.set_xticks([i - 0.5 for i in range(1, len(latents))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(labels))], minor=True)
+    axes.grid(which="minor", color="grey", linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
+    return style.headed(figure, title)
+
+
+def circuit_graph_figure(
+    nodes: Sequence[Node],
+    kinds: Sequence[str],
+    labels: Sequence[str],
+    position_labels: Sequence[str],
+    title: str,
+    *,
+    edges: Float[Tensor, "nodes nodes"] | None = None,
+    least: float = 0.1,
+) -> Figure:
+    """The circuit as a picture: latents as dots by position (column) and layer (row), coloured by
+    kind, with a few words on each.
+
+    Nodes without a position, whose mask is the same everywhere, stand in a column of their own.
+
+    Args:
+        kinds: what each node responds to; a colour and a marker for each kind.
+        labels: a few words on each node.
+        position_labels: of all positions of the prompts.
+        edges: an arrow from v to w where ``edges[v, w]`` is at least ``least`` in size, the thicker
+            the larger.
+
+    Raises:
+        ValueError: no nodes.
+        MaskError: a node at a position without a label.
+    """
+    if not nodes:
+        raise ValueError("nodes: the circuit has none, so there is nothing to draw.")
+    layout = _GraphLayout(nodes)
+    figure, [axes] = style.panels(1, 12.7, 1.6 + 0.36 * layout.top)
+    axes.spines[:].set_visible(False)
+    for bottom, height in zip(layout.bottoms, layout.heights):
+        axes.axhspan(bottom - 0.7, bottom + height - 0.3, color="black", alpha=0.045, linewidth=0)
+    if edges is not None:
+        for v, w in (edges.abs() >= least).nonzero().tolist():
+            strength = min(1.0, edges[v, w].abs().item())
+            _draw_arrow(axes, layout.places[v], layout.places[w], strength)
+    for i, kind in enumerate(sorted(set(kinds), reverse=True)):
+        alike = [place for place, own in zip(layout.places, kinds) if own == kind]
+        colour, marker = _KIND_COLOURS[i % len(_KIND_COLOURS)], style.look(i).marker
+        x, y = zip(*alike)
+        axes.scatter(x, y, s=85, color=colour, marker=marker, label=kind, zorder=3)
+    box = dict(facecolor="white", edgecolor="none", alpha=0.8, boxstyle="round,pad=0.15")
+    for (x, y), label in zip(layout.places, labels):
+        axes.text(x + 0.035, y, label, va="center", fontsize=10.5, zorder=4, bbox=box)
+    columns = _labels_of(layout.positions, position_labels)
+    axes.set_xticks(range(len(columns)), columns, fontsize=12)
+    middles = [bottom + (height - 1) / 2 for bottom, height in zip(layout.bottoms, layout.heights)]
+    axes.set_yticks(middles, [f"after layer {layer}" for layer in layout.layers], fontsize=11)
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.3, len(columns) - 0.35)
+    axes.set_ylim(-0.9, layout.top - 0.1)
+    style.legend_below(figure, axes, size=11)
+    return style.headed(figure, title, size=14)
+
+
+_KIND_COLOURS = (
+    style.ORANGE, style.BLUE, style.GREEN, style.YELLOW, style.PINK, style.SKY, style.BLACK,
+)  # fmt: skip
+"""Of kinds of nodes: sky blue, the neighbour of blue, comes late."""
+
+
+class _GraphLayout:
+    """Where each node of a circuit's graph stands: layers as rows, positions as columns.
+
+    Attributes:
+        layers, positions: of the rows and columns.
+        bottoms, heights: of the rows; nodes at one layer and position stand 1 apart.
+        top: where the last row ends.
+        places: (x, y) of each node.
+    """
+
+    def __init__(self, nodes: Sequence[Node]):
+        self.layers = sorted({_layer_of(name) for name, _, _ in nodes})
+        self.positions = _in_order(position for _, position, _ in nodes)
+        cell_of = [
+            (self.layers.index(_layer_of(name)), self.positions.index(position))
+            for name, position, _ in nodes
+        ]
+        sizes = Counter(cell_of)
+        self.heights, self.bottoms, self.top = [], [], 0.0
+        for row in range(len(self.layers)):
+            self.heights.append(max(n for (cell_row, _), n in sizes.items() if cell_row == row))
+            self.bottoms.append(self.top)
+            self.top += self.heights[-1] + 0.8
+        self.top -= 0.8
+        self.places: list[tuple[float, float]] = []
+        placed = Counter[tuple[int, int]]()
+        for cell in cell_of:
+            row, column = cell
+            lowest = self.bottoms[row] + (self.heights[row] - sizes[cell]) / 2
+            self.places.append((column, lowest + placed[cell]))
+            placed[cell] += 1
+
+
+def _draw_arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], strength: float
+) -> None:
+    """An arrow between two nodes, the darker and thicker the stronger; bent within a column."""
+    bend = -0.3 if start[0] == end[0] else 0
+    arrow = dict(
+        arrowstyle="-|>,head_width=0.25,head_length=0.5",
+        color=plt.get_cmap("Greys")(0.35 + 0.5 * strength),
+        linewidth=0.6 + 3 * strength,
+        shrinkA=5,
+        shrinkB=6,
+        connectionstyle=f"arc3,rad={bend}",
+    )
+    axes.annotate("", xy=end, xytext=start, zorder=1, arrowprops=arrow)
+
+
+# ---------------------------------------------------------------------------------------------
+# Lines
+# ---------------------------------------------------------------------------------------------
+
+
+def lines_figure(
+    quantities: Mapping[str, Mapping[str, Sequence[Interval]]],
+    x: Sequence[float | int],
+    x_label: str,
+    title: str,
+    *,
+    bands: bool = False,
+    marks: Sequence[float | int] = (),
+    levels: Mapping[str, float | int] | None = None,
+) -> Figure:
+    """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each
+    method.
+
+    Args:
+        quantities: by the label of the y axis, by the label of the line: an interval for each x.
+        bands: shade the intervals; by default they are bars.
+        marks: x positions with a grey line, such as the layers that have an SAE.
+        levels: by the label of the y axis, a value with a dotted line, such as that of the model
+            itself.
+    """
+    levels = levels or {}
+    figure, axes_of = style.panels(len(quantities), 4.6 * len(quantities), 3.9)
+    for axes, (y_label, lines) in zip(axes_of, quantities.items()):
+        for mark in marks:
+            axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
+        if y_label in levels:
+            style.level_line(axes, levels[y_label])
+        for i, (label, intervals) in enumerate(lines.items()):
+            look = style.look(i)
+            if bands:
+                values = [interval.value for interval in intervals]
+                axes.plot(
+                    x, values, label=label, color=look.colour, linewidth=1.5, linestyle=look.dashes
+                )
+                style.band(axes, x, intervals, look)
+            else:
+                style.error_bars(axes, x, intervals, look, label=label, joined=True)
+        style.labelled(axes, x_label, y_label)
+    _lines_legend(figure, axes_of)
+    return style.headed(figure, title)
+
+
+def _lines_legend(figure: Figure, axes_of: Sequence[Axes]) -> None:
+    """One legend below the figure if all panels have the same lines, otherwise one in each panel.
+    A single line needs none.
+    """
+    labels_of = [axes.get_legend_handles_labels()[1] for axes in axes_of]
+    if all(labels == labels_of[0] for labels in labels_of):
+        if len(labels_of[0]) > 1:
+            style.legend_below(figure, axes_of[0])
+        return
+    for axes, labels in zip(axes_of, labels_of):
+        if len(labels) > 1:
+            axes.legend(frameon=False)
+
+
+def curves_figure(
+    quantities: Mapping[str, Mapping[str, Sequence[float | int]]],
+    x_label: str,
+    title: str,
+    *,
+    log: Sequence[str] = (),
+) -> Figure:
+    """Curves over steps: a panel for each quantity, in it a line for each run.
+
+    Args:
+        quantities: by the label of the y axis, by the name of the run: a value for each step.
+        log: quantities with a logarithmic axis.
+    """
+    figure, axes_of = style.panels(len(quantities), 4.5 * len(quantities), 3.4)
+    for axes, (quantity, curves) in zip(axes_of, quantities.items()):
+        for i, (label, values) in enumerate(curves.items()):
+            look = style.look(i)
+            steps = range(1, len(values) + 1)
+            axes.plot(steps, values, label=label, color=look.colour, linestyle=look.dashes)
+        if quantity in log:
+            axes.set_yscale("log")
+        style.labelled(axes, x_label, quantity)
+    style.legend_below(figure, axes_of[0])
+    return style.headed(figure, title)
+
+
+def areas_figure(
+    fractions: Sequence[float | int],
+    curves: Mapping[str, Sequence[float | int]],
+    title: str,
+) -> Figure:
+    """Faithfulness against circuit size as a share of all nodes, a line for each method: as the
+    areas see it, and on a log scale.
+
+    Args:
+        fractions: of the nodes kept, the same for all methods.
+        curves: by method, the faithfulness at each fraction.
+    """
+    figure, axes_of = style.panels(2, 10, 3.9, sharey=True)
+    scales = {"linear": "share of nodes kept", "log": "share of nodes kept (log scale)"}
+    for axes, (scale, x_label) in zip(axes_of, scales.items()):
+        for method, look in style.looks_of(curves).items():
+            axes.plot(
+                fractions,
+                curves[method],
+                label=method,
+                color=look.colour,
+                marker=look.marker,
+                markersize=4,
+                linewidth=1.5,
+            )
+        for level in (0, 1):
+            style.level_line(axes, level)
+        axes.set_xscale(scale)
+        axes.set_xlabel(x_label)
+    axes_of[0].set_ylabel("faithfulness f")
+    style.legend_below(figure, axes_of[0])
+    return style.headed(figure, title)
+
+
+def history_figure(history: Sequence[Mapping[str, float | int]], title: str) -> Figure:
+    """How a mask was learned: faithfulness loss, and nodes on (log scale), step by step.
+
+    No node at all is drawn as half a node, which a logarithmic axis has a place for.
+    """
+    figure, (left, right) = style.panels(2, 9, 3.2)
+    steps = [record["step"] for record in history]
+    left.plot(steps, [record["faithfulness_loss"] for record in history], color=style.BLUE)
+    right.plot(steps, [max(record["n_on"], 0.5) for record in history], color=style.ORANGE)
+    right.set_yscale("log")
+    style.labelled(left, "step", "|LD spliced − LD masked|")
+    style.labelled(right, "step", "nodes with θ > 0")
+    return style.headed(figure, title)
+
+
+def running_mean_figure(
+    weights: Mapping[str, Float[Tensor, " n"]],
+    errors: Mapping[str, Sequence[float | int]],
+    title: str,
+) -> Figure:
+    """Ways to keep a running mean: how much each prompt weighs in it at the end, and how far off it
+    is after each batch.
+
+    Args:
+        weights: of every prompt, in the order in which they came; they sum to 1.
+        errors: after each batch; relative to the size of the true mean.
+    """
+    figure, (left, right) = style.panels(2, 10, 3.6)
+    for i, (label, weight) in enumerate(weights.items()):
+        per_cent = (100 * weight).tolist()
+        prompts = range(1, len(per_cent) + 1)
+        left.plot(prompts, per_cent, color=style.look(i).colour, label=label, linewidth=1.5)
+    for i, error in enumerate(errors.values()):
+        look, batches = style.look(i), range(1, len(error) + 1)
+        right.plot(batches, error, color=look.colour, marker=look.marker, markersize=4)
+    style.labelled(left, "prompt, in order", "weight in the mean (%)")
+    style.labelled(right, "batches seen", "error, relative to the mean")
+    right.set_ylim(bottom=0)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.legend_below(figure, left)
+    return style.headed(figure, title)
+
+
+# ---------------------------------------------------------------------------------------------
+# Points, matrices, histograms, directions
+# ---------------------------------------------------------------------------------------------
 
 
 def scatter_figure(
@@ -232,663 +824,163 @@ def scatter_figure(
     """Estimates against the truth, a panel each; the grey line is where they would agree.
 
     Args:
+        ys: the estimates, by the title of the panel.
         names: a name for each point, written beside those that lie more than ``off`` from the line.
     """
-    figure, panels = plt.subplots(
-        1,
-        len(ys),
-        figsize=(max(4.6, 3.6 * len(ys)), 3.6),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    for axes, (label, y), colour in zip(panels[0], ys.items(), COLOURS[1:]):
-        axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
-        axes.scatter(x, y, s=14, color=colour, alpha=0.7)
+    figure, axes_of = style.panels(len(ys), max(4.6, 3.6 * len(ys)), 3.6, sharey=True)
+    for i, (axes, (label, y)) in enumerate(zip(axes_of, ys.items())):
+        style.equality_line(axes)
+        axes.scatter(x, y, s=14, color=style.look(i + 1).colour, alpha=0.7)
         axes.set_title(label)
         axes.set_xlabel(x_label)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel(y_label)
-    _headed(figure, title)
-    figure.draw_without_rendering()  # names have a place on the page only once the panels have theirs
-    for axes, y in zip(panels[0], ys.values()):
+    axes_of[0].set_ylabel(y_label)
+    style.headed(figure, title)
+    figure.draw_without_rendering()  # panels get their place on the page; names are fitted into it
+    for axes, y in zip(axes_of, ys.values()):
         points = zip(names, x.tolist(), y.tolist())
         _name_points(axes, [(name, a, b) for name, a, b in points if abs(a - b) > off])
     return figure
 
 
-def _name_points(axes: plt.Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Write each point's name beside it, or below another name that stands there."""
-    taken = []
+    names: list[Annotation] = []
     for name, x, y in points:
         text = axes.annotate(
-            name, (x, y), (4, 0), textcoords="offset points", fontsize=7, verticalalignment="center"
+            name, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center"
         )
-        while any(text.get_window_extent().overlaps(other) for other in taken):
-            text.xyann = (4, text.xyann[1] - 2)
-        taken.append(text.get_window_extent())
-
-
-def coloured_prompt(labels: Sequence[str], values: Sequence[float]) -> None:
-    """A prompt with its tokens coloured by a value each (circuitsvis).
-
-    Away from the network circuitsvis puts 1.3 MB of script into the page; with ``COURSE_BUILD``
-    set, the page loads it from the web instead, so that the notebooks in the repository stay small.
-    """
-    rendered = circuitsvis.tokens.colored_tokens(
-        [f" {label}" for label in labels], [float(value) for value in values]
-    )
-    display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
+        taken = [other.get_window_extent() for other in names]
+        down = 0
+        while any(text.get_window_extent().overlaps(box) for box in taken):
+            down -= 2
+            text.xyann = (4, down)
+        names.append(text)
 
 
 def completeness_figure(
-    points: Float[Tensor, "n_subsets 2"], marks: Mapping[str, tuple[float, float]], title: str
-) -> Figure:
-    """F(C∖K) against F(M∖K), a point a subset; a complete circuit's lie on the dotted line.
-    ``marks`` are named points.
-    """
-    figure, axes = plt.subplots(figsize=(5.2, 4.8), layout="constrained")
-    axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
-    axes.scatter(
-        points[:, 0], points[:, 1], s=18, color=COLOURS[1], alpha=0.7, label="random subsets K"
-    )
-    for (name, (x, y)), colour, marker in zip(
-        marks.items(), (COLOURS[0], COLOURS[3], COLOURS[4], COLOURS[5]), MARKERS[1:]
-    ):
-        axes.scatter([x], [y], s=60, color=colour, marker=marker, label=name, zorder=3)
-    low, high = min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_aspect("equal")
-    axes.set_xlabel("the circuit without K:  F(C∖K)")
-    axes.set_ylabel("the whole without K:  F(S∖K)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    axes.set_title(title, wrap=True)
-    return figure
-
-
-def intervals_figure(
-    groups: Mapping[str, Sequence[Interval]],
-    x_label: str,
-    y_label: str,
+    points: Float[Tensor, "n_subsets 2"],
+    marks: Mapping[str, tuple[float, float]],
     title: str,
-    level: float | None = None,
 ) -> Figure:
-    """Estimates with their intervals, a colour a group, each group from large to small; a dotted
-    line at ``level``.
+    """F(C∖K) against F(S∖K), a point for each subset K; a complete circuit's lie on the dotted
+    line.
+
+    Args:
+        points: F(C∖K) and F(S∖K) of random subsets.
+        marks: the same for subsets that have a name.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    place = 0
-    for (name, intervals), colour, marker in zip(groups.items(), COLOURS, MARKERS):
-        ordered = sorted(intervals, key=lambda interval: -interval.value)
-        bars = [[i.value - i.low for i in ordered], [i.high - i.value for i in ordered]]
-        places = range(place, place + len(ordered))
-        axes.errorbar(
-            places,
-            [i.value for i in ordered],
-            yerr=bars,
-            fmt=marker,
-            color=colour,
-            markersize=5,
-            capsize=2,
+    figure, [axes] = style.panels(1, 5.2, 4.8)
+    style.equality_line(axes)
+    x, y = points.T.cpu()
+    axes.scatter(x, y, s=18, color=style.BLUE, alpha=0.7, label="random subsets K")
+    colours = (style.ORANGE, style.GREEN, style.YELLOW, style.PINK, style.SKY, style.BLACK)
+    for i, (name, (mark_x, mark_y)) in enumerate(marks.items()):
+        axes.scatter(
+            [mark_x],
+            [mark_y],
+            s=60,
+            color=colours[i % len(colours)],
+            marker=style.look(i + 1).marker,
             label=name,
+            zorder=3,
         )
-        place += len(ordered) + 2
-    axes.axhline(0, color="grey", linewidth=0.8)
-    if level is not None:
-        axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xticks([])
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title(title, wrap=True)
-    return figure
-
-
-def flips_figure(
-    shares: Mapping[str, Interval], x_label: str, title: str, highlight: Sequence[str] = ()
-) -> Figure:
-    """Shares in 0…1 as horizontal bars with their intervals; the ones in ``highlight`` in orange,
-    the others in blue.
-    """
-    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(shares)), layout="constrained")
-    for row, (name, interval) in enumerate(shares.items()):
-        axes.barh(
-            row, interval.value, color=COLOURS[0] if name in highlight else COLOURS[2], height=0.65
-        )
-        axes.plot([interval.low, interval.high], [row, row], color=COLOURS[6], linewidth=1.5)
-        axes.text(min(interval.high, 1) + 0.015, row, f"{interval.value:.0%}", va="center")
-    axes.set_yticks(range(len(shares)), list(shares))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.1)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}" if x <= 1 else "")
-    axes.set_xlabel(x_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, wrap=True)
-    return figure
+    ends = (*axes.get_xlim(), *axes.get_ylim())
+    axes.set_xlim(min(ends), max(ends))
+    axes.set_ylim(min(ends), max(ends))
+    axes.set_aspect("equal")
+    style.labelled(axes, "the circuit without K:  F(C∖K)", "the whole without K:  F(S∖K)")
+    axes.legend(frameon=False, loc="lower right")
+    return style.headed(figure, title)
 
 
 def matrix_figure(
     matrix: Float[Tensor, "m m"], labels: Sequence[str], title: str, colour_label: str
 ) -> Figure:
-    """A table of numbers in 0…1 as colours, with the numbers in it."""
-    figure, axes = plt.subplots(
-        figsize=(1.8 + 0.62 * len(labels), 1.3 + 0.5 * len(labels)), layout="constrained"
-    )
+    """A table of numbers in 0…1 as colours, with the numbers in it.
+
+    Args:
+        colour_label: what the numbers are.
+    """
+    m = len(labels)
+    figure, [axes] = style.panels(1, 1.8 + 0.62 * m, 1.3 + 0.5 * m, boxed=True)
     image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
-    for row in range(len(labels)):
-        for column in range(len(labels)):
-            value = float(matrix[row, column])
+    for row, numbers in enumerate(matrix.tolist()):
+        for column, value in enumerate(numbers):
+            colour = "white" if value < 0.6 else "black"
             axes.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value < 0.6 else "black",
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour
             )
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(m), labels, rotation=45, ha="right")
+    axes.set_yticks(range(m), labels)
     figure.colorbar(image, ax=axes, label=colour_label, shrink=0.8)
-    axes.set_title(title, wrap=True)
-    return figure
-
-
-def areas_figure(
-    fractions: Sequence[float], curves: Mapping[str, Sequence[float]], title: str
-) -> Figure:
-    """Faithfulness against circuit size as a share of all nodes, a line a method: as the areas see
-    it, and on a log scale.
-    """
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained", sharey=True)
-    for axes, scale in zip(panels, ("linear", "log")):
-        for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS):
-            axes.plot(
-                fractions,
-                values,
-                color=colour,
-                marker=marker,
-                markersize=4,
-                linewidth=1.5,
-                label=name,
-            )
-        axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_xscale(scale)
-        axes.set_xlabel("share of nodes kept" + (" (log scale)" if scale == "log" else ""))
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("faithfulness f")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(curves),
-        frameon=False,
-    )
-    figure.suptitle(title)
-    return figure
-
-
-def directions_figure(
-    features: Mapping[str, Float[Tensor, "n 2"]],
-    title: str,
-    *,
-    found: Mapping[str, Float[Tensor, "m 2"]] | None = None,
-) -> Figure:
-    """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon;
-    found directions as rings.
-
-    Features shorter than 0.5, which the model hardly stores, are not joined.
-    """
-    figure, panels = plt.subplots(
-        1,
-        len(features),
-        figsize=(max(4.2, 2.7 * len(features)), 3.6),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for axes, (label, rows) in zip(panels[0], features.items()):
-        rows = rows.detach().cpu()
-        kept = rows[rows.norm(dim=1) > 0.5]
-        around = kept[torch.atan2(kept[:, 1], kept[:, 0]).argsort()]
-        axes.fill(
-            *around.T.tolist(), facecolor="none", edgecolor="grey", linewidth=1, linestyle=":"
-        )
-        for i, row in enumerate(rows.tolist()):
-            axes.annotate(
-                "",
-                row,
-                (0, 0),
-                arrowprops=dict(
-                    arrowstyle="->",
-                    color=COLOURS[i % len(COLOURS)],
-                    linewidth=2,
-                    shrinkA=0,
-                    shrinkB=0,
-                ),
-            )
-        if found is not None and label in found:
-            axes.scatter(
-                *found[label].detach().cpu().T.tolist(),
-                s=90,
-                facecolors="none",
-                edgecolors="black",
-                linewidths=1.4,
-                zorder=3,
-            )
-        axes.set_title(label, fontsize=10)
-        axes.set_aspect("equal")
-        axes.set_xlim(-1.45, 1.45)
-        axes.set_ylim(-1.45, 1.45)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("hidden dimension 1")
-    panels[0][0].set_ylabel("hidden dimension 2")
-    return _headed(figure, title)
-
-
-def curves_figure(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    x_label: str,
-    title: str,
-    *,
-    log: Sequence[str] = (),
-) -> Figure:
-    """Curves over steps: a panel for each quantity, in it a line for each run. Panels named in
-    ``log`` have a logarithmic axis.
-    """
-    figure, all_axes = plt.subplots(
-        1, len(panels), figsize=(4.5 * len(panels), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (quantity, curves) in zip(all_axes[0], panels.items()):
-        for (label, values), colour, style in zip(
-            curves.items(), COLOURS, ("-", "--", "-.", ":", "-", "--", "-.")
-        ):
-            axes.plot(range(1, len(values) + 1), values, label=label, color=colour, linestyle=style)
-        if quantity in log:
-            axes.set_yscale("log")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(quantity)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *all_axes[0][0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(next(iter(panels.values()))),
-        frameon=False,
-    )
-    return _headed(figure, title)
-
-
-def bars_figure(
-    values: Mapping[str, Interval | float],
-    y_label: str,
-    title: str,
-    *,
-    reference: float | None = None,
-) -> Figure:
-    """A bar a value, with its 95 % interval where it has one, and the number on top; a dotted line
-    at ``reference``.
-    """
-    figure, axes = plt.subplots(figsize=(1.5 + 1.3 * len(values), 3.4), layout="constrained")
-    for i, value in enumerate(values.values()):
-        height, top = (value.value, value.high) if isinstance(value, Interval) else (value, value)
-        bar = (
-            dict(yerr=[[height - value.low], [top - height]], capsize=4)
-            if isinstance(value, Interval)
-            else {}
-        )
-        axes.bar(i, height, color=COLOURS[i % len(COLOURS)], width=0.6, **bar)
-        axes.annotate(
-            f"{height:.3g}",
-            (i, max(top, 0)),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-        )
-    if reference is not None:
-        axes.axhline(reference, color="grey", linewidth=1, linestyle=":")
-    axes.set_xticks(range(len(values)), list(values))
-    axes.set_ylabel(y_label)
-    axes.margins(y=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, wrap=True)
-    return figure
+    return style.headed(figure, title)
 
 
 def histograms_figure(
-    values: Mapping[str, Float[Tensor, " n"]],
+    values: Mapping[str, Shaped[Tensor, " _"]],
     x_label: str,
     y_label: str,
     title: str,
     *,
     bins: int = 30,
 ) -> Figure:
-    """A histogram a panel, side by side on one scale; a dotted line at each mean."""
-    figure, panels = plt.subplots(
-        1,
-        len(values),
-        figsize=(3.9 * len(values), 3.2),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    low, high = (f([float(f(x)) for x in values.values()]) for f in (min, max))
-    for axes, (label, x), colour in zip(panels[0], values.items(), COLOURS):
-        axes.hist(x.detach().cpu().tolist(), bins=bins, range=(low, high), color=colour)
-        axes.axvline(float(x.float().mean()), color="black", linewidth=1, linestyle=":")
+    """A histogram for each panel, side by side on one scale; a dotted line at each mean."""
+    figure, axes_of = style.panels(len(values), 3.9 * len(values), 3.2, sharex=True, sharey=True)
+    numbers_of = {label: x.detach().cpu().tolist() for label, x in values.items()}
+    low = min(min(numbers) for numbers in numbers_of.values())
+    high = max(max(numbers) for numbers in numbers_of.values())
+    for i, (axes, (label, numbers)) in enumerate(zip(axes_of, numbers_of.items())):
+        axes.hist(numbers, bins=bins, range=(low, high), color=style.look(i).colour)
+        mean = sum(numbers) / len(numbers)
+        axes.axvline(mean, color="black", linewidth=1, linestyle=":")
         axes.set_title(label, fontsize=10)
         axes.set_xlabel(x_label)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel(y_label)
-    return _headed(figure, title)
+    axes_of[0].set_ylabel(y_label)
+    return style.headed(figure, title)
 
 
-def coloured_contexts(contexts: Sequence[Context]) -> None:
-    """Texts in which a latent fires, their tokens coloured by its value (circuitsvis); see
-    `coloured_prompt` about the page's size.
-    """
-    for context in contexts:
-        rendered = circuitsvis.tokens.colored_tokens(context.tokens, context.values)
-        display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
-
-
-def effects_figure(
-    effects: Mapping[str, Mapping[str, Interval]],
-    y_label: str,
+def directions_figure(
+    features: Mapping[str, Float[Tensor, "_ 2"]],
     title: str,
     *,
-    x_label: str = "",
-    log: bool = False,
+    learned: Mapping[str, Float[Tensor, "_ 2"]] | None = None,
 ) -> Figure:
-    """Points with their 95 % intervals, side by side.
+    """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon;
+    learned directions as rings.
+
+    Features shorter than 0.5, which the model hardly stores, are not joined.
 
     Args:
-        effects: by what is compared (a colour each), and then by place on the x axis.
-        log: a logarithmic y axis.
+        features: by the title of the panel.
+        learned: directions to compare with them, by the title of the panel.
     """
-    places = list(dict.fromkeys(place for of in effects.values() for place in of))
-    figure, axes = plt.subplots(
-        figsize=(max(5.0, 1.5 + 0.45 * len(places) * (1 + len(effects))), 3.6), layout="constrained"
+    learned = learned or {}
+    figure, axes_of = style.panels(
+        len(features), max(4.2, 2.7 * len(features)), 3.6, sharex=True, sharey=True
     )
-    for i, ((label, of), colour, marker) in enumerate(zip(effects.items(), COLOURS, MARKERS)):
-        x = [places.index(place) + 0.16 * (i - (len(effects) - 1) / 2) for place in of]
-        bars = [
-            [interval.value - interval.low for interval in of.values()],
-            [interval.high - interval.value for interval in of.values()],
-        ]
-        axes.errorbar(
-            x,
-            [interval.value for interval in of.values()],
-            yerr=bars,
-            fmt=marker,
-            color=colour,
-            capsize=3,
-            markersize=6,
-            label=label,
-        )
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(len(places)), places)
-    axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(effects) > 1:
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-        )
-    figure.suptitle(title)
-    return figure
-
-
-def circuit_graph_figure(
-    nodes: Sequence[Node],
-    kinds: Sequence[str],
-    labels: Sequence[str],
-    position_labels: Sequence[str],
-    title: str,
-    *,
-    edges: Float[Tensor, "nodes nodes"] | None = None,
-    least: float = 0.1,
-) -> Figure:
-    """The circuit as a picture: latents as dots by position (column) and layer (row), coloured by
-    kind, with a word on each.
-
-    Args:
-        kinds: what each node responds to; a colour and a marker for each kind.
-        labels: a few words on each node.
-        edges: an arrow from v to w where ``edges[v, w]`` is at least ``least`` in size, the thicker
-            the larger.
-    """
-    layers = sorted({int(name.split(".")[1]) for name, *_ in nodes})
-    positions = sorted({position for _, position, _ in nodes})
-    cells: dict[tuple[int, int], list[int]] = {}
-    for i, (name, position, _) in enumerate(nodes):
-        cells.setdefault(
-            (layers.index(int(name.split(".")[1])), positions.index(position)), []
-        ).append(i)
-    heights = [
-        max(len(cells.get((row, column), [])) for column in range(len(positions)))
-        for row in range(len(layers))
-    ]
-    bottoms = [sum(heights[:row]) + 0.8 * row for row in range(len(layers))]
-    where = {}
-    for (row, column), inside in cells.items():
-        for k, i in enumerate(inside):
-            where[i] = (column, bottoms[row] + (heights[row] - len(inside)) / 2 + k)
-    total = bottoms[-1] + heights[-1]
-    figure, axes = plt.subplots(figsize=(12.7, 1.6 + 0.36 * total), layout="constrained")
-    for row in range(len(layers)):
-        axes.axhspan(
-            bottoms[row] - 0.7,
-            bottoms[row] + heights[row] - 0.3,
-            color="black",
-            alpha=0.045,
-            linewidth=0,
-        )
-    if edges is not None:
-        for v, w in (edges.abs() >= least).nonzero().tolist():
-            strength = min(1.0, abs(float(edges[v, w])))
-            style = dict(
-                arrowstyle="-|>,head_width=0.25,head_length=0.5",
-                color=plt.cm.Greys(0.35 + 0.5 * strength),
-                linewidth=0.6 + 3 * strength,
+    for axes, (label, rows) in zip(axes_of, features.items()):
+        _draw_directions(axes, rows.detach().cpu())
+        if label in learned:
+            x, y = learned[label].detach().cpu().T.tolist()
+            axes.scatter(
+                x, y, s=90, facecolors="none", edgecolors="black", linewidths=1.4, zorder=3
             )
-            bend = f"arc3,rad={-0.3 if where[v][0] == where[w][0] else 0}"
-            arrow = dict(**style, shrinkA=5, shrinkB=6, connectionstyle=bend)
-            axes.annotate("", xy=where[w], xytext=where[v], zorder=1, arrowprops=arrow)
-    for kind, colour, marker in zip(
-        sorted(set(kinds), reverse=True),
-        (*COLOURS[:2], *COLOURS[3:6], COLOURS[2], COLOURS[6]),
-        MARKERS,
-    ):
-        inside = [i for i in range(len(nodes)) if kinds[i] == kind]
-        axes.scatter(
-            [where[i][0] for i in inside],
-            [where[i][1] for i in inside],
-            s=85,
-            color=colour,
-            marker=marker,
-            label=kind,
-            zorder=3,
-        )
-    for i, label in enumerate(labels):
-        box = dict(facecolor="white", edgecolor="none", alpha=0.8, boxstyle="round,pad=0.15")
-        axes.text(
-            where[i][0] + 0.035, where[i][1], label, va="center", fontsize=10.5, zorder=4, bbox=box
-        )
-    axes.set_xticks(
-        range(len(positions)), [position_labels[position] for position in positions], fontsize=12
-    )
-    axes.set_yticks(
-        [bottoms[row] + (heights[row] - 1) / 2 for row in range(len(layers))],
-        [f"after layer {layer}" for layer in layers],
-        fontsize=11,
-    )
-    axes.tick_params(length=0)
-    axes.set_xlim(-0.3, len(positions) - 0.35)
-    axes.set_ylim(-0.9, total - 0.1)
-    axes.spines[:].set_visible(False)
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=min(5, len(set(kinds))),
-        frameon=False,
-        fontsize=11,
-    )
-    figure.suptitle(title, fontsize=14)
-    return figure
+        axes.set_title(label, fontsize=10)
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.45, 1.45)
+        axes.set_ylim(-1.45, 1.45)
+        axes.set_xlabel("hidden dimension 1")
+    axes_of[0].set_ylabel("hidden dimension 2")
+    return style.headed(figure, title)
 
 
-def node_map_figure(mask: Float[Tensor, "seq d_sae"], labels: Sequence[str], title: str) -> Figure:
-    """One SAE's mask: positions (rows) by the latents that are on somewhere (columns). Dark =
-    kept.
-    """
-    latents = (mask > 0).any(0).nonzero()[:, 0].tolist()
-    on = (mask[:, latents] > 0).float().cpu()
-    figure, axes = plt.subplots(
-        figsize=(max(4.5, 1.5 + 0.4 * len(latents)), 1.2 + 0.35 * len(labels)), layout="constrained"
-    )
-    axes.imshow(on, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
-    axes.set_xticks(range(len(latents)), latents, rotation=90)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xticks([i - 0.5 for i in range(1, len(latents))], minor=True)
-    axes.set_yticks([i - 0.5 for i in range(1, len(labels))], minor=True)
-    axes.grid(which="minor", color="grey", linewidth=0.4)
-    axes.tick_params(which="minor", length=0)
-    axes.set_xlabel("latent")
-    figure.suptitle(title)
-    return figure
-
-
-def running_mean_figure(
-    weights: Mapping[str, Float[Tensor, " n"]], errors: Mapping[str, Sequence[float]], title: str
-) -> Figure:
-    """Ways to keep a running mean: how much each prompt weighs in it at the end, and how far off it
-    is after each batch.
-
-    Args:
-        weights: of every prompt, in the order in which they came; they sum to 1.
-        errors: after each batch; relative to the size of the true mean.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for (label, weight), colour in zip(weights.items(), COLOURS):
-        left.plot(
-            range(1, len(weight) + 1),
-            (100 * weight).tolist(),
-            color=colour,
-            label=label,
-            linewidth=1.5,
-        )
-    for (label, error), colour, marker in zip(errors.items(), COLOURS, MARKERS):
-        right.plot(range(1, len(error) + 1), error, color=colour, marker=marker, markersize=4)
-    left.set_xlabel("prompt, in order")
-    left.set_ylabel("weight in the mean (%)")
-    right.set_xlabel("batches seen")
-    right.set_ylabel("error, relative to the mean")
-    right.set_ylim(bottom=0)
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *left.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(weights),
-        frameon=False,
-    )
-    figure.suptitle(title)
-    return figure
-
-
-def lines_figure(
-    panels: Mapping[str, Mapping[str, Sequence[Interval]]],
-    x: Sequence[float],
-    x_label: str,
-    title: str,
-    *,
-    bands: bool = False,
-    marks: Sequence[float] = (),
-    levels: Mapping[str, float] | None = None,
-) -> Figure:
-    """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each
-    method.
-
-    Args:
-        panels: by the label of the y axis, by the label of the line: an interval for each x.
-        bands: shade the intervals; by default they are bars.
-        marks: x positions with a grey line, such as the layers that have an SAE.
-        levels: by the label of the y axis, a value with a dotted line, such as that of the model
-            itself.
-    """
-    figure, axes_of = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", squeeze=False
-    )
-    for axes, (y_label, lines) in zip(axes_of[0], panels.items()):
-        for mark in marks:
-            axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
-        if y_label in (levels or {}):
-            axes.axhline(levels[y_label], color="grey", linewidth=0.8, linestyle=":")
-        for (label, intervals), colour, marker, dashes in zip(
-            lines.items(), COLOURS, MARKERS, DASHES
-        ):
-            values, low, high = (
-                [getattr(i, end) for i in intervals] for end in ("value", "low", "high")
-            )
-            if bands:
-                axes.plot(x, values, label=label, color=colour, linewidth=1.5, linestyle=dashes)
-                axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
-            else:
-                bars = [[v - a for v, a in zip(values, low)], [b - v for v, b in zip(values, high)]]
-                axes.errorbar(
-                    x,
-                    values,
-                    yerr=bars,
-                    label=label,
-                    color=colour,
-                    marker=marker,
-                    capsize=2,
-                    linewidth=1.5,
-                    markersize=5,
-                )
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.spines[["top", "right"]].set_visible(False)
-    legends = [axes.get_legend_handles_labels() for axes in axes_of[0]]
-    if len({tuple(labels) for _, labels in legends}) == 1:
-        if len(legends[0][1]) > 1:
-            figure.legend(
-                *legends[0], loc="outside lower center", ncols=len(legends[0][1]), frameon=False
-            )
-    else:
-        for axes, (_, labels) in zip(axes_of[0], legends):
-            if len(labels) > 1:
-                axes.legend(frameon=False)
-    figure.suptitle(title)
-    return figure
-
-
-def shares_figure(shares: Mapping[str, Interval], title: str) -> Figure:
-    """Shares of what the model itself does, a bar each with its 95 % interval; the grey line is all
-    of it.
-    """
-    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.5 * len(shares)), layout="constrained")
-    values = [share.value for share in shares.values()]
-    bars = [[s.value - s.low for s in shares.values()], [s.high - s.value for s in shares.values()]]
-    axes.barh(list(shares), values, xerr=bars, color=COLOURS[1], capsize=3, height=0.6)
-    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.invert_yaxis()
-    axes.set_xlim(
-        min(-0.1, *(s.low - 0.05 for s in shares.values())),
-        max(1.15, *(s.high + 0.05 for s in shares.values())),
-    )
-    axes.set_xlabel("share kept (1 = the model itself)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, wrap=True)
-    return figure
+def _draw_directions(axes: Axes, rows: Float[Tensor, "n 2"]) -> None:
+    """An arrow for each direction, and a dotted polygon through the tips of the long ones."""
+    stored = rows[rows.norm(dim=1) > 0.5]
+    around = stored[torch.atan2(stored[:, 1], stored[:, 0]).argsort()]
+    x, y = around.T.tolist()
+    axes.fill(x, y, facecolor="none", edgecolor="grey", linewidth=1, linestyle=":")
+    for i, row in enumerate(rows.tolist()):
+        colour = style.look(i).colour
+        arrow = dict(arrowstyle="->", color=colour, linewidth=2, shrinkA=0, shrinkB=0)
+        axes.annotate("", row, (0, 0), arrowprops=arrow)

@@ -1,24 +1,45 @@
 """Things to click on. Each has a plain fallback, so that a notebook read without a kernel loses
 nothing.
+
+What a control changes is an output of its own, which is replaced when the control is used. Where
+widgets do not run, the first one stays.
 """
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import ipywidgets
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, DisplayHandle, Image, display
 
-from course_utils.circuits.explain import Context, LatentCard
+from course_utils.circuits.explain import LatentCard
 from course_utils.circuits.frontier import Frontier
 from course_utils.circuits.masks import SAEMasks
 from course_utils.display.figures import frontier_at_size_figure, picture
+from course_utils.display.html import card_html, heading_html, refusal_html
 from course_utils.prompts.tasks import Task
 
 Choice = TypeVar("Choice")
+
+
+def _replaceable(shown: object) -> DisplayHandle:
+    """Display something; the handle's ``update`` puts another thing in its place."""
+    handle = display(shown, display_id=True)
+    assert handle is not None  # None only without a display_id
+    return handle
+
+
+@contextmanager
+def _busy(state: ipywidgets.Label, doing: str) -> Iterator[None]:
+    """Say beside the controls what is going on, until it is done or has failed."""
+    state.value = doing
+    try:
+        yield
+    finally:
+        state.value = ""
 
 
 def browse_pictures(
@@ -26,13 +47,13 @@ def browse_pictures(
 ) -> None:
     """A slider over ``choices``, and the picture of the chosen one below it.
 
-    The picture is an output of its own, which the slider replaces: where widgets do not run, the
-    first one stays.
-
     Args:
         choices: what to choose from, by its label on the slider; the first is shown at the start.
         draw: the picture of a choice.
         label: what the slider chooses.
+
+    Raises:
+        ValueError: no choices.
     """
     if not choices:
         raise ValueError("choices: nothing to choose from.")
@@ -44,8 +65,13 @@ def browse_pictures(
         layout={"width": "30em"},
     )
     display(slider)
-    shown = display(draw(choices[slider.value]), display_id=True)
-    slider.observe(lambda change: shown.update(draw(choices[change["new"]])), names="value")
+    first = next(iter(choices.values()))
+    shown = _replaceable(draw(first))
+
+    def redraw(change: Mapping[str, Any]) -> None:
+        shown.update(draw(choices[change["new"]]))
+
+    slider.observe(redraw, names="value")
 
 
 def explore_frontier(frontier: Frontier, circuits: Sequence[SAEMasks], task: Task) -> None:
@@ -53,40 +79,51 @@ def explore_frontier(frontier: Frontier, circuits: Sequence[SAEMasks], task: Tas
     remain.
 
     Args:
-        circuits: the learned masks, of any sizes; the smallest is shown first.
+        circuits: the learned masks, of any sizes; the smallest is shown first. The last of those
+            with one size stands for them. Those without nodes have no place on the slider; it says
+            how many they are.
+
+    Raises:
+        ValueError: no circuit has a node.
+        MaskError: a circuit has a position that the task does not have.
     """
-    by_size = {masks.get_num_latents(): masks for masks in circuits if masks.get_num_latents()}
-    sizes = sorted(by_size)
+    by_size = {masks.get_num_latents(): masks for masks in circuits}
+    sizes = sorted(by_size.keys() - {0})
     if not sizes:
         raise ValueError("circuits: none of them has a node.")
-    choices = {f"{n:,} nodes": by_size[n] for n in sizes}
+    n_empty = sum(masks.get_num_latents() == 0 for masks in circuits)
+    label = "size of the circuit"
+    if n_empty:
+        label += f" ({n_empty} without nodes left out)"
 
     def draw(masks: SAEMasks) -> Image:
-        n = masks.get_num_latents()
-        found = {
-            point.method: point.faithfulness.vs_spliced
-            for point in frontier.points
-            if point.n_nodes == n
-        }
-        says = ", ".join(f"{method} {interval}" for method, interval in found.items())
-        return picture(
-            frontier_at_size_figure(frontier, masks, task),
-            alt=f"{n} nodes. Faithfulness: {says}. The latents, by layer and position.",
-        )
+        alt = _said_of(frontier, masks.get_num_latents())
+        return picture(frontier_at_size_figure(frontier, masks, task), alt=alt)
 
-    browse_pictures(choices, draw, "size of the circuit")
+    browse_pictures({f"{n:,} nodes": by_size[n] for n in sizes}, draw, label)
+
+
+def _said_of(frontier: Frontier, n_nodes: int) -> str:
+    """In words: every method's faithfulness at this size."""
+    intervals = {
+        point.method: point.faithfulness.vs_spliced
+        for point in frontier.points
+        if point.n_nodes == n_nodes
+    }
+    said = ", ".join(f"{method} {interval}" for method, interval in intervals.items())
+    return f"{n_nodes} nodes. Faithfulness: {said}. The latents, by layer and position."
 
 
 def browse_latents(cards: Sequence[LatentCard], *, n_static: int = 3) -> None:
     """A menu of latents; the chosen one's card (`card_html`) below it.
 
-    The card is an output of its own, which the menu replaces: where widgets do not run, the first
-    one stays.
-
     Args:
         cards: what to choose from.
         n_static: in a notebook built for the web (with ``COURSE_BUILD`` set), which no kernel will
             answer, this many cards are put one below the other, and no menu.
+
+    Raises:
+        ValueError: no cards.
     """
     if not cards:
         raise ValueError("cards: nothing to choose from.")
@@ -100,61 +137,12 @@ def browse_latents(cards: Sequence[LatentCard], *, n_static: int = 3) -> None:
         layout={"width": "36em"},
     )
     display(menu)
-    shown = display(HTML(card_html(cards[0])), display_id=True)
-    menu.observe(lambda change: shown.update(HTML(card_html(cards[change["new"]]))), names="value")
+    shown = _replaceable(HTML(card_html(cards[0])))
 
+    def change_card(change: Mapping[str, Any]) -> None:
+        shown.update(HTML(card_html(cards[change["new"]])))
 
-def card_html(card: LatentCard) -> str:
-    """A latent's card: one line on it, what it promotes and suppresses, where it fires, its
-    strongest contexts.
-
-    Orange marks how strongly it fires; the peak is bold too, for pages that drop colours. Readable
-    on light and dark pages.
-    """
-    quoted = {
-        key: ", ".join(html.escape(repr(token)) for token in tokens)
-        for key, tokens in vars(card).items()
-        if key in ("promotes", "suppresses")
-    }
-    contexts = (
-        "".join(f"<li>{_context_html(context)}</li>" for context in card.contexts)
-        or "<li><i>it fires in none of the texts</i></li>"
-    )
-    return (
-        f"<h4>{html.escape(card.name)}</h4><p>{html.escape(card.says)}</p>"
-        f"<p><b>promotes</b> {quoted['promotes']}<br><b>suppresses</b> {quoted['suppresses']}</p>"
-        f"{_fires_html(card.fires)}<ol>{contexts}</ol>"
-    )
-
-
-def _context_html(context: Context) -> str:
-    strongest = max(context.values, default=0) or 1
-    pieces = []
-    for i, (token, value) in enumerate(zip(context.tokens, context.values)):
-        text = html.escape(token).replace("\n", "⏎")
-        text = f"<b>{text}</b>" if i == context.peak else text
-        pieces.append(
-            f'<span style="background: rgba(213, 94, 0, {0.55 * max(value, 0) / strongest:.2f})">{text}</span>'
-            if value > 0
-            else text
-        )
-    return f"…{''.join(pieces)}… <small>({context.values[context.peak]:.1f})</small>"
-
-
-def _fires_html(fires: Mapping[str, Mapping[str, float]]) -> str:
-    if not fires:
-        return ""
-    positions = list(next(iter(fires.values())))
-    strongest = max((value for row in fires.values() for value in row.values()), default=0) or 1
-    head = "".join(f"<th>{html.escape(position)}</th>" for position in positions)
-    rows = ""
-    for group, row in fires.items():
-        cells = "".join(
-            f'<td style="background: rgba(213, 94, 0, {0.55 * max(row[p], 0) / strongest:.2f})">{row[p]:.2f}</td>'
-            for p in positions
-        )
-        rows += f"<tr><th>{html.escape(group)}</th>{cells}</tr>"
-    return f"<table><tr><th>mean where</th>{head}</tr>{rows}</table>"
+    menu.observe(change_card, names="value")
 
 
 def explore_splices(
@@ -167,43 +155,43 @@ def explore_splices(
     """Boxes to tick the SAEs that are spliced, a menu for the error policy, and a picture of what
     that costs.
 
-    The picture is an output of its own, which the boxes replace: where widgets do not run, the
-    first one stays.
-
     Args:
         layers: the layers that have an SAE.
         draw: the picture for the ticked layers and the chosen policy.
         start: the layers that are ticked at first; with ``policies[0]``, they make the first
             picture.
+        policies: what may become of the errors.
+
+    Raises:
+        ValueError: a layer in ``start`` that has no SAE.
     """
-    unknown = set(start) - set(layers)
+    unknown = sorted(set(start) - set(layers))
     if unknown:
         raise ValueError(
-            f"start: no box for layer {sorted(unknown)[0]}; there are boxes for {list(layers)}."
+            f"start: no box for layer {unknown[0]}; there are boxes for {list(layers)}."
         )
-    box_of = lambda layer: ipywidgets.Checkbox(
-        layer in start, description=f"after {layer}", indent=False, layout={"width": "auto"}
-    )
-    boxes = {layer: box_of(layer) for layer in layers}
+    boxes = {layer: _layer_box(layer, ticked=layer in start) for layer in layers}
     menu = ipywidgets.ToggleButtons(options=list(policies), description="error")
     state = ipywidgets.Label("")
     row = ipywidgets.HBox(
         list(boxes.values()), layout={"flex_flow": "row wrap", "grid_gap": "0 12px"}
     )
     display(ipywidgets.VBox([row, ipywidgets.HBox([menu, state])]))
-    shown = display(draw(tuple(sorted(start)), menu.value), display_id=True)
+    shown = _replaceable(draw(tuple(sorted(start)), policies[0]))
 
-    def redraw(change: object) -> None:
-        state.value = "computing …"
-        try:
-            shown.update(
-                draw(tuple(sorted(layer for layer, box in boxes.items() if box.value)), menu.value)
-            )
-        finally:
-            state.value = ""
+    def redraw(_: object) -> None:
+        ticked = tuple(sorted(layer for layer, box in boxes.items() if box.value))
+        with _busy(state, "computing …"):
+            shown.update(draw(ticked, str(menu.value)))
 
     for control in (*boxes.values(), menu):
         control.observe(redraw, names="value")
+
+
+def _layer_box(layer: int, *, ticked: bool) -> ipywidgets.Checkbox:
+    return ipywidgets.Checkbox(
+        ticked, description=f"after {layer}", indent=False, layout={"width": "auto"}
+    )
 
 
 def play(
@@ -217,8 +205,8 @@ def play(
     """Two lines to type in, a dictionary and the key that is asked for, a menu of examples, and
     what ``respond`` makes of them.
 
-    The response is an output of its own: where widgets do not run, the first one stays, with one
-    for each example below it.
+    In a notebook built for the web (with ``COURSE_BUILD`` set), the first response stands there
+    with one for each example below it, and nothing to type in.
 
     Args:
         respond: HTML from (dictionary, query).
@@ -232,73 +220,47 @@ def play(
         try:
             return HTML(respond(dictionary, query))
         except refused as error:
-            return HTML(f"<p>⚠️ {html.escape(str(error))}</p>")
+            return HTML(refusal_html(error))
 
     if os.environ.get("COURSE_BUILD"):
-        for name, typed in {"": (dictionary, query), **examples}.items():
-            display(HTML(f"<h4>{html.escape(name)}</h4>" if name else ""), answer(*typed))
+        display(HTML(""), answer(dictionary, query))
+        for name, example in examples.items():
+            display(HTML(heading_html(name)), answer(*example))
         return
-    wide = {"width": "52em"}
-    typed = ipywidgets.Text(
-        dictionary, description="dictionary", layout=wide, continuous_update=False
-    )
-    asked = ipywidgets.Text(
-        query, description="key", layout={"width": "20em"}, continuous_update=False
-    )
-    menu = ipywidgets.Dropdown(
-        options=[("", None), *examples.items()], description="try", layout={"width": "30em"}
-    )
-    button = ipywidgets.Button(description="Ask the model", button_style="primary")
-    state = ipywidgets.Label("")
-    display(ipywidgets.VBox([menu, typed, ipywidgets.HBox([asked, button, state])]))
-    shown = display(answer(dictionary, query), display_id=True)
+    lines = _Playground(dictionary, query, examples)
+    display(lines.controls)
+    shown = _replaceable(answer(dictionary, query))
 
-    def ask(_: object = None) -> None:
-        state.value = "asking …"
-        try:
-            shown.update(answer(typed.value, asked.value))
-        finally:
-            state.value = ""
+    def ask(_: object) -> None:
+        with _busy(lines.state, "asking …"):
+            shown.update(answer(lines.dictionary.value, lines.query.value))
 
-    def take(change: Mapping) -> None:
+    def take_example(change: Mapping[str, Any]) -> None:
         if change["new"] is not None:
-            typed.value, asked.value = change["new"]
-            ask()
+            lines.dictionary.value, lines.query.value = change["new"]
+            ask(change)
 
-    button.on_click(ask)
-    menu.observe(take, names="value")
-
-
-def answer_html(
-    tokens: Sequence[str],
-    values: Sequence[float],
-    likely: Sequence[tuple[str, float]],
-    says: str,
-    *,
-    darkest: float | None = None,
-) -> str:
-    """A prompt with its tokens coloured by ``values``, the likeliest next tokens as bars, and a
-    line on top.
-
-    Args:
-        tokens, values: of the prompt; 0 is left plain.
-        likely: (token, probability) pairs.
-        darkest: the value from which on a token has the darkest orange; by default the prompt's
-            strongest. Name it where prompts are to be compared.
-    """
-    darkest = darkest or max(values, default=0) or 1
-    coloured = "".join(
-        f'<span title="{value:.2f}" style="background: rgba(213, 94, 0, {0.6 * min(max(value / darkest, 0), 1):.2f})">{_visible(token)}</span>'
-        + ("<br>" if "\n" in token else "")
-        for token, value in zip(tokens, values)
-    )
-    rows = "".join(
-        f'<tr><td><code>{_visible(token)}</code></td><td><div style="width: {12 * p:.2f}em; height: 0.9em; background: rgb(0, 114, 178)"></div></td>'
-        f"<td>{p:.2f}</td></tr>"
-        for token, p in likely
-    )
-    return f'<p>{html.escape(says)}</p><p style="font-family: monospace">{coloured}</p><table>{rows}</table>'
+    lines.button.on_click(ask)
+    lines.menu.observe(take_example, names="value")
 
 
-def _visible(token: str) -> str:
-    return html.escape(token).replace("\n", "⏎").replace(" ", "&nbsp;")
+class _Playground:
+    """The controls of `play`: a menu of examples, two lines to type in, a button."""
+
+    def __init__(self, dictionary: str, query: str, examples: Mapping[str, tuple[str, str]]):
+        self.menu = ipywidgets.Dropdown(
+            options=[("", None), *examples.items()], description="try", layout={"width": "30em"}
+        )
+        self.dictionary = ipywidgets.Text(
+            dictionary,
+            description="dictionary",
+            layout={"width": "52em"},
+            continuous_update=False,
+        )
+        self.query = ipywidgets.Text(
+            query, description="key", layout={"width": "20em"}, continuous_update=False
+        )
+        self.button = ipywidgets.Button(description="Ask the model", button_style="primary")
+        self.state = ipywidgets.Label("")
+        row = ipywidgets.HBox([self.query, self.button, self.state])
+        self.controls = ipywidgets.VBox([self.menu, self.dictionary, row])
