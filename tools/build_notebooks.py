@@ -1,10 +1,16 @@
 """Make both notebooks of each solutions/NN_name.py.
 
-    python -m tools.build_notebooks [NN ...]             # write both
-    python -m tools.build_notebooks [NN ...] --no-run    # write both where only text has changed:
-    outputs are kept
-    python -m tools.build_notebooks [NN ...] --quick     # only see whether both run, in the quick
-    profile, into build/
+    python -m tools.build_notebooks [NN ...]             # run it in full, and write both
+    python -m tools.build_notebooks [NN ...] --quick     # see whether both run: in the quick
+                                                         # profile, into build/
+
+A full run takes hours. `keep_outputs.py` has two checks that can stand in its place:
+
+    # Only text, imports or formatting have changed, or names that are given as old=new.
+    python -m tools.build_notebooks [NN ...] --no-run [--renamed old=new ...]
+    # The code has changed and its results have not: FOLDER holds NN_name_solved.ipynb of the code
+    # before, executed in the quick profile (--quick makes them). The new code is run so, too.
+    python -m tools.build_notebooks [NN ...] --same-as FOLDER [--ignored PATTERN ...]
 
 ``solutions/NN_name.ipynb`` is executed, with outputs and figures; ``notebooks/NN_name.ipynb`` is
 the reader's copy, with exercises open and without outputs. Both come from one source, and
@@ -21,8 +27,7 @@ What is filled in, in a source:
   ``make test`` reports.
 
 Each notebook begins with a badge that opens the reader's copy in Colab. A fork's badges point to
-the
-fork: ``COURSE_REPOSITORY=https://github.com/you/your-fork make notebooks``.
+the fork: ``COURSE_REPOSITORY=https://github.com/you/your-fork make notebooks``.
 """
 
 from __future__ import annotations
@@ -44,6 +49,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from tools.keep_outputs import OutputsChanged, with_outputs_of, with_outputs_of_same_results
+
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = os.environ.get(
     "COURSE_REPOSITORY", "https://github.com/scalable-sae-circuits/scalable-sae-circuits"
@@ -51,7 +58,8 @@ REPOSITORY = os.environ.get(
 """The course's public address."""
 EXERCISE = re.compile(r"# exercise: (\w+)")
 SETUP = """\
-# Finds the course. In Colab, fetches and installs it first; if that changed numpy, the session restarts once: then run again.
+# Finds the course. In Colab, fetches and installs it first; if that changed numpy, the session
+# restarts once: then run again.
 import os, subprocess, sys
 from importlib.metadata import version
 from pathlib import Path
@@ -60,12 +68,22 @@ COLAB = "google.colab" in sys.modules
 root = Path("/content/course") if COLAB else Path.cwd().parent
 if COLAB and not root.exists():
     before = version("numpy")
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "{repository}", str(root)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-r", str(root / "requirements.txt")], check=True)
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth=1",
+         "{repository}", str(root)],
+        check=True,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(root / "requirements.txt")],
+        check=True,
+    )
     if version("numpy") != before:
         os.kill(os.getpid(), 9)
 if not (root / "course_utils").is_dir():
-    raise RuntimeError(f"No course in {{root}}. Open this notebook from its own folder, notebooks/ or solutions/.")
+    raise RuntimeError(
+        f"No course in {{root}}. "
+        "Open this notebook from its own folder, notebooks/ or solutions/."
+    )
 sys.path.insert(0, str(root))"""
 MAX_BYTES = 2_000_000
 TIMES = ROOT / "data" / "notebook_times.json"
@@ -80,10 +98,9 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
     """The cell of an exercise: the course's version, or its signature and docstring alone."""
     text = inspect.getsource(solution)
     lines, [function] = text.splitlines(), ast.parse(text).body
-    if ast.get_docstring(function) is None:
-        raise ValueError(
-            f"the exercise {solution.__name__} has no docstring to tell the reader what to write."
-        )
+    if not isinstance(function, ast.FunctionDef) or ast.get_docstring(function) is None:
+        name = getattr(solution, "__name__", repr(solution))
+        raise ValueError(f"the exercise {name} has no docstring to tell the reader what to write.")
     last = function.end_lineno if solved else function.body[0].end_lineno
     stub = [] if solved else ["    raise NotImplementedError"]
     return "\n".join(["@exercise", *lines[function.lineno - 1 : last], *stub])
@@ -94,7 +111,8 @@ def badge(source: Path) -> str:
     path = (
         REPOSITORY.removeprefix("https://github.com/") + f"/blob/main/notebooks/{source.stem}.ipynb"
     )
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{path})"
+    colab = "https://colab.research.google.com"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{path})"
 
 
 def times_of(source: Path) -> dict[str, float]:
@@ -109,7 +127,10 @@ def _say_times(source: Path) -> str:
         f"{minutes:.1f} minutes" if minutes else "unmeasured"
         for minutes in map(times_of(source).get, ("full", "quick"))
     )
-    return f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one core. The last cell says how long it took here"
+    return (
+        f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one "
+        f"core. The last cell says how long it took here"
+    )
 
 
 def _record_time(source: Path, seconds: float) -> None:
@@ -130,17 +151,14 @@ def _solutions(source: Path) -> dict[str, Callable]:
 def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
-    notebook.cells[
-        0
-    ].source = (
-        f"{badge(source)}\n\n{notebook.cells[0].source.replace('{times}', _say_times(source))}"
-    )
+    first = notebook.cells[0]
+    first.source = f"{badge(source)}\n\n{first.source.replace('{times}', _say_times(source))}"
     for cell in notebook.cells:
         if cell.source.strip() == "# setup":
             cell.source = SETUP.format(repository=REPOSITORY)
-        found = EXERCISE.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
-        if found:
-            cell.source = exercise_source(_solutions(source)[found[1]], solved=solved)
+        named = EXERCISE.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
+        if named:
+            cell.source = exercise_source(_solutions(source)[named[1]], solved=solved)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -181,23 +199,6 @@ def execute(source: Path, *, solved: bool = True) -> NotebookNode:
     return notebook
 
 
-def with_outputs_of(built: NotebookNode, notebook: NotebookNode) -> NotebookNode:
-    """The notebook with the outputs of one that was built from the same code (the text between may
-    have changed).
-
-    Raises:
-        ValueError: the code has changed too, so it has to run again.
-    """
-    code, old = (
-        [cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, built)
-    )
-    if [cell.source for cell in code] != [cell.source for cell in old]:
-        raise ValueError("its code has changed since it was built: run it again, without --no-run.")
-    for cell, ran in zip(code, old):
-        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-    return notebook
-
-
 def _is_progress(output: NotebookNode) -> bool:
     """Progress bars and warnings, which belong to the run and not to the page; widgets without
     their state.
@@ -210,65 +211,116 @@ def _is_progress(output: NotebookNode) -> bool:
     )
 
 
-def try_out(source: Path) -> None:
-    """Run the solutions and the reader's copy in the quick profile, into build/."""
+def quick_path(source: Path, *, solved: bool) -> Path:
+    """Where a run in the quick profile goes."""
+    return ROOT / "build" / f"{source.stem}_{'solved' if solved else 'open'}.ipynb"
+
+
+def run_quickly(source: Path, *, solved: bool) -> NotebookNode:
+    """Run a notebook in the quick profile, into build/."""
     os.environ["COURSE_PROFILE"] = "quick"
-    (ROOT / "build").mkdir(exist_ok=True)
-    for kind, solved in (("solved", True), ("open", False)):
-        if not solved and not exercises_of(source):
-            continue
-        begin = time.perf_counter()
-        path = ROOT / "build" / f"{source.stem}_{kind}.ipynb"
-        nbformat.write(execute(source, solved=solved), path)
-        print(f"wrote {path.relative_to(ROOT)} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    path = quick_path(source, solved=solved)
+    path.parent.mkdir(exist_ok=True)
+    begin = time.perf_counter()
+    notebook = execute(source, solved=solved)
+    nbformat.write(notebook, path)
+    print(f"wrote {path.relative_to(ROOT)} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    return notebook
 
 
-def main() -> None:
+def run_in_full(source: Path) -> NotebookNode:
+    """Run the solutions notebook, and write down how long it takes."""
+    print(f"running {source.name} …", flush=True)
+    begin = time.perf_counter()
+    notebook = execute(source)
+    _record_time(source, time.perf_counter() - begin)
+    notebook.cells[0].source = unexecuted(source, solved=True).cells[0].source  # with its time
+    return notebook
+
+
+def same_code(source: Path, renamed: dict[str, str]) -> NotebookNode:
+    """The solutions notebook with the outputs that it has, if its code is still the same."""
+    built = nbformat.read(solution_path(source), as_version=4)
+    return with_outputs_of(built, unexecuted(source, solved=True), renamed)
+
+
+def same_results(source: Path, before: Path, ignored: list[str]) -> NotebookNode:
+    """The solutions notebook with the outputs that it has, if a quick run shows what the one in the
+    folder ``before`` shows.
+    """
+    return with_outputs_of_same_results(
+        nbformat.read(solution_path(source), as_version=4),
+        unexecuted(source, solved=True),
+        quick_before=nbformat.read(before / f"{source.stem}_solved.ipynb", as_version=4),
+        quick_now=run_quickly(source, solved=True),
+        ignored=ignored,
+    )
+
+
+def write_both(source: Path, notebook: NotebookNode) -> None:
+    """Write the solutions notebook, executed, and the reader's copy."""
+    nbformat.write(notebook, solution_path(source))
+    reader_path(source).parent.mkdir(exist_ok=True)
+    nbformat.write(unexecuted(source, solved=False), reader_path(source))
+    print(f"wrote {reader_path(source).relative_to(ROOT)}")
+    size = solution_path(source).stat().st_size
+    print(f"wrote {solution_path(source).relative_to(ROOT)} ({size / 1e6:.2f} MB)")
+    if size > MAX_BYTES:
+        sys.exit(
+            f"{solution_path(source).name} is over {MAX_BYTES / 1e6:.0f} MB: "
+            f"find the output that is too large"
+        )
+
+
+def renamed_pair(text: str) -> tuple[str, str]:
+    """``("old", "new")`` of ``old=new``."""
+    old, equals, new = text.partition("=")
+    if not (equals and old.isidentifier() and new.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not old=new, with a name on both sides")
+    return old, new
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("numbers", nargs="*", help="e.g. 04; all by default")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--quick", action="store_true", help="only run both, quickly, into build/")
+    way.add_argument("--no-run", action="store_true", help="the code is the same: keep the outputs")
+    way.add_argument("--same-as", type=Path, metavar="FOLDER", help="its results are: keep them")
     parser.add_argument(
-        "--no-run", action="store_true", help="only the text has changed: keep the outputs"
-    )
+        "--renamed", type=renamed_pair, nargs="+", default=[], metavar="OLD=NEW",
+        help="with --no-run: names that are only called something else",
+    )  # fmt: skip
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="run both in the quick profile, into build/, and write nothing else",
-    )
-    args = parser.parse_args()
+        "--ignored", nargs="+", default=[], metavar="PATTERN",
+        help="with --same-as: what may differ, as a regular expression",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    refused = []
     for source in sources():
         if args.numbers and source.name[:2] not in args.numbers:
             continue
         if args.quick:
-            try_out(source)
+            run_quickly(source, solved=True)
+            if exercises_of(source):
+                run_quickly(source, solved=False)
             continue
-        if args.no_run:
-            notebook = unexecuted(source, solved=True)
-            try:
-                notebook = with_outputs_of(
-                    nbformat.read(solution_path(source), as_version=4), notebook
-                )
-            except (OSError, ValueError) as error:
-                sys.exit(f"{solution_path(source).name}: {error}")
-        else:
-            print(f"running {source.name} …", flush=True)
-            begin = time.perf_counter()
-            notebook = execute(source)
-            _record_time(source, time.perf_counter() - begin)
-            notebook.cells[0].source = (
-                unexecuted(source, solved=True).cells[0].source
-            )  # with its time
-        nbformat.write(notebook, solution_path(source))
-        reader_path(source).parent.mkdir(exist_ok=True)
-        nbformat.write(unexecuted(source, solved=False), reader_path(source))
-        print(f"wrote {reader_path(source).relative_to(ROOT)}")
-        size = solution_path(source).stat().st_size
-        print(f"wrote {solution_path(source).relative_to(ROOT)} ({size / 1e6:.2f} MB)")
-        if size > MAX_BYTES:
-            sys.exit(
-                f"{solution_path(source).name} is over {MAX_BYTES / 1e6:.0f} MB: find the output that is too large"
-            )
+        try:
+            if args.no_run:
+                notebook = same_code(source, dict(args.renamed))
+            elif args.same_as:
+                notebook = same_results(source, args.same_as, args.ignored)
+            else:
+                notebook = run_in_full(source)
+        except (OSError, OutputsChanged) as error:
+            refused.append(source.stem)
+            print(f"{source.stem}: {error}", flush=True)
+            continue
+        write_both(source, notebook)
+    if refused:
+        sys.exit(f"not written: {', '.join(refused)}")
 
 
 if __name__ == "__main__":
