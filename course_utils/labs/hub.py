@@ -68,13 +68,13 @@ def local_model(repo: str) -> Path | None:
         return None
     except HFValidationError as error:
         raise HubError(f"{repo!r} is no name of a repository there.") from error
+    wanted = {"config.json", "model.safetensors"}
     index = folder / "model.safetensors.index.json"
-    weights = (
-        set(json.loads(index.read_text())["weight_map"].values())
-        if index.is_file()
-        else {"model.safetensors"}
-    )
-    return folder if all((folder / name).is_file() for name in [*weights, "config.json"]) else None
+    if index.is_file():
+        shards = json.loads(index.read_text())["weight_map"].values()
+        wanted = {"config.json", *shards}
+    is_whole = all((folder / name).is_file() for name in wanted)
+    return folder if is_whole else None
 
 
 def require(repo: str, *, gated: bool = False) -> None:
@@ -86,23 +86,24 @@ def require(repo: str, *, gated: bool = False) -> None:
     why = unreachable()
     if why is not None:
         raise HubError(
-            f"{repo} is not on this machine, and the model hub cannot be reached: {why}. Connect, or fetch it on another machine "
-            f"(hf download {repo}) and copy that machine's {cache()} to this one's. The lab 'smollm2' needs no hub."
+            f"{repo} is not on this machine, and the model hub cannot be reached: {why}. Connect, "
+            f"or fetch it on another machine (hf download {repo}) and copy that machine's {cache()} "
+            "to this one's. The lab 'smollm2' needs no hub."
         )
     try:
         auth_check(repo)
     except GatedRepoError as error:
         raise HubError(
-            f"{repo} is gated: (1) accept its licence at {constants.ENDPOINT}/{repo}; (2) make a token at {constants.ENDPOINT}/settings/tokens; "
-            "(3) log in with it: `hf auth login` in a terminal, or set HF_TOKEN (in Colab: the key symbol on the left, a secret named HF_TOKEN)."
+            f"{repo} is gated: (1) accept its licence at {constants.ENDPOINT}/{repo}; (2) make a "
+            f"token at {constants.ENDPOINT}/settings/tokens; (3) log in with it: `hf auth login` in "
+            "a terminal, or set HF_TOKEN (in Colab: the key symbol on the left, a secret named "
+            "HF_TOKEN)."
         ) from error
     except RepositoryNotFoundError as error:
-        hint = (
-            " If it is gated or private, log in first: `hf auth login`, or set HF_TOKEN."
-            if gated
-            else ""
-        )
-        raise HubError(f"the hub has no repository {repo!r} that you may see.{hint}") from error
+        message = f"the hub has no repository {repo!r} that you may see."
+        if gated:
+            message += " If it is gated or private, log in first: `hf auth login`, or set HF_TOKEN."
+        raise HubError(message) from error
     except Exception as error:
         raise HubError(
             f"the hub does not answer for {repo}: {first_line(error)}. Try again later."
@@ -123,6 +124,7 @@ def model_folder(repo: str, *, gated: bool = False) -> Path:
             folder = Path(snapshot_download(repo, allow_patterns=MODEL_FILES))
         except Exception as error:
             raise HubError(
-                f"fetching {repo} broke off: {first_line(error)}. Run this again: it goes on where it stopped."
+                f"fetching {repo} broke off: {first_line(error)}. Run this again: it goes on where "
+                "it stopped."
             ) from error
     return folder

