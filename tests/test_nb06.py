@@ -5,13 +5,13 @@ solutions agree with `attacks` and `explain`.
 import ast
 import inspect
 import textwrap
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from course_utils.circuits.interventions import Held, holding
+from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc
-from course_utils.studies.dictionaries import Clamp, _held
 from course_utils.teaching import nb06 as sheet
 from course_utils.teaching.nb06 import book
 
@@ -149,7 +149,7 @@ WRONG = [
     ("hold", "return f.clone()", "nothing is held"),
     ("hold", HELD.format("held[rows, lengths + place, i] = v").replace("f.clone()", "f.float().clone()"), "Keep the kind of number"),
     ("hold", HELD.format("held[rows, lengths + place, i] = v").replace("return held", ""), "Is the return missing?"),
-    ("hold", HELD.format("held[rows, lengths + place, i] = v").replace("return held", "return held[rows, lengths + place]"), "has the shape [3, 5], and [3, 8, 5]"),
+    ("hold", HELD.format("held[rows, lengths + place, i] = v").replace("return held", "return held[rows, lengths + place]"), "has the shape [3, 5], and [3, 9, 5]"),
     ("hold", HELD.format("held[rows, lengths + place, i] = v").replace("return held", "return held.tolist()"), "to be a tensor, not list"),
     # 6.4
     ("predicted_share", SHARE + "return (attack < (a + b) / 2).float().mean().item()", "the share below the threshold"),
@@ -295,15 +295,14 @@ def test_separations_are_the_courses_separation_of_each_latent():
 
 
 @pytest.mark.parametrize("place", [-1, -2, -3])
-def test_hold_is_the_courses_clamp_where_lengths_count_no_bos(place):
-    f = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(2))
-    lengths, latents = torch.tensor([6, 3, 4]), {0: 1.5, 4: 0.0}
-    spliced = SimpleNamespace(hook_points=["here"], first=1)
-    clamp = Clamp({("here", latent): value for latent, value in latents.items()}, place)
-    with_bos = lengths + 1
-    assert torch.equal(
-        sheet.hold(f, lengths, latents, place), _held(spliced, clamp, with_bos)["here"](f)
-    )
+def test_hold_is_what_the_library_does_with_lengths_that_count_bos(lab, place):
+    spliced = SplicedModel(lab, [1])
+    [name] = spliced.hook_points
+    f = torch.rand(3, 6, 24, generator=torch.Generator().manual_seed(2))
+    lengths, latents = torch.tensor([6, 4, 5]), {0: 1.5, 4: 0.0}
+    held = [Held(name, lengths + place, latent, value) for latent, value in latents.items()]
+    by_library = holding(spliced, held)[name](f)
+    assert torch.equal(sheet.hold(f, lengths, latents, place), by_library)
 
 
 def test_hold_changes_as_many_numbers_as_there_are_latents_in_each_prompt():

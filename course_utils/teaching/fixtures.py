@@ -14,7 +14,7 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor
 
 from course_utils.circuits.masks import SAEMasks
-from course_utils.teaching.workbook import Wrong
+from course_utils.teaching.workbook import Number, Wrong
 
 EARLY, LATE = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"
 """Hook points of masks that belong to no model."""
@@ -40,7 +40,7 @@ def flags(text: str) -> Bool[Tensor, " n"]:
     return torch.tensor([letter == "x" for letter in text])
 
 
-def pair(first: float | Tensor, second: float | Tensor) -> Float[Tensor, "2"]:
+def pair(first: Number, second: Number) -> Float[Tensor, "2"]:
     """Two numbers as one tensor, in double precision."""
     return torch.stack([torch.as_tensor(number).double() for number in (first, second)])
 

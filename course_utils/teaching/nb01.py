@@ -16,7 +16,7 @@ exercise, check = book.exercise, book.check
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.1
+# 1.1 The loss of the toy model
 # ---------------------------------------------------------------------------------------------
 
 
@@ -27,8 +27,9 @@ def toy_loss(
     x: Float[Tensor, "batch n_features"],
     importance: Float[Tensor, " n_features"],
 ) -> Float[Tensor, ""]:
-    """The toy model squeezes its features into a few dimensions, h = W x, and reads them out again,
-    x' = ReLU(Wᵀ h + b).
+    """The loss of the toy model, which squeezes its features into a few dimensions.
+
+    h = W x are those dimensions, and x' = ReLU(Wᵀ h + b) is what is read out of them.
 
     Returns the squared error of x' times the importance of each feature, summed over features,
     averaged over the batch: 0 when every feature that matters comes back exactly. (Elhage et al.
@@ -64,7 +65,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.2
+# 1.2 Encode and decode
 # ---------------------------------------------------------------------------------------------
 
 
@@ -123,7 +124,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.3
+# 1.3 The loss with an L1 penalty
 # ---------------------------------------------------------------------------------------------
 
 
@@ -178,14 +179,15 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.4
+# 1.4 TopK
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sae"]:
-    """The TopK activation function: in each row the ``k`` largest pre-activations keep their size,
-    and all others become 0.
+    """The TopK activation function: the ``k`` largest pre-activations of each row keep their size.
+
+    All others become 0.
 
     Negative ones become 0 even among the largest, so that a row has at most ``k`` latents on. (Gao
     et al. 2024.)
@@ -236,7 +238,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.5
+# 1.5 Explained variance
 # ---------------------------------------------------------------------------------------------
 
 
@@ -244,8 +246,9 @@ def _(attempt: Callable) -> None:
 def explained_variance(
     x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]
 ) -> Float[Tensor, ""]:
-    """The share of the variance of x that x̂ accounts for: 1 = exact, 0 = no better than the mean,
-    below 0 = worse than that.
+    """The share of the variance of x that x̂ accounts for.
+
+    1 = exact, 0 = no better than the mean, below 0 = worse than that.
 
     1 − (squared error of x̂) / (squared distance of x from its mean over tokens, dimension by
     dimension), each summed over all tokens and dimensions before they are divided.
@@ -289,7 +292,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.6
+# 1.6 L0 and dead latents
 # ---------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,9 @@ book = Workbook()
 exercise, check = book.exercise, book.check
 
 
-# -- 2.1 -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# 2.1 The splice
+# ---------------------------------------------------------------------------------------------
 
 
 @book.solution
@@ -67,7 +69,9 @@ def _(attempt: Callable) -> None:
         )
 
 
-# -- 2.2 -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# 2.2 Putting an error back
+# ---------------------------------------------------------------------------------------------
 
 
 @book.solution
@@ -114,7 +118,9 @@ def _(attempt: Callable) -> None:
     )
 
 
-# -- 2.3 -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# 2.3 The mean error
+# ---------------------------------------------------------------------------------------------
 
 
 @book.solution
@@ -156,15 +162,16 @@ def _(attempt: Callable) -> None:
     compare(attempt(x.clone(), sae), error.mean(0), wrong, what="the mean error")
 
 
-# -- 2.4 -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# 2.4 Cross-entropy
+# ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def cross_entropy(
     logits: Float[Tensor, "batch seq vocab"], tokens: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, " batch"]:
-    """How surprised the model is by each text: the mean of −log p(token | the tokens before it), in
-    nats.
+    """How surprising each text is: the mean of −log p(token | those before it), in nats.
 
     Args:
         logits: at position i, for the token at position i + 1.
@@ -216,13 +223,14 @@ def _(attempt: Callable) -> None:
     compare(attempt(logits.clone(), tokens.clone()), right, wrong, what="the cross-entropy")
 
 
-# -- 2.5 -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# 2.5 Where to put them
+# ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def place(n_layers: int, gap: int) -> list[int]:
-    """After which layers to splice, so that nowhere more than ``gap`` layers lie between one SAE
-    and the next.
+    """After which layers to splice, so that no SAE is more than ``gap`` layers from the next.
 
     The last SAE comes after the last layer, and the others every ``gap`` layers before it, as far
     as there are layers.

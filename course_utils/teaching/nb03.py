@@ -29,7 +29,7 @@ exercise, check = book.exercise, book.check
 
 
 # ---------------------------------------------------------------------------------------------
-# One latent at one position
+# 3.1 One latent, one position
 # ---------------------------------------------------------------------------------------------
 
 
@@ -111,7 +111,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# A mask, and what stands in for what it takes out
+# 3.2 Masked latents
 # ---------------------------------------------------------------------------------------------
 
 
@@ -119,7 +119,7 @@ def _(attempt: Callable) -> None:
 def masked(
     f: Float[Tensor, "batch seq d_sae"],
     mask: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"],
-    ablation: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"],
+    ablation: Float[Tensor, "*batch seq d_sae"] | Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "batch seq d_sae"]:
     """Latents, with ``ablation`` in the place of those that the mask takes out.
 
@@ -165,10 +165,16 @@ def _(attempt: Callable) -> None:
     )
 
 
+# ---------------------------------------------------------------------------------------------
+# 3.3 Mean latents
+# ---------------------------------------------------------------------------------------------
+
+
 @book.solution
 def mean_latents(x: Float[Tensor, "n seq d_model"], sae: SAE) -> Float[Tensor, "seq d_sae"]:
-    """Every latent's mean over prompts, position by position. BOS' row, 0, is 0: no latent is taken
-    there.
+    """Every latent's mean over prompts, position by position.
+
+    BOS' row, 0, is 0: no latent is taken there.
 
     Args:
         x: the residual stream of ``n`` patch prompts of one length, BOS first.
@@ -203,7 +209,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The class
+# 3.4 `SAEMasks.forward`
 # ---------------------------------------------------------------------------------------------
 
 
@@ -289,14 +295,15 @@ def _require_refusal(forward: Callable, masks: SAEMasks, x: Tensor, mean: Tensor
 
 
 # ---------------------------------------------------------------------------------------------
-# Counting, and the circuit's complement
+# 3.5 Counting nodes
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def count_nodes(masks: SAEMasks, seq: int) -> int:
-    """How many nodes, (position, latent) pairs, the masks keep in a prompt of ``seq`` tokens. BOS,
-    position 0, has none.
+    """How many nodes, (position, latent) pairs, the masks keep in a prompt of ``seq`` tokens.
+
+    BOS, position 0, has none.
 
     Args:
         masks: a mask ``[seq, d_sae]`` has a number for every node; ``[d_sae]`` keeps its latents at
@@ -342,6 +349,11 @@ def _(attempt: Callable) -> None:
     compare(answer, n_own + (seq - 1) * n_shared, wrong, what="the count over two hook points")
 
 
+# ---------------------------------------------------------------------------------------------
+# 3.6 Knock a circuit out
+# ---------------------------------------------------------------------------------------------
+
+
 @book.solution
 def knock_out(circuit: SAEMasks) -> SAEMasks:
     """Masks that keep every node but those of ``circuit``; row 0, BOS, stays 0.
@@ -382,7 +394,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The mean, batch by batch
+# 3.7 The running mean
 # ---------------------------------------------------------------------------------------------
 
 

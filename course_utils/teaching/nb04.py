@@ -17,7 +17,7 @@ exercise, check = book.exercise, book.check
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.1 attribution patching
+# 4.1 Attribution patching
 # ---------------------------------------------------------------------------------------------
 
 
@@ -27,12 +27,14 @@ def attribution_scores(
     clean: Float[Tensor, "batch seq d_sae"],
     patch: Float[Tensor, "batch seq d_sae"],
 ) -> Float[Tensor, "seq d_sae"]:
-    """AtP: how far the logit difference falls, by a straight line, when a node takes its patch
-    value. The mean over prompts.
+    """AtP: how far the logit difference falls, by a straight line, if a node takes its patch value.
 
-    gradient: ∂(logit difference)/∂(latent) at the clean latents. clean, patch: the latents on both
-        prompts of each pair.
-    A positive score means that the node's clean value raises the logit difference.
+    The mean over prompts. A positive score means that the node's clean value raises the logit
+    difference.
+
+    Args:
+        gradient: ∂(logit difference)/∂(latent) at the clean latents.
+        clean, patch: the latents on both prompts of each pair.
     """
     return (gradient * (clean - patch)).mean(0)
 
@@ -63,7 +65,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.2 integrated gradients
+# 4.2 Integrated gradients
 # ---------------------------------------------------------------------------------------------
 
 
@@ -74,12 +76,16 @@ def integrated_gradient(
     patch: Float[Tensor, "batch seq d_sae"],
     steps: int,
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """IG: the mean gradient at ``steps`` points on the way from clean to patch, times (clean −
-    patch). One score a prompt and node.
+    """IG: the mean gradient on the way from clean to patch, times (clean − patch).
 
-    gradient_at: the gradient of the logit difference at given latents. Point j is a share j/steps
-        of the way, for j = 0 … steps − 1:
-    the first is the clean point itself, so that one step is AtP.
+    One score for each prompt and node. The gradient is taken at ``steps`` points. Point j is a
+    share j/steps of the way, for j = 0 … steps − 1: the first is the clean point itself, so that
+    one step is AtP.
+
+    Args:
+        gradient_at: the gradient of the logit difference at given latents.
+        clean, patch: the latents on both prompts of each pair.
+        steps: how many points.
     """
     total = torch.zeros_like(clean)
     for j in range(steps):
@@ -127,7 +133,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.3 the loss
+# 4.3 The loss
 # ---------------------------------------------------------------------------------------------
 
 
@@ -138,10 +144,14 @@ def sparsification_loss(
     masks: dict[str, Float[Tensor, "seq d_sae"]],
     price: float,
 ) -> Float[Tensor, ""]:
-    """How far the masked model's answers are from the spliced model's, and what the nodes cost:
+    """How far the masked model's answers are from the spliced model's, and what the nodes cost.
 
-    the mean over prompts of |LD_spliced − LD_masked|  +  price · Σm / (number of SAEs), where Σm
-    runs over all nodes of all SAEs.
+    mean over prompts of |LD_spliced − LD_masked|  +  price · Σm / (number of SAEs)
+
+    Args:
+        ld_spliced, ld_masked: the logit difference of each prompt.
+        masks: by hook point; Σm runs over all nodes of all SAEs.
+        price: λ, the cost of one node in each SAE.
     """
     faithfulness = (ld_spliced - ld_masked).abs().mean()
     nodes = sum(mask.sum() for mask in masks.values())
@@ -179,14 +189,15 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.4 the schedule
+# 4.4 The schedule
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def temperature(step: int, steps: int, tau_max: float) -> float:
-    """τ at a step: 1 at step 0, ``tau_max`` at the last step (steps − 1) and no further, and the
-    same *factor* from each step to the next.
+    """τ at a step: the same *factor* from each step to the next.
+
+    It is 1 at step 0, and ``tau_max`` at the last step (steps − 1) and no further.
     """
     return tau_max ** (step / (steps - 1))
 
@@ -215,7 +226,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.5 the loop
+# 4.5 The loop
 # ---------------------------------------------------------------------------------------------
 
 
@@ -229,11 +240,14 @@ def learn_by_hand(
     lr: float = 0.3,
 ) -> dict[str, Float[Tensor, "seq d_sae"]]:
     """Continuous sparsification: learn θ by Adam, with masks m = σ(τ·θ) that harden as τ rises.
-    Returns masks of 0 and 1: θ > 0.
 
-    loss_of: the loss of given soft masks at a step. theta: where to start, by hook point; leaf
-        tensors that take gradients.
-    Use your `temperature`.
+    Returns masks of 0 and 1: θ > 0. Use your `temperature`.
+
+    Args:
+        loss_of: the loss of given soft masks at a step.
+        theta: where to start, by hook point; leaf tensors that take gradients.
+        steps, tau_max: as for `temperature`.
+        lr: Adam's learning rate.
     """
     optimizer = torch.optim.Adam(theta.values(), lr=lr)
     for step in range(steps):
@@ -317,7 +331,7 @@ def _learn_badly(
 
 
 # ---------------------------------------------------------------------------------------------
-# 4.6 attribution, again and again
+# 4.6 Attribution, again and again
 # ---------------------------------------------------------------------------------------------
 
 
@@ -327,8 +341,9 @@ def prune(
     masks: dict[str, Float[Tensor, "seq d_sae"]],
     n: int,
 ) -> dict[str, Float[Tensor, "seq d_sae"]]:
-    """Keep the ``n`` nodes with the largest |score|, over all hook points together, among those
-    that ``masks`` still has. Returns 0 and 1.
+    """Keep the ``n`` nodes with the largest |score| among those that ``masks`` still has.
+
+    All hook points compete together. Returns masks of 0 and 1.
     """
     size = torch.cat([(score.abs() * masks[name]).flatten() for name, score in scores.items()])
     keep = torch.zeros_like(size)

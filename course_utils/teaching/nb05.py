@@ -36,7 +36,7 @@ exercise, check = book.exercise, book.check
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.1 Three denominators
+# 5.1 Three faithfulnesses
 # ---------------------------------------------------------------------------------------------
 
 
@@ -163,7 +163,7 @@ def _equal(a: SAEMasks, b: SAEMasks) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.3 Completeness
+# 5.3 Random subsets
 # ---------------------------------------------------------------------------------------------
 
 
@@ -220,7 +220,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.4 Minimality
+# 5.4 One node at a time
 # ---------------------------------------------------------------------------------------------
 
 
@@ -228,9 +228,9 @@ def _(attempt: Callable) -> None:
 def drop_each(
     evaluate: Evaluate, circuit: SAEMasks, nodes: Sequence[Node]
 ) -> Float[Tensor, "n_nodes n"]:
-    """How far each prompt's logit difference falls when one node leaves the circuit (above 0: the
-    node helped this prompt).
+    """How far each prompt's logit difference falls when one node leaves the circuit.
 
+    Above 0: the node helped this prompt.
     Row i is LD_C − LD_{C∖v} for v = ``nodes[i]``: one node out at a time, all others in place.
 
     Args:
@@ -275,9 +275,9 @@ def _(attempt: Callable) -> None:
 
 @book.solution
 def chance_jaccard(n_a: int, n_b: int, n: int) -> float:
-    """The mean Jaccard |A∩B| / |A∪B| of two circuits of ``n_a`` and ``n_b`` nodes that are drawn at
-    random from ``n`` nodes.
+    """The mean Jaccard |A∩B| / |A∪B| of two circuits of ``n_a`` and ``n_b`` nodes of ``n``.
 
+    They are drawn at random.
     The overlap k = |A∩B| is hypergeometric: P(k) = C(n_a, k) · C(n − n_a, n_b − k) / C(n, n_b),
     with k from max(0, n_a + n_b − n) to min(n_a, n_b). (`math.comb(n, k)` is C(n, k).)
     """
@@ -327,7 +327,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.6 CPR and CMD
+# 5.6 Two areas
 # ---------------------------------------------------------------------------------------------
 
 
@@ -384,8 +384,7 @@ def other_number(
     is_plural: Bool[Tensor, " n"],
     nodes: Iterable[Node],
 ) -> dict[Node, Float[Tensor, " n"]]:
-    """What each node would be if the sentence's subject had the other number: one value for each
-    sentence.
+    """What each node would be if the subject had the other number: one value for each sentence.
 
     For a sentence with a plural subject that is the node's mean over the training sentences with a
     singular one, and the other way round.

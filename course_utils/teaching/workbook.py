@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+Number = int | float | Tensor
 SIGNS = {"right": "✅", "open": "⏳", "wrong": "❌"}
 
 
@@ -171,8 +172,8 @@ def _raised(exercise: Exercise, error: Exception) -> Checked:
 
 def compare(
     answer: Any,
-    right: float | Tensor,
-    wrong: Mapping[str, float | Tensor] | None = None,
+    right: Number,
+    wrong: Mapping[str, Number] | None = None,
     *,
     what: str = "it",
     tolerance: float = 1e-4,
