@@ -1,33 +1,44 @@
-"""The published recipe, with nothing but hooks: the textbook that `course_utils` is measured and
-tested against.
+"""The published recipe, with nothing but hooks: what `course_utils` is measured and tested against.
 
 Written from the description in the post: the whole model in every pass, a hook at every SAE, all
 logits of all positions; mean latents prompt by prompt; two forward passes in every step of learning
 a mask; ten passes per SAE, each from the embedding, for integrated gradients. Slow, short, and easy
-to check by eye.
+to check by eye. Only the update of θ is the library's (`ContinuousSparsification`); the tests of
+that one write the update out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
+from sae_lens import SAE
 from torch import Tensor
 
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import MaskSettings, batch_rows, temperature
-from course_utils.circuits.splice import PatchMeans
+from course_utils.circuits.optimize import (
+    ContinuousSparsification,
+    MaskSettings,
+    binary_masks,
+)
+from course_utils.circuits.splice import PatchMeans, batches
 from course_utils.labs.lab import Lab, hook_point
 from course_utils.prompts.tasks import Task
 
 
 @dataclass
 class PlainSplice:
-    """A lab's model with hooks at some layers. ``latents`` holds what the SAEs found in the last
-    pass.
+    """A lab's model with hooks at some layers.
+
+    Attributes:
+        lab: the model and its SAEs.
+        layers: where the hooks are.
+        error: what stands in for the SAEs' errors: ``"drop"``, ``"mean"`` or ``"keep"``.
+        has_bos: whether column 0 of the tokens is BOS, which is left alone.
+        latents: what the SAEs found in the last pass, by hook point: ``[batch, seq, d_sae]``.
     """
 
     lab: Lab
@@ -35,6 +46,8 @@ class PlainSplice:
     error: str = "drop"
     has_bos: bool = True
     latents: dict[str, Tensor] = field(default_factory=dict)
+
+    # -- one forward pass ----------------------------------------------------------------------
 
     def logit_diff(
         self,
@@ -45,36 +58,55 @@ class PlainSplice:
         means: PatchMeans | None = None,
         put_in: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Logit difference of prompts, from the logits of every position."""
-        errors = (
-            self._errors(tokens)
-            if self.error == "keep"
-            else means.errors
-            if self.error == "mean"
-            else {}
-        )
+        """Logit difference of prompts, from the logits of every position.
 
-        def hook(x, hook):
-            name = hook.name.replace("hook_out", "hook_resid_post")
-            sae = self.lab.saes[int(name.split(".")[1])]
-            f = sae.encode(x)
-            if put_in and name in put_in:
-                f = put_in[name]
+        Args:
+            tokens: the prompts.
+            task: as many prompt pairs, for the answers and the lengths.
+            masks: what to keep; everything by default.
+            means: what takes the place of what is not kept; zero by default.
+            put_in: latents to put in the place of what the SAEs find, by hook point.
+        """
+        return self._difference(self._logits(tokens, masks, means, put_in), task)
+
+    def model_logit_diff(self, task: Task) -> Float[Tensor, " batch"]:
+        """Logit difference without SAEs."""
+        return self._difference(self.lab.model(task.clean.to(self.lab.device)), task)
+
+    def _logits(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        masks: SAEMasks | None = None,
+        means: PatchMeans | None = None,
+        put_in: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        errors = self._errors_to_add(tokens, means)
+
+        def splice(name: str, sae: SAE, x: Tensor) -> Tensor:
+            f = put_in[name] if put_in and name in put_in else sae.encode(x)
             self.latents[name] = f
             if masks is not None:
-                f = masks(f, name, means.latents[name] if means else None)
+                f = masks(f, name, None if means is None else means.latents[name])
             x_hat = sae.decode(f)
             if name in errors:
                 x_hat = x_hat + errors[name]
             return torch.cat([x[:, :1], x_hat[:, 1:]], dim=1) if self.has_bos else x_hat
 
-        hooks = [(hook_point(layer), hook) for layer in self.layers]
-        logits = self.lab.model.run_with_hooks(tokens.to(self.lab.device), fwd_hooks=hooks)
-        return self._difference(logits, task)
+        return self._run(tokens, splice)
 
-    def model_logit_diff(self, task: Task) -> Float[Tensor, " batch"]:
-        """Logit difference without SAEs."""
-        return self._difference(self.lab.model(task.clean.to(self.lab.device)), task)
+    def _run(
+        self, tokens: Int[Tensor, "batch seq"], at_sae: Callable[[str, SAE, Tensor], Tensor]
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """The model's logits; at each SAE, ``at_sae`` changes the residual stream."""
+
+        def hook(x: Tensor, hook) -> Tensor:
+            name = hook.name.replace("hook_out", "hook_resid_post")
+            return at_sae(name, self.lab.saes[int(name.split(".")[1])], x)
+
+        hooks: list[tuple[str | Callable, Callable]] = [
+            (hook_point(layer), hook) for layer in self.layers
+        ]
+        return self.lab.model.run_with_hooks(tokens.to(self.lab.device), fwd_hooks=hooks)
 
     def _difference(
         self, logits: Float[Tensor, "batch seq vocab"], task: Task
@@ -84,47 +116,59 @@ class PlainSplice:
         rows = torch.arange(n)
         return logits[rows, last, task.clean_answers] - logits[rows, last, task.patch_answers]
 
+    def _errors_to_add(
+        self, tokens: Int[Tensor, "batch seq"], means: PatchMeans | None
+    ) -> Mapping[str, Tensor]:
+        if self.error == "keep":
+            return self._errors(tokens)
+        if self.error == "mean":
+            if means is None:
+                raise ValueError("error='mean' needs means=….")
+            return means.errors
+        return {}
+
     @torch.no_grad()
-    def _errors(self, tokens: Tensor) -> dict[str, Tensor]:
-        found = {}
+    def _errors(self, tokens: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
+        """x − SAE(x) in the model without SAEs."""
+        errors = {}
 
-        def hook(x, hook):
-            name = hook.name.replace("hook_out", "hook_resid_post")
-            found[name] = x - self.lab.saes[int(name.split(".")[1])](x)
+        def note_error(name: str, sae: SAE, x: Tensor) -> Tensor:
+            errors[name] = x - sae(x)
+            return x
 
-        self.lab.model.run_with_hooks(
-            tokens.to(self.lab.device),
-            fwd_hooks=[(hook_point(layer), hook) for layer in self.layers],
-        )
-        return found
+        self._run(tokens, note_error)
+        return errors
+
+    # -- means ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def patch_means(self, task: Task) -> PatchMeans:
-        """Running means over patch prompts, one prompt at a time."""
-        latents: dict[str, Tensor] = {}
+        """Means over patch prompts, one prompt at a time."""
         errors: dict[str, Tensor] = {}
+        if self.error == "mean":
+            errors = self._running_means(task, self._errors)
+        only_errors = PatchMeans({}, errors, len(task))
+        latents = self._running_means(task, lambda tokens: self._latents(tokens, only_errors))
+        return PatchMeans(latents, errors, len(task))
+
+    def _running_means(
+        self, task: Task, values_of: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Means of ``[1, seq, d]`` over patch prompts: at each position over those that have it."""
+        means: dict[str, Tensor] = {}
         lengths = [task.seq_len] * len(task) if task.lengths is None else task.lengths.tolist()
         seen = torch.zeros(task.seq_len, 1, device=self.lab.device)
-        if self.error == "mean":
-            for i, length in enumerate(lengths):
-                has = (torch.arange(task.seq_len) < length)[:, None].to(seen)
-                seen += has
-                for name, error in self._errors(task.patch[i : i + 1]).items():
-                    if self.has_bos:
-                        error[:, 0] = 0
-                    old = errors.setdefault(name, torch.zeros_like(error[0]))
-                    errors[name] = old + has * (error[0] - old) / seen.clamp(min=1)
-            seen.zero_()
         for i, length in enumerate(lengths):
             has = (torch.arange(task.seq_len) < length)[:, None].to(seen)
             seen += has
-            self.logit_diff(task.patch[i : i + 1], task[i], means=PatchMeans({}, errors, i))
-            for name, f in self.latents.items():
+            for name, values in values_of(task.patch[i : i + 1]).items():
                 if self.has_bos:
-                    f = torch.cat([torch.zeros_like(f[:, :1]), f[:, 1:]], dim=1)
-                old = latents.setdefault(name, torch.zeros_like(f[0]))
-                latents[name] = old + has * (f[0] - old) / seen.clamp(min=1)
-        return PatchMeans(latents, errors, len(task))
+                    values = torch.cat([torch.zeros_like(values[:, :1]), values[:, 1:]], dim=1)
+                old = means.setdefault(name, torch.zeros_like(values[0]))
+                means[name] = old + has * (values[0] - old) / seen.clamp(min=1)
+        return means
+
+    # -- methods -------------------------------------------------------------------------------
 
     def learn_masks(
         self, task: Task, means: PatchMeans, settings: MaskSettings, *, whole_once: bool = False
@@ -134,74 +178,63 @@ class PlainSplice:
         ``whole_once`` takes one thing away from the recipe: the unmasked pass is run once per
         prompt, not at every step.
         """
-        if whole_once:
-            with torch.no_grad():
-                pieces = [
-                    task[i : i + settings.batch_size]
-                    for i in range(0, len(task), settings.batch_size)
-                ]
-                all_whole = torch.cat(
-                    [self.logit_diff(piece.clean, piece, means=means) for piece in pieces]
-                )
-        theta = {
-            name: torch.full_like(f, settings.theta_init).requires_grad_()
-            for name, f in means.latents.items()
-        }
-        optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
-        losses = []
-        for step in range(settings.steps):
-            rows = batch_rows(len(task), step, settings)
+        whole = self._whole(task, means, settings.batch_size) if whole_once else None
+        theta = {name: torch.full_like(f, settings.theta_init) for name, f in means.latents.items()}
+        first = int(self.has_bos)
+        learning = ContinuousSparsification(theta, len(task), settings, first=first)
+        while not learning.done:
+            rows, masks = learning.rows(), learning.soft_masks()
             batch = task[rows]
-            masks = SAEMasks(
-                list(theta),
-                [torch.sigmoid(temperature(step, settings) * value) for value in theta.values()],
-            )
-            with torch.no_grad():
-                whole = (
-                    all_whole[rows]
-                    if whole_once
-                    else self.logit_diff(batch.clean, batch, means=means)
-                )
-            loss = (
-                (whole - self.logit_diff(batch.clean, batch, masks=masks, means=means)).abs().mean()
-            )
-            losses.append(loss.item())
-            loss = loss + settings.sparsity * sum(mask.sum() for mask in masks.masks) / len(theta)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        on = {name: (value > 0).float() for name, value in theta.items()}
-        for mask in on.values():
-            mask[: int(self.has_bos)] = 0
-        return SAEMasks(list(on), list(on.values())), losses
+            if whole is None:
+                with torch.no_grad():
+                    target = self.logit_diff(batch.clean, batch, means=means)
+            else:
+                target = whole[rows.to(whole.device)]
+            masked = self.logit_diff(batch.clean, batch, masks=masks, means=means)
+            learning.update(target - masked, masks)
+        losses = [record["faithfulness_loss"] for record in learning.history]
+        return binary_masks(learning.theta, settings, first=first), losses
+
+    @torch.no_grad()
+    def _whole(self, task: Task, means: PatchMeans, size: int) -> Float[Tensor, " n"]:
+        """Every prompt's logit difference with nothing masked."""
+        return torch.cat(
+            [self.logit_diff(batch.clean, batch, means=means) for batch in batches(task, size)]
+        )
 
     def integrated_gradients(
         self, task: Task, steps: int = 10, batch_size: int = 16, means: PatchMeans | None = None
-    ) -> dict[str, Tensor]:
-        """Per SAE: mean gradient over points from clean to patch, times (clean − patch), averaged
-        over prompts.
+    ) -> dict[str, Float[Tensor, "seq d_sae"]]:
+        """Per SAE: mean gradient over points from clean to patch × (clean − patch), over prompts.
+
+        The points are clean + (patch − clean) · j/steps for j = 0 … steps − 1.
         """
-        scores = {hook_point(layer): 0 for layer in self.layers}
-        for start in range(0, len(task), batch_size):
-            batch = task[start : start + batch_size]
-            with torch.no_grad():
-                self.logit_diff(batch.patch, batch, means=means)
-                patch = dict(self.latents)
-                self.logit_diff(batch.clean, batch, means=means)
-                clean = dict(self.latents)
-            for name in scores:
+        scores: dict[str, Tensor] = {}
+        for batch in batches(task, batch_size):
+            patch, clean = self._latents(batch.patch, means), self._latents(batch.clean, means)
+            for name in clean:
                 gradient = torch.zeros_like(clean[name])
                 for j in range(steps):
-                    point = (clean[name] + (patch[name] - clean[name]) * j / steps).requires_grad_()
-                    self.logit_diff(
-                        batch.clean, batch, put_in={name: point}, means=means
-                    ).sum().backward()
+                    point = clean[name] + (patch[name] - clean[name]) * j / steps
+                    point.requires_grad_()
+                    put_in = {name: point}
+                    ld = self.logit_diff(batch.clean, batch, put_in=put_in, means=means)
+                    ld.sum().backward()
+                    assert point.grad is not None
                     gradient += point.grad / steps
                 score = gradient * (clean[name] - patch[name])
                 if self.has_bos:
                     score[:, 0] = 0
-                scores[name] = scores[name] + score.sum(0) / len(task)
+                scores[name] = scores.get(name, 0) + score.sum(0) / len(task)
         return scores
+
+    @torch.no_grad()
+    def _latents(
+        self, tokens: Int[Tensor, "batch seq"], means: PatchMeans | None
+    ) -> dict[str, Tensor]:
+        """What the SAEs find, by hook point: ``[batch, seq, d_sae]``."""
+        self._logits(tokens, means=means)
+        return dict(self.latents)
 
     @torch.no_grad()
     def faithfulness(self, task: Task, masks: SAEMasks, means: PatchMeans) -> float:
@@ -216,9 +249,7 @@ class PlainSplice:
 
 @contextmanager
 def weights_with_gradients(lab: Lab) -> Iterator[None]:
-    """As a model comes out of the box: every weight takes part in the graph, and collects a
-    gradient.
-    """
+    """As a model comes out of the box: weights take part in the graph and collect gradients."""
     parameters = [
         *lab.hf_model.parameters(),
         *(p for sae in lab.saes.values() for p in sae.parameters()),

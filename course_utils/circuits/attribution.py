@@ -12,32 +12,76 @@ hundred thousand nodes. The rest are estimates from gradients, a few passes for 
 
 All attribute the logit difference of the *spliced* model, the one that circuits are cut from, and
 give signed scores: positive means that the node's clean value raises the logit difference.
-`baseline` says what "without the node" is: its value on the pair's patch prompt, or its mean over
-patch prompts, which is what an ablation with `SAEMasks` puts in its place.
+`AttributionSettings.baseline` says what "without the node" is: its value on the pair's patch
+prompt, or its mean over patch prompts, which is what an ablation with `SAEMasks` puts in its place.
+
+Positions count the columns of the tokens, BOS included. BOS is never spliced: its scores are 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.circuits.masks import Scores
+from course_utils.circuits.masks import Node, Scores
 from course_utils.circuits.saes import decode
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix, batches
+from course_utils.circuits.settings import require, with_changes
+from course_utils.circuits.splice import PatchMeans, Run, SplicedModel, batches
 from course_utils.prompts.tasks import Task
 
 Baseline = Literal["patch", "mean"]
 Aggregate = Literal["mean", "mean_abs"]
-"""Over prompts: ``"mean"`` of the signed scores (rank by |mean|), or ``"mean_abs"``, the mean of
-|score|.
-"""
 
-Latents = dict[str, Float[Tensor, "batch seq d_sae"]]
+WITHOUT_STEPS = ("baseline", "aggregate", "batch_size", "progress")
+"""The settings of `atp` and `activation_patching`, which take no steps."""
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """How nodes are scored.
+
+    Attributes:
+        baseline: what a node has where it is "not there": ``"patch"``, its value on the pair's
+            patch prompt, or ``"mean"``, its mean over patch prompts, as when a mask ablates it.
+        aggregate: over prompts: ``"mean"`` of the signed scores (rank by |mean|), or
+            ``"mean_abs"``, the mean of |score|.
+        steps: points on the way from clean to baseline, for `integrated_gradients` only.
+        batch_size: prompts in one forward pass (for `integrated_gradients`, prompts × points); None
+            for as many as fit.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    baseline: Baseline = "patch"
+    aggregate: Aggregate = "mean"
+    steps: int = 10
+    batch_size: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, "baseline", self.baseline in get_args(Baseline), "'patch' or 'mean'")
+        require(self, "aggregate", self.aggregate in get_args(Aggregate), "'mean' or 'mean_abs'")
+        require(self, "steps", self.steps >= 1, "1 or more")
+        some = self.batch_size is None or self.batch_size >= 1
+        require(self, "batch_size", some, "1 or more (or None)")
+
+    def check_means(self, means: PatchMeans | None) -> None:
+        """Raise ValueError if the baseline needs means and there are none."""
+        if self.baseline == "mean" and means is None:
+            raise ValueError("baseline='mean' needs means=spliced.patch_means(task.patch).")
+
+
+# ---------------------------------------------------------------------------------------------
+# From gradients
+# ---------------------------------------------------------------------------------------------
 
 
 def atp(
@@ -45,45 +89,46 @@ def atp(
     task: Task,
     *,
     means: PatchMeans | None = None,
-    baseline: Baseline = "patch",
-    aggregate: Aggregate = "mean",
-    batch_size: int | None = None,
-    progress: bool = False,
+    settings: AttributionSettings | None = None,
+    **changes: Any,
 ) -> Scores:
     """Attribution patching: Δ = ∂LD/∂f at the clean latents · (f − f_baseline), all SAEs in one
     pass.
 
     Args:
         means: needed for ``baseline="mean"`` and for the error policy ``"mean"``.
-        baseline: ``"patch"`` or ``"mean"``; with ``"mean"``, the score is the gradient of the mask
-            at 1.
-        aggregate: over prompts, ``"mean"`` or ``"mean_abs"``.
+        settings: all settings at once; or name some: ``atp(spliced, task, means=means,
+            baseline="mean")``. With this baseline, the score is the gradient of the mask at 1.
 
     Returns:
         Scores ``[seq, d_sae]`` by hook point, in units of the logit difference.
+
+    Raises:
+        ValueError: a setting out of range; ``baseline="mean"`` without ``means``.
+        TypeError: a setting that there is not.
     """
-    _check(means, baseline, aggregate)
-    total = _Mean(aggregate, len(task))
-    size = batch_size or spliced.batch_size(task.seq_len, gradient=True)
-    for batch in tqdm(list(batches(task, size)), desc="AtP", disable=not progress):
-        run = spliced.run(batch.clean, means=means, lengths=batch.lengths, track_latents=True)
-        gradients = torch.autograd.grad(run.logit_diff(batch).sum(), list(run.latents.values()))
-        reference = _baseline_latents(spliced, batch, means, baseline)
-        for (name, f), gradient in zip(run.latents.items(), gradients):
-            total.add(name, gradient * (f - reference[name]))
-    return total.scores()
+    settings = with_changes(settings or AttributionSettings(), changes, known=WITHOUT_STEPS)
+    settings.check_means(means)
+    size = settings.batch_size or spliced.batch_size(task.seq_len, gradient=True)
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(settings.aggregate, len(task))
+    compared = _compare(spliced, task, means, settings.baseline, size, track_latents=True)
+    with _bar("AtP", len(task), settings) as bar:
+        for pairs in compared:
+            latents = list(pairs.clean.latents.values())
+            gradients = torch.autograd.grad(pairs.clean.logit_diff(pairs.task).sum(), latents)
+            for name, gradient in zip(pairs.clean.latents, gradients, strict=True):
+                total.add(name, gradient * pairs.change(name))
+            bar.update(len(pairs.task))
+    return total.means()
 
 
 def integrated_gradients(
     spliced: SplicedModel,
     task: Task,
     *,
-    steps: int = 10,
     means: PatchMeans | None = None,
-    baseline: Baseline = "patch",
-    aggregate: Aggregate = "mean",
-    batch_size: int | None = None,
-    progress: bool = False,
+    settings: AttributionSettings | None = None,
+    **changes: Any,
 ) -> Scores:
     """Integrated gradients, one SAE at a time: the mean gradient at ``steps`` points × (clean −
     baseline).
@@ -96,132 +141,124 @@ def integrated_gradients(
     what a mask puts in.
 
     Raises:
-        ValueError: ``steps`` below 1, or ``baseline="mean"`` without ``means``.
+        ValueError: a setting out of range; ``baseline="mean"`` without ``means``.
+        TypeError: a setting that there is not.
     """
-    _check(means, baseline, aggregate)
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, not {steps}.")
-    total = _Mean(aggregate, len(task))
-    at_once = batch_size or spliced.batch_size(task.seq_len, gradient=True)  # prompts × points
-    bar = tqdm(total=len(task) * len(spliced.saes), desc="IG", unit="prompt", disable=not progress)
-    for batch in batches(task, max(1, at_once // steps)):
-        with torch.no_grad():
-            clean = spliced.run(batch.clean, means=means, lengths=batch.lengths)
-            reference = _baseline_latents(spliced, batch, means, baseline)
-        for name, start in clean.prefixes.items():
-            change = clean.latents[name] - reference[name]
-            total.add(
-                name,
-                change
-                * _mean_gradient(
-                    spliced, name, start, batch, clean.latents[name], change, means, steps, at_once
-                ),
-            )
-            bar.update(len(batch))
-    bar.close()
-    return total.scores()
+    settings = with_changes(settings or AttributionSettings(), changes)
+    settings.check_means(means)
+    at_once = settings.batch_size or spliced.batch_size(task.seq_len, gradient=True)
+    size = max(1, at_once // settings.steps)
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(settings.aggregate, len(task))
+    with _bar("IG", len(task) * len(spliced.saes), settings) as bar:
+        for pairs in _compare(spliced, task, means, settings.baseline, size):
+            for name in pairs.clean.latents:
+                gradient = _mean_gradient(pairs, name, settings.steps, at_once)
+                total.add(name, gradient * pairs.change(name))
+                bar.update(len(pairs.task))
+    return total.means()
 
 
 def _mean_gradient(
-    spliced: SplicedModel,
-    name: str,
-    start: Prefix,
-    batch: Task,
-    f: Float[Tensor, "batch seq d_sae"],
-    change: Float[Tensor, "batch seq d_sae"],
-    means: PatchMeans | None,
-    steps: int,
-    at_once: int,
+    pairs: _Compared, name: str, steps: int, at_once: int
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """∂LD/∂latents, averaged over the points f − (j/steps)·change.
+    """∂LD/∂latents of one SAE, averaged over points on the way from clean to baseline.
 
     A decoder is affine: a point between two latents decodes to the point between what they decode
     to. So the points are taken after the decoder, and the mean gradient goes back through it once.
     Each forward pass starts at this SAE, with as many points at once as fit.
     """
-    sae, first = spliced.saes[name], spliced.first
+    sae, f = pairs.spliced.saes[name], pairs.clean.latents[name]
     with torch.no_grad():
-        clean, baseline = decode(sae, f[:, first:]), decode(sae, (f - change)[:, first:])
-    gradient = torch.zeros_like(clean, dtype=torch.float32)
-    for shares in (torch.arange(steps, device=f.device) / steps).split(
-        max(1, at_once // len(batch))
-    ):
-        points = (
-            torch.lerp(clean, baseline, shares[:, None, None, None].to(clean))
-            .flatten(0, 1)
-            .requires_grad_()
-        )
-        rows = torch.arange(len(batch)).repeat(len(shares))
-        run = spliced.run(
-            start[rows.to(f.device)], means=means, outputs={name: points}, keep_latents=False
-        )
-        found = torch.autograd.grad(run.logit_diff(batch[rows]).sum(), points)[0]
-        gradient += found.unflatten(0, (len(shares), -1)).sum(0) / steps
+        clean, baseline = decode(sae, f), decode(sae, f - pairs.change(name))
+    mean_gradient = torch.zeros_like(clean, dtype=torch.float32)
+    fractions = torch.arange(steps, device=f.device) / steps
+    for some in fractions.split(max(1, at_once // len(f))):
+        points = torch.lerp(clean, baseline, some[:, None, None, None].to(clean)).flatten(0, 1)
+        gradient = pairs.gradient_at(name, points.requires_grad_())
+        mean_gradient += gradient.unflatten(0, (len(some), -1)).sum(0) / steps
     f = f.detach().requires_grad_()
-    return torch.autograd.grad(decode(sae, f[:, first:]), f, grad_outputs=gradient.to(clean))[0]
+    return torch.autograd.grad(decode(sae, f), f, grad_outputs=mean_gradient.to(clean))[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# Exactly, node by node
+# ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def activation_patching(
     spliced: SplicedModel,
     task: Task,
-    nodes: Iterable[tuple[str, int, int]],
+    nodes: Iterable[Node],
     *,
     means: PatchMeans | None = None,
-    baseline: Baseline = "patch",
-    aggregate: Aggregate = "mean",
-    batch_size: int | None = None,
-    progress: bool = False,
+    settings: AttributionSettings | None = None,
+    **changes: Any,
 ) -> Scores:
-    """The ground truth for chosen nodes: LD(clean) − LD(clean, with this one node at its baseline
-    value).
+    """The exact effect of single nodes: how far LD falls when one alone has its baseline value.
 
     Args:
-        nodes: (hook point, position, latent) triples, e.g. some of `SAEMasks.nodes`.
+        nodes: (hook point, position, latent), each with a position. One that is named twice counts
+            once.
+        means, settings: as for `atp`.
 
     Returns:
         Scores ``[seq, d_sae]`` by hook point; NaN for the nodes that were not asked for.
 
     Raises:
-        ValueError: a node at a hook point that is not spliced.
+        ValueError: a node that is not there (a hook point without an SAE, BOS, a position beyond
+            the prompts, a latent that the SAE does not have), or one without a position; a setting
+            out of range; ``baseline="mean"`` without ``means``.
+        TypeError: a setting that there is not.
     """
-    _check(means, baseline, aggregate)
-    nodes = list(nodes)
-    unknown = {hook for hook, _, _ in nodes} - set(spliced.hook_points)
-    if unknown:
-        raise ValueError(
-            f"nodes: {sorted(unknown)} not spliced; this model has SAEs at {spliced.hook_points}."
-        )
-    values = {node: torch.zeros(()) for node in nodes}
-    scores: dict[str, Tensor] = {}
-    bar = tqdm(
-        total=len(nodes) * len(task),
-        desc="activation patching",
-        unit="prompt",
-        disable=not progress,
-    )
-    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
-        run = spliced.run(batch.clean, means=means, lengths=batch.lengths)
-        clean = run.logit_diff(batch)
-        reference = _baseline_latents(spliced, batch, means, baseline)
-        for name, f in run.latents.items():
-            scores.setdefault(name, torch.full(f.shape[1:], torch.nan, device=f.device))
-        for node in nodes:
-            name, position, latent = node
-            f = run.latents[name].clone()
-            f[:, position, latent] = reference[name].expand_as(f)[:, position, latent]
-            patched = spliced.run(
-                run.prefixes[name], means=means, latents={name: f}, keep_latents=False
-            )
-            change = clean - patched.logit_diff(batch)
-            values[node] = (
-                values[node] + (change.abs() if aggregate == "mean_abs" else change).sum().cpu()
-            )
-            bar.update(len(batch))
-    bar.close()
-    for (name, position, latent), value in values.items():
-        scores[name][position, latent] = value / len(task)
+    settings = with_changes(settings or AttributionSettings(), changes, known=WITHOUT_STEPS)
+    settings.check_means(means)
+    nodes = list(dict.fromkeys(nodes))
+    for node in nodes:
+        _check_node(node, spliced, task)
+    size = settings.batch_size or spliced.batch_size(task.seq_len)
+    total: _MeanOverPrompts[Node] = _MeanOverPrompts(settings.aggregate, len(task))
+    with _bar("activation patching", len(nodes) * len(task), settings) as bar:
+        for pairs in _compare(spliced, task, means, settings.baseline, size):
+            clean = pairs.clean.logit_diff(pairs.task)
+            for node in nodes:
+                total.add(node, clean - pairs.logit_diff_without(node))
+                bar.update(len(pairs.task))
+    scores = {
+        name: torch.full((task.seq_len, sae.cfg.d_sae), torch.nan, device=sae.W_dec.device)
+        for name, sae in spliced.saes.items()
+    }
+    for (name, position, latent), effect in total.means().items():
+        scores[name][position, latent] = effect
     return scores
+
+
+def _check_node(node: Node, spliced: SplicedModel, task: Task) -> None:
+    name, position, latent = node
+    if name not in spliced.saes:
+        raise ValueError(
+            f"nodes: {name} is not spliced; this model has SAEs at "
+            f"{', '.join(spliced.hook_points)}."
+        )
+    if position is None:
+        raise ValueError(
+            f"nodes: {node} has no position, and activation patching scores one position at a "
+            f"time: name each of {spliced.first} to {task.seq_len - 1}."
+        )
+    if not spliced.first <= position < task.seq_len:
+        bos = " (column 0 is BOS, which is never spliced)" if spliced.first else ""
+        raise ValueError(
+            f"nodes: {node} has position {position}; these prompts have positions {spliced.first} "
+            f"to {task.seq_len - 1}{bos}."
+        )
+    d_sae = spliced.saes[name].cfg.d_sae
+    if not 0 <= latent < d_sae:
+        raise ValueError(f"nodes: {node} has latent {latent}; the SAE has 0 to {d_sae - 1}.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Baselines without gradients
+# ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -232,18 +269,21 @@ def largest_change(
     means: PatchMeans | None = None,
     batch_size: int | None = None,
 ) -> Scores:
-    """A baseline without gradients: the mean over pairs of |clean activation − patch
-    activation|.
+    """A baseline without gradients: the mean over pairs of |clean − patch activation|.
+
+    Args:
+        means: needed for the error policy ``"mean"``.
+        batch_size: prompt pairs at once; None for as many as fit.
+
+    Returns:
+        Scores ``[seq, d_sae]`` by hook point, in units of the latents: 0 or more.
     """
-    total = _Mean("mean_abs", len(task))
-    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
-        clean, patch = (
-            spliced.run(tokens, means=means, lengths=batch.lengths).latents
-            for tokens in (batch.clean, batch.patch)
-        )
-        for name in clean:
-            total.add(name, clean[name] - patch[name])
-    return total.scores()
+    size = batch_size or spliced.batch_size(task.seq_len)
+    total: _MeanOverPrompts[str] = _MeanOverPrompts("mean_abs", len(task))
+    for pairs in _compare(spliced, task, means, "patch", size):
+        for name in pairs.clean.latents:
+            total.add(name, pairs.change(name))
+    return total.means()
 
 
 @torch.no_grad()
@@ -255,28 +295,44 @@ def random_scores(
     means: PatchMeans | None = None,
     batch_size: int | None = None,
 ) -> Scores:
-    """Chance: a random score in (0, 1] for every node that fires on some clean or patch prompt, 0
-    for the rest.
+    """Chance: a random score in (0, 1] for every node that fires on some clean or patch prompt.
 
-    Drawing from all nodes would be too weak a control: nearly all of them never fire on the task.
+    The rest have 0. Drawing from all nodes would be too weak a control: nearly all of them never
+    fire on the task.
+
+    Args:
+        seed: of the scores.
+        means: needed for the error policy ``"mean"``.
+        batch_size: prompt pairs at once; None for as many as fit.
+
+    Returns:
+        Scores ``[seq, d_sae]`` by hook point.
     """
+    size = batch_size or spliced.batch_size(task.seq_len)
     fires: dict[str, Tensor] = {}
-    for batch in batches(task, batch_size or spliced.batch_size(task.seq_len)):
-        for tokens in (batch.clean, batch.patch):
-            for name, f in spliced.run(tokens, means=means, lengths=batch.lengths).latents.items():
-                fires[name] = fires.get(name, False) | (f != 0).any(0)
+    for pairs in _compare(spliced, task, means, "patch", size):
+        for latents in (pairs.clean.latents, pairs.baseline):
+            for name, f in latents.items():
+                here = (f != 0).any(0)
+                fires[name] = fires[name] | here if name in fires else here
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (1 - torch.rand(on.shape, generator=generator)).to(on.device) * on
-        for name, on in fires.items()
-    }
+    scores = {}
+    for name, on in fires.items():
+        above_zero = 1 - torch.rand(on.shape, generator=generator)  # rand is in [0, 1)
+        scores[name] = above_zero.to(on.device) * on
+    return scores
 
 
-def random_nodes(scores: Scores, n: int, *, seed: int) -> Sequence[tuple[str, int, int]]:
+def random_nodes(scores: Scores, n: int, *, seed: int) -> list[Node]:
     """``n`` different nodes with a score other than 0, drawn at random: a sample to check scores
     on.
+
+    Raises:
+        ValueError: fewer than ``n`` nodes have a score.
     """
-    nodes = [(name, *index) for name, score in scores.items() for index in score.nonzero().tolist()]
+    nodes: list[Node] = []
+    for name, score in scores.items():
+        nodes += [(name, position, latent) for position, latent in score.nonzero().tolist()]
     if n > len(nodes):
         raise ValueError(
             f"n={n} nodes were wanted, and only {len(nodes)} have a score other than 0."
@@ -285,33 +341,109 @@ def random_nodes(scores: Scores, n: int, *, seed: int) -> Sequence[tuple[str, in
     return [nodes[i] for i in order.tolist()]
 
 
-def _check(means: PatchMeans | None, baseline: str, aggregate: str) -> None:
-    if baseline not in get_args(Baseline):
-        raise ValueError(f"baseline must be 'patch' or 'mean', not {baseline!r}.")
-    if aggregate not in get_args(Aggregate):
-        raise ValueError(f"aggregate must be 'mean' or 'mean_abs', not {aggregate!r}.")
-    if baseline == "mean" and means is None:
-        raise ValueError("baseline='mean' needs means=spliced.patch_means(task.patch).")
+# ---------------------------------------------------------------------------------------------
+# What they share
+# ---------------------------------------------------------------------------------------------
 
 
-def _baseline_latents(
-    spliced: SplicedModel, batch: Task, means: PatchMeans | None, baseline: Baseline
-) -> Latents:
-    if baseline == "mean":
-        return means.latents
-    with torch.no_grad():
-        return spliced.run(batch.patch, means=means, lengths=batch.lengths).latents
+@dataclass
+class _Compared:
+    """A batch of prompt pairs: the clean run, and what its latents are compared with.
+
+    Attributes:
+        task: the pairs of this batch.
+        clean: the spliced model on the clean prompts.
+        baseline: by hook point, ``[batch, seq, d_sae]``, or ``[seq, d_sae]`` for means.
+    """
+
+    spliced: SplicedModel
+    task: Task
+    means: PatchMeans | None
+    clean: Run
+    baseline: Mapping[str, Float[Tensor, "*batch seq d_sae"]]
+
+    def change(self, name: str) -> Float[Tensor, "batch seq d_sae"]:
+        """Clean latents − baseline."""
+        return self.clean.latents[name] - self.baseline[name]
+
+    def gradient_at(
+        self, name: str, points: Float[Tensor, "points_x_batch seq d_model"]
+    ) -> Float[Tensor, "points_x_batch seq d_model"]:
+        """∂LD/∂(what an SAE decodes) at several points for each prompt of the batch."""
+        rows = torch.arange(len(self.task)).repeat(len(points) // len(self.task))
+        run = self.spliced.run(
+            self.clean.prefixes[name][rows.to(points.device)],
+            means=self.means,
+            outputs={name: points},
+            keep_latents=False,
+        )
+        return torch.autograd.grad(run.logit_diff(self.task[rows]).sum(), points)[0]
+
+    def logit_diff_without(self, node: Node) -> Float[Tensor, " batch"]:
+        """LD on the clean prompts when one node has its baseline value."""
+        name, position, latent = node
+        f = self.clean.latents[name].clone()
+        f[:, position, latent] = self.baseline[name][..., position, latent]
+        prefix = self.clean.prefixes[name]  # nothing moves before the node's own SAE
+        run = self.spliced.run(prefix, means=self.means, latents={name: f}, keep_latents=False)
+        return run.logit_diff(self.task)
 
 
-class _Mean:
-    """A mean over prompts, hook point by hook point, batch by batch."""
+def _compare(
+    spliced: SplicedModel,
+    task: Task,
+    means: PatchMeans | None,
+    baseline: Baseline,
+    size: int,
+    *,
+    track_latents: bool = False,
+) -> Iterator[_Compared]:
+    """The task in batches of ``size`` pairs, with the clean run and the baseline of each.
 
-    def __init__(self, aggregate: Aggregate, n: int):
-        self.aggregate, self.n, self.sums = aggregate, n, {}
+    ``track_latents`` builds a graph from the clean latents on, so that they have gradients.
+    """
+    for batch in batches(task, size):
+        with torch.set_grad_enabled(track_latents):
+            prefix = spliced.prefix(batch.clean, lengths=batch.lengths)
+            clean = spliced.run(prefix, means=means, track_latents=track_latents)
+        if baseline == "mean":
+            assert means is not None, "check_means comes first"
+            latents = means.latents
+        else:
+            latents = _patch_latents(spliced, batch, means)
+        yield _Compared(spliced, batch, means, clean, latents)
 
-    def add(self, name: str, values: Float[Tensor, "batch seq d_sae"]) -> None:
-        values = values.detach().abs() if self.aggregate == "mean_abs" else values.detach()
-        self.sums[name] = self.sums.get(name, 0) + values.float().sum(0)
 
-    def scores(self) -> dict[str, Float[Tensor, "seq d_sae"]]:
-        return {name: total / self.n for name, total in self.sums.items()}
+@torch.no_grad()
+def _patch_latents(
+    spliced: SplicedModel, task: Task, means: PatchMeans | None
+) -> dict[str, Float[Tensor, "batch seq d_sae"]]:
+    prefix = spliced.prefix(task.patch, lengths=task.lengths)
+    return spliced.run(prefix, means=means).latents
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class _MeanOverPrompts(Generic[Key]):
+    """Means over prompts, summed up batch by batch: by hook point, or by node."""
+
+    def __init__(self, aggregate: Aggregate, n_prompts: int):
+        self.aggregate, self.n_prompts = aggregate, n_prompts
+        self.sums: dict[Key, Tensor] = {}
+
+    def add(self, key: Key, values: Float[Tensor, "batch *rest"]) -> None:
+        """Values of some prompts; each prompt is to be added once."""
+        values = values.detach()
+        if self.aggregate == "mean_abs":
+            values = values.abs()
+        total = values.float().sum(0)
+        self.sums[key] = self.sums[key] + total if key in self.sums else total
+
+    def means(self) -> dict[Key, Float[Tensor, "..."]]:
+        """The mean of each key, over all prompts."""
+        return {key: total / self.n_prompts for key, total in self.sums.items()}
+
+
+def _bar(title: str, total: int, settings: AttributionSettings) -> tqdm:
+    return tqdm(total=total, desc=title, unit="prompt", disable=not settings.progress)

@@ -9,29 +9,39 @@ possible:
     loss = |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
 
 and at the end the nodes with θ > 0 are kept. The sum is over the nodes that can matter: before the
-first mask acts, latents are what they are, and one that fires on no training prompt is left out. λ
-sets the price of a node; where a size is wanted instead (``n_nodes=20``), λ itself is adjusted as
-the mask is learned, like a Lagrange multiplier.
+first mask acts, latents are what they are, and one that fires on no training prompt is left out. λ,
+``sparsity`` in the code, says how much a node costs. Where a size is wanted instead
+(``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange multiplier.
+
+`ContinuousSparsification` is the method, whatever computes the two logit differences. `MaskLearner`
+computes them with a `SplicedModel`, step by step, and `learn_masks` takes all the steps.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.saes import encode
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix, batches
+from course_utils.circuits.settings import require, with_changes
+from course_utils.circuits.splice import PatchMeans, Prefix, SplicedModel
 from course_utils.prompts.tasks import Task
 
 Candidates = Literal["all", "firing"]
+
+Record = dict[str, float]
+"""What one step was like: ``step`` (from 0), ``loss``, ``faithfulness_loss`` (its first term),
+``n_on`` (nodes with θ > 0 after the step), ``tau`` and ``sparsity`` (τ and λ in the step).
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,10 @@ class MaskSettings:
     """How a mask is learned.
 
     Attributes:
-        sparsity: λ, the price of a node. Larger means fewer nodes.
+        sparsity: λ, what a node costs in the loss: 0 or more. Larger means fewer nodes.
         n_nodes: the wanted number of nodes; then λ is found on the way, from ``sparsity`` on.
         steps: optimisation steps; τ reaches ``tau_max`` at the last.
-        batch_size: prompt pairs a step.
+        batch_size: prompt pairs per step.
         lr: Adam's learning rate for θ.
         theta_init: θ at the start, for every node.
         tau_max: the temperature at the end; it starts at 1.
@@ -52,6 +62,9 @@ class MaskSettings:
             approximation that makes the width of the SAEs nearly free.
             `LearnedMask.candidate_error` says what it cost.
         seed: of the order of the prompts.
+
+    Raises:
+        ValueError: a setting out of range.
     """
 
     sparsity: float = 0.03
@@ -66,55 +79,52 @@ class MaskSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, ok, want in (
-            ("sparsity", self.sparsity >= 0, "0 or more"),
-            ("n_nodes", self.n_nodes is None or self.n_nodes > 0, "above 0 (or None)"),
-            ("steps", self.steps > 0, "above 0"),
-            ("batch_size", self.batch_size > 0, "above 0"),
-            ("lr", self.lr > 0, "above 0"),
-            ("tau_max", self.tau_max >= 1, "1 or more"),
-            ("candidates", self.candidates in get_args(Candidates), "'all' or 'firing'"),
-        ):
-            if not ok:
-                raise ValueError(f"{name} must be {want}, not {getattr(self, name)!r}.")
+        require(self, "sparsity", self.sparsity >= 0, "0 or more")
+        require(self, "n_nodes", self.n_nodes is None or self.n_nodes > 0, "above 0 (or None)")
+        require(self, "steps", self.steps > 0, "above 0")
+        require(self, "batch_size", self.batch_size > 0, "above 0")
+        require(self, "lr", self.lr > 0, "above 0")
+        require(self, "tau_max", self.tau_max >= 1, "1 or more")
+        known = self.candidates in get_args(Candidates)
+        require(self, "candidates", known, "'all' or 'firing'")
+
+    def check_prompts(self, n_prompts: int) -> None:
+        """Raise ValueError if there are fewer prompts than one batch."""
+        if n_prompts < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size}, but there are only {n_prompts} prompt pairs."
+            )
 
 
 @dataclass
 class LearnedMask:
-    """What `learn_masks` found, finished or not.
+    """What `learn_masks` comes to, finished or not.
 
     Attributes:
         masks: zeros and ones: the nodes with θ > 0 (the best ``n_nodes`` of them, where a size was
             wanted).
-        theta: the learned numbers, by hook point; −∞ for latents that were left out.
+        theta: the learned numbers, by hook point, ``[seq, d_sae]`` or ``[d_sae]``; −∞ for latents
+            that were left out.
         history: a record per step: loss, faithfulness loss, nodes on (θ > 0), temperature, λ.
-        interrupted: whether Ctrl-C ended it early. ``learn_masks(…, resume=this)`` goes on.
+        settings: those that it was learned with.
+        interrupted: whether steps are left. ``learn_masks(…, resume=this)`` goes on.
+        optimizer_state: Adam's, to go on from.
         candidate_error: with ``candidates="firing"``, the mean over training prompts of |LD with
             all latents − LD with the candidates|, for this mask; None if all were candidates.
     """
 
     masks: SAEMasks
-    theta: dict[str, Float[Tensor, "seq d_sae"]]
-    history: list[dict[str, float]]
+    theta: dict[str, Float[Tensor, "*seq d_sae"]]
+    history: list[Record]
     settings: MaskSettings
     interrupted: bool
-    optimizer_state: dict = field(repr=False)
+    optimizer_state: dict[str, Any] = field(repr=False)
     candidate_error: float | None = None
 
     @property
     def n_nodes(self) -> int:
         """Nodes in the circuit."""
         return self.masks.get_num_latents()
-
-
-def temperature(step: int, settings: MaskSettings) -> float:
-    """τ: 1 at step 0, ``tau_max`` at the last step, geometric between, and no further."""
-    return settings.tau_max ** (min(step, settings.steps - 1) / max(1, settings.steps - 1))
-
-
-def soft_mask(theta: Tensor, tau: float) -> Tensor:
-    """m = σ(τ·θ): 0.5 at θ = 0; near 0 or 1 when τ is large."""
-    return torch.sigmoid(tau * theta)
 
 
 def learn_masks(
@@ -125,7 +135,7 @@ def learn_masks(
     settings: MaskSettings | None = None,
     resume: LearnedMask | None = None,
     progress: bool = True,
-    **changes,
+    **changes: Any,
 ) -> LearnedMask:
     """Learn which nodes to keep, by continuous sparsification.
 
@@ -143,206 +153,364 @@ def learn_masks(
     Raises:
         ValueError: a setting out of range; ``n_nodes`` larger than the number of nodes; fewer
             prompts than one batch.
+        TypeError: a setting that there is not.
     """
     if resume is not None:
         settings = resume.settings
-    settings = replace(settings or MaskSettings(), **changes)
-    if len(task) < settings.batch_size:
-        raise ValueError(
-            f"batch_size={settings.batch_size}, but {task!r} has only {len(task)} prompt pairs."
-        )
-    means = means or spliced.patch_means(task.patch, lengths=task.lengths)
-    start = spliced.prefix(task.clean, lengths=task.lengths)
-    target = spliced.logit_diff(task, means=means, start=start)
-    keep = _candidates(spliced, task, start, means, settings)
-    whole, whole_means = spliced, means
-    spliced, means = spliced.narrow(keep), means.narrow(keep)
-    clean = _first_latents(spliced, start)
-
-    theta = _starting_theta(means, keep, settings, resume)
-    live = _live_rows(theta, spliced)
-    n_total = int(sum(at.sum() for at in live.values()))
-    if settings.n_nodes is not None and settings.n_nodes > n_total:
-        raise ValueError(
-            f"n_nodes must be at most {n_total} (all nodes that can matter), not {settings.n_nodes}."
-        )
-    optimizer = torch.optim.Adam(theta.values(), lr=settings.lr)
-    history = list(resume.history) if resume else []
-    if resume is not None:
-        optimizer.load_state_dict(resume.optimizer_state)
-    price = history[-1]["sparsity"] if history else settings.sparsity
-
-    interrupted = False
+    settings = with_changes(settings or MaskSettings(), changes)
+    learner = MaskLearner(spliced, task, means, settings, resume=resume)
     bar = tqdm(
-        total=settings.steps, initial=len(history), desc="learning a mask", disable=not progress
+        total=settings.steps,
+        initial=len(learner.history),
+        desc="learning a mask",
+        disable=not progress,
     )
     try:
-        for step in range(len(history), settings.steps):
-            tau = temperature(step, settings)
-            rows = batch_rows(len(task), step, settings)
-            batch = task[rows]
-            soft = {name: soft_mask(value, tau) * live[name] for name, value in theta.items()}
-            masks = SAEMasks(list(soft), list(soft.values()))
-            at = rows.to(target.device)
-            first = {name: f[at] for name, f in clean.items()}
-            run = spliced.run(
-                start[at], masks=masks, means=means, latents=first, keep_latents=False
-            )
-            faithfulness_loss = (target[at] - run.logit_diff(batch)).abs().mean()
-            n_soft = sum(mask.sum() for mask in soft.values())
-            loss = faithfulness_loss + price * n_soft / len(soft)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-            n_on = sum(int(((value > 0) * live[name]).sum()) for name, value in theta.items())
-            history.append(
-                dict(
-                    step=step,
-                    loss=loss.item(),
-                    faithfulness_loss=faithfulness_loss.item(),
-                    n_on=n_on,
-                    tau=tau,
-                    sparsity=price,
-                )
-            )
-            if settings.n_nodes is not None:
-                price = _adjusted_price(price, n_soft.item(), n_total, step, settings)
-            bar.set_postfix(loss=f"{loss.item():.3f}", nodes=n_on, tau=f"{tau:.1f}")
+        while not learner.done:
+            record = learner.step()
+            loss, tau = f"{record['loss']:.3f}", f"{record['tau']:.1f}"
+            bar.set_postfix(loss=loss, nodes=record["n_on"], tau=tau)
             bar.update()
     except KeyboardInterrupt:
-        interrupted = True
         print(
-            f"Interrupted after {len(history)} of {settings.steps} steps; this is the mask so far. Go on with resume=…."
+            f"Interrupted after {len(learner.history)} of {settings.steps} steps; this is the mask "
+            "so far. Go on with resume=…."
         )
     finally:
         bar.close()
-    final = {
-        name: _widened(value.detach(), keep.get(name), whole.saes[name].cfg.d_sae)
-        for name, value in theta.items()
-    }
-    masks, error = _binary(final, _live_rows(final, whole), settings), None
-    if settings.candidates == "firing":
-        narrow = SAEMasks(
-            masks.hook_points, [mask[..., keep[name]] for name, mask in masks.items()]
-        )
-        with_all = whole.logit_diff(task, masks=masks, means=whole_means, start=start)
-        error = (
-            (with_all - spliced.logit_diff(task, masks=narrow, means=means, start=start))
-            .abs()
-            .mean()
-            .item()
-        )
-    return LearnedMask(
-        masks=masks,
-        theta=final,
-        history=history,
-        settings=settings,
-        interrupted=interrupted,
-        optimizer_state=optimizer.state_dict(),
-        candidate_error=error,
-    )
+    return learner.finish()
 
 
-@torch.no_grad()
-def _candidates(
-    spliced: SplicedModel, task: Task, start: Prefix, means: PatchMeans, settings: MaskSettings
-) -> dict[str, Int[Tensor, " kept"]]:
-    """The latents that may fire, by hook point; hook points that are not there keep all.
+# ---------------------------------------------------------------------------------------------
+# The method
+# ---------------------------------------------------------------------------------------------
 
-    A latent is left out if it is 0 on every clean prompt and in the mean over patch prompts. At the
-    first SAE that is exact, since no mask comes before it; at the others it is right as long as
-    nothing is masked.
+
+def temperature(step: int, settings: MaskSettings) -> float:
+    """τ: 1 at step 0, ``tau_max`` at the last step, geometric between, and no further."""
+    return settings.tau_max ** (min(step, settings.steps - 1) / max(1, settings.steps - 1))
+
+
+def soft_mask(theta: Float[Tensor, "*nodes"], tau: float) -> Float[Tensor, "*nodes"]:
+    """m = σ(τ·θ): 0.5 at θ = 0; near 0 or 1 when τ is large."""
+    return torch.sigmoid(tau * theta)
+
+
+def batch_rows(n_prompts: int, step: int, settings: MaskSettings) -> Int[Tensor, " batch"]:
+    """The prompts of a step: all in a new random order each epoch, and no prompt twice in one.
+
+    The order depends on the seed and the step only, so that it is the same after a resume. The last
+    prompts of an epoch's order that do not fill a batch are left out.
     """
-    fires = {name: (f != 0).any(0) for name, f in means.latents.items()}
-    size = spliced.batch_size(task.seq_len)
-    for i, batch in enumerate(batches(task, size)):
-        here = start[i * size : (i + 1) * size]
-        if settings.candidates == "firing":
-            latents = spliced.run(here, means=means).latents
-        else:
-            latents = _first_latents(spliced, here)
-        for name, f in latents.items():
-            fires[name] |= (f != 0).flatten(0, 1).any(0)
-    return {name: fires[name].nonzero()[:, 0] for name in latents}
+    steps_per_epoch = n_prompts // settings.batch_size
+    epoch, batch = divmod(step, steps_per_epoch)
+    generator = torch.Generator().manual_seed(1000 * settings.seed + epoch)
+    order = torch.randperm(n_prompts, generator=generator)
+    first = batch * settings.batch_size
+    return order[first : first + settings.batch_size]
 
 
-@torch.no_grad()
-def _first_latents(spliced: SplicedModel, start: Prefix) -> dict[str, Float[Tensor, "n seq d_sae"]]:
-    """What the first SAE finds: the same at every step."""
-    name = spliced.hook_points[0]
-    f = encode(spliced.saes[name], start.resid)
-    return {name: torch.nn.functional.pad(f, (0, 0, spliced.first, 0))}
+class ContinuousSparsification:
+    """θ, its optimiser, and what makes masks of it: the method but for the logit differences.
 
+        while not learning.done:
+            rows, masks = learning.rows(), learning.soft_masks()
+            gaps = …  # LD_spliced − LD_masked of these prompts with these masks
+            learning.update(gaps, masks)
 
-def _starting_theta(
-    means: PatchMeans,
-    keep: Mapping[str, Tensor],
-    settings: MaskSettings,
-    resume: LearnedMask | None,
-) -> dict[str, Float[Tensor, "seq kept"]]:
-    """θ₀ for every candidate, or what an earlier run had come to."""
-    if resume is None:
-        rows = {name: f if settings.per_position else f[0] for name, f in means.latents.items()}
-        theta = {
-            name: torch.full_like(f, settings.theta_init, dtype=torch.float32)
-            for name, f in rows.items()
+    Args:
+        theta: where to start from, by hook point: ``[seq, d_sae]``, or ``[d_sae]`` for all
+            positions.
+        n_prompts: how many training prompts there are.
+        settings: `MaskSettings`.
+        first: the first position where a node can be: 1 where there is a BOS, else 0.
+        resume: an interrupted result, whose history and optimiser state to go on with.
+
+    Attributes:
+        theta: the numbers so far.
+        history: a record per step.
+        sparsity: λ for the next step.
+
+    Raises:
+        ValueError: fewer prompts than one batch; ``n_nodes`` larger than the number of nodes.
+    """
+
+    def __init__(
+        self,
+        theta: Mapping[str, Float[Tensor, "..."]],
+        n_prompts: int,
+        settings: MaskSettings,
+        *,
+        first: int,
+        resume: LearnedMask | None = None,
+    ):
+        settings.check_prompts(n_prompts)
+        self.theta = {
+            name: value.detach().clone().requires_grad_() for name, value in theta.items()
         }
-    else:
-        theta = {
-            name: value[..., keep[name]].clone() if name in keep else value.clone()
-            for name, value in resume.theta.items()
-        }
-    return {name: value.requires_grad_() for name, value in theta.items()}
+        self.n_prompts, self.settings = n_prompts, settings
+        self.live = {name: _live(value, first) for name, value in theta.items()}
+        self.n_total = sum(int(live.sum()) for live in self.live.values())
+        if settings.n_nodes is not None and settings.n_nodes > self.n_total:
+            raise ValueError(
+                f"n_nodes must be at most {self.n_total} (all nodes that can matter), not "
+                f"{settings.n_nodes}."
+            )
+        self.optimizer = torch.optim.Adam(self.theta.values(), lr=settings.lr)
+        self.history: list[Record] = []
+        self.sparsity = settings.sparsity
+        if resume is not None:
+            self.optimizer.load_state_dict(copy.deepcopy(resume.optimizer_state))
+            self.history = list(resume.history)
+        if self.history:
+            self.sparsity = self.history[-1]["sparsity"]
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return len(self.history) >= self.settings.steps
+
+    @property
+    def tau(self) -> float:
+        """The temperature of the next step."""
+        return temperature(len(self.history), self.settings)
+
+    def rows(self) -> Int[Tensor, " batch"]:
+        """Which prompts the next step is to use."""
+        return batch_rows(self.n_prompts, len(self.history), self.settings)
+
+    def soft_masks(self) -> SAEMasks:
+        """m = σ(τ·θ), and 0 in BOS' row; gradients flow to θ."""
+        masks = [soft_mask(theta, self.tau) * self.live[name] for name, theta in self.theta.items()]
+        return SAEMasks(list(self.theta), masks)
+
+    def update(self, gaps: Float[Tensor, " batch"], masks: SAEMasks) -> Record:
+        """One step of Adam on mean |gaps| + λ · Σm / (number of SAEs).
+
+        Args:
+            gaps: LD_spliced − LD_masked of each prompt, with a graph back to ``masks``.
+            masks: the soft masks that the gaps were computed with.
+
+        Returns:
+            The step's record.
+        """
+        record: Record = {"step": len(self.history)}
+        faithfulness_loss = gaps.abs().mean()
+        n_soft = sum((mask.sum() for mask in masks.masks), torch.zeros((), device=gaps.device))
+        loss = faithfulness_loss + self.sparsity * n_soft / len(self.theta)
+        tau = self.tau
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        record |= {"loss": loss.item(), "faithfulness_loss": faithfulness_loss.item()}
+        record |= {"n_on": self._n_on(), "tau": tau, "sparsity": self.sparsity}
+        self.history.append(record)
+        if self.settings.n_nodes is not None:
+            self.sparsity = self._adjusted_sparsity(n_soft.item(), self.settings.n_nodes)
+        return record
+
+    def _n_on(self) -> int:
+        return sum(int(((theta > 0) & self.live[name]).sum()) for name, theta in self.theta.items())
+
+    def _adjusted_sparsity(self, n_soft: float, n_nodes: int) -> float:
+        """λ for the next step: up where there are more nodes than there should be by now.
+
+        The wanted number falls geometrically from all nodes to ``n_nodes`` over the first two
+        thirds.
+        """
+        progress = min(1.0, len(self.history) / max(1, self.settings.steps * 2 / 3))
+        wanted = self.n_total ** (1 - progress) * n_nodes**progress
+        too_many = math.log(max(n_soft, 1e-3) / wanted)
+        return self.sparsity * math.exp(0.2 * max(-2.0, min(2.0, too_many)))
 
 
-def _widened(theta: Tensor, keep: Tensor | None, d_sae: int) -> Tensor:
-    """θ of all latents: −∞ for those that were left out."""
-    if keep is None:
-        return theta
-    wide = theta.new_full((*theta.shape[:-1], d_sae), -torch.inf)
-    wide[..., keep] = theta
-    return wide
+def binary_masks(
+    theta: Mapping[str, Float[Tensor, "..."]], settings: MaskSettings, *, first: int
+) -> SAEMasks:
+    """Zeros and ones: the nodes with θ > 0; where a size is wanted, the nodes with the largest θ.
+
+    Args:
+        theta: by hook point, ``[seq, d_sae]`` or ``[d_sae]``.
+        settings: whose ``n_nodes`` says whether a size is wanted.
+        first: the first position where a node can be.
+    """
+    live = {name: _live(value, first) for name, value in theta.items()}
+    if settings.n_nodes is None:
+        masks = [((value > 0) & live[name]).float() for name, value in theta.items()]
+        return SAEMasks(list(theta), masks)
+    scores = {name: value.masked_fill(~live[name], -torch.inf) for name, value in theta.items()}
+    return SAEMasks.from_scores(scores, settings.n_nodes, rank="signed")
 
 
-def _live_rows(theta: Mapping[str, Tensor], spliced: SplicedModel) -> dict[str, Tensor]:
-    """1 where a node can be, 0 in BOS' row."""
-    live = {name: torch.ones_like(value) for name, value in theta.items()}
-    for value in live.values():
-        if value.ndim == 2:
-            value[: spliced.first] = 0
+def _live(theta: Float[Tensor, "*seq d_sae"], first: int) -> Bool[Tensor, "*seq d_sae"]:
+    """Where a node can be: not in BOS' row."""
+    live = torch.ones_like(theta, dtype=torch.bool)
+    if live.ndim == 2:
+        live[:first] = False
     return live
 
 
-def batch_rows(n: int, step: int, settings: MaskSettings) -> Tensor:
-    """The prompts of a step: every prompt once, in a new random order each epoch. The same after a
-    resume.
+# ---------------------------------------------------------------------------------------------
+# The method with a spliced model
+# ---------------------------------------------------------------------------------------------
+
+
+class MaskLearner:
+    """Learns masks for a spliced model, step by step.
+
+        learner = MaskLearner(spliced, task, means, MaskSettings(steps=20))
+        while not learner.done:
+            record = learner.step()
+        learned = learner.finish()
+
+    What is the same at every step is computed once, here: the passes up to the first SAE, its
+    latents, and the answers of the spliced model with nothing masked.
+
+    Args:
+        spliced: the model and its SAEs.
+        task: the training prompts.
+        means: what an ablated latent is replaced by; computed from ``task.patch`` if not given.
+        settings: `MaskSettings`, the defaults if not given.
+        resume: an interrupted result to go on from.
+
+    Raises:
+        ValueError: fewer prompts than one batch; ``n_nodes`` larger than the number of nodes.
     """
-    per_epoch = n // settings.batch_size
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * settings.seed + epoch))
-    return order[place * settings.batch_size : (place + 1) * settings.batch_size]
 
+    def __init__(
+        self,
+        spliced: SplicedModel,
+        task: Task,
+        means: PatchMeans | None = None,
+        settings: MaskSettings | None = None,
+        *,
+        resume: LearnedMask | None = None,
+    ):
+        self.settings = settings or MaskSettings()
+        self.settings.check_prompts(len(task))
+        self.spliced, self.task = spliced, task
+        if means is None:
+            means = spliced.patch_means(task.patch, lengths=task.lengths)
+        self.means = means
+        self.prefix = spliced.prefix(task.clean, lengths=task.lengths)
+        self.target = spliced.logit_diff_from(self.prefix, task, means=self.means)
 
-def _adjusted_price(
-    price: float, n_soft: float, n_total: int, step: int, settings: MaskSettings
-) -> float:
-    """λ for the next step: up where there are more nodes than there should be by now, down where
-    fewer.
-
-    The wanted number falls geometrically from all nodes to ``n_nodes`` over the first two thirds.
-    """
-    progress = min(1.0, (step + 1) / max(1, settings.steps * 2 / 3))
-    wanted = n_total ** (1 - progress) * settings.n_nodes**progress
-    return price * math.exp(0.2 * max(-2.0, min(2.0, math.log(max(n_soft, 1e-3) / wanted))))
-
-
-def _binary(
-    theta: Mapping[str, Tensor], live: Mapping[str, Tensor], settings: MaskSettings
-) -> SAEMasks:
-    if settings.n_nodes is None:
-        return SAEMasks(
-            list(theta), [((value > 0) * live[name]).float() for name, value in theta.items()]
+        self.kept = self._candidates()
+        self.narrow = spliced.narrow(self.kept)
+        self.narrow_means = self.means.narrow(self.kept)
+        self.first_latents = _first_latents(self.narrow, self.prefix)
+        self.learning = ContinuousSparsification(
+            self._starting_theta(resume),
+            len(task),
+            self.settings,
+            first=spliced.first,
+            resume=resume,
         )
-    scores = {name: value.masked_fill(live[name] == 0, -torch.inf) for name, value in theta.items()}
-    return SAEMasks.from_scores(scores, settings.n_nodes, rank="signed")
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.learning.done
+
+    @property
+    def history(self) -> list[Record]:
+        """A record per step so far."""
+        return self.learning.history
+
+    def step(self) -> Record:
+        """Take one optimisation step; returns its record."""
+        rows, masks = self.learning.rows(), self.learning.soft_masks()
+        here = rows.to(self.target.device)
+        run = self.narrow.run(
+            self.prefix[here],
+            masks=masks,
+            means=self.narrow_means,
+            latents={name: f[here] for name, f in self.first_latents.items()},
+            keep_latents=False,
+        )
+        gaps = self.target[here] - run.logit_diff(self.task[rows])
+        return self.learning.update(gaps, masks)
+
+    def finish(self) -> LearnedMask:
+        """The mask so far. More steps may follow: the result does not change with them."""
+        theta = {name: self._widened(name, value) for name, value in self.learning.theta.items()}
+        masks = binary_masks(theta, self.settings, first=self.spliced.first)
+        firing_only = self.settings.candidates == "firing"
+        return LearnedMask(
+            masks=masks,
+            theta=theta,
+            history=list(self.history),
+            settings=self.settings,
+            interrupted=not self.done,
+            optimizer_state=copy.deepcopy(self.learning.optimizer.state_dict()),
+            candidate_error=self._candidate_error(masks) if firing_only else None,
+        )
+
+    # -- which latents can matter ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def _candidates(self) -> dict[str, Int[Tensor, " _kept"]]:
+        """The latents that may fire, by hook point; hook points that are not there keep all.
+
+        A latent is left out if it is 0 on every clean prompt and in the mean over patch prompts. At
+        the first SAE that is exact, since no mask comes before it; at the others it is right as
+        long as nothing is masked.
+        """
+        everywhere = self.settings.candidates == "firing"
+        names = self.spliced.hook_points if everywhere else self.spliced.hook_points[:1]
+        fires = {name: (self.means.latents[name] != 0).any(0) for name in names}
+        size = self.spliced.batch_size(self.task.seq_len)
+        for first in range(0, len(self.task), size):
+            batch = self.prefix[first : first + size]
+            if everywhere:
+                latents = self.spliced.run(batch, means=self.means).latents
+            else:
+                latents = _first_latents(self.spliced, batch)
+            for name, f in latents.items():
+                fires[name] |= (f != 0).flatten(0, 1).any(0)
+        return {name: fired.nonzero()[:, 0] for name, fired in fires.items()}
+
+    def _starting_theta(self, resume: LearnedMask | None) -> dict[str, Float[Tensor, "..."]]:
+        """θ₀ for every candidate, or what an earlier run had come to."""
+        theta = {}
+        for name, mean in self.narrow_means.latents.items():
+            if resume is None:
+                like = mean if self.settings.per_position else mean[0]
+                theta[name] = torch.full_like(like, self.settings.theta_init, dtype=torch.float32)
+            else:
+                earlier = resume.theta[name]
+                theta[name] = earlier[..., self.kept[name]] if name in self.kept else earlier
+        return theta
+
+    def _widened(self, name: str, theta: Float[Tensor, "*seq kept"]) -> Float[Tensor, "*seq d_sae"]:
+        """A copy of θ for all latents: −∞ for those that were left out."""
+        theta = theta.detach().clone()
+        if name not in self.kept:
+            return theta
+        wide = theta.new_full((*theta.shape[:-1], self.spliced.saes[name].cfg.d_sae), -torch.inf)
+        wide[..., self.kept[name]] = theta
+        return wide
+
+    def _candidate_error(self, masks: SAEMasks) -> float:
+        """The mean over training prompts of |LD with all latents − LD with the candidates|."""
+        narrow = [mask[..., self.kept[name]] for name, mask in masks.items()]
+        with_all = self.spliced.logit_diff_from(
+            self.prefix, self.task, masks=masks, means=self.means
+        )
+        with_candidates = self.narrow.logit_diff_from(
+            self.prefix,
+            self.task,
+            masks=SAEMasks(masks.hook_points, narrow),
+            means=self.narrow_means,
+        )
+        return (with_all - with_candidates).abs().mean().item()
+
+
+@torch.no_grad()
+def _first_latents(
+    spliced: SplicedModel, prefix: Prefix
+) -> dict[str, Float[Tensor, "batch seq d_sae"]]:
+    """What the first SAE finds, the same at every step; a row of 0 in front where BOS is."""
+    name = spliced.hook_points[0]
+    f = encode(spliced.saes[name], prefix.resid)
+    return {name: torch.nn.functional.pad(f, (0, 0, spliced.first, 0))}
