@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
+from course_utils.labs.layers import LayerStack
 from course_utils.prompts.grammar import VOCABULARIES
 from course_utils.prompts.sessions import KEYS
 from tools import collect_activations, finetune_saes, train_saes
@@ -104,6 +106,30 @@ def test_training_stops_resumes_and_writes_saes_that_saelens_reads(workplace, mo
     assert recipe["tokens"] == tokens and recipe["seed"] == 0 and recipe["corpus"] == ["corpus.txt"]
 
 
+def test_saelens_trainer_calls_what_the_courses_sae_overrides(workplace, monkeypatch):
+    """A renamed method would not be called any more, and nothing else would say so."""
+    called = set()
+    names = [name for name in vars(train_saes.SampledBatchTopKSAE) if name[0].islower()]
+    for name in names:
+        right = getattr(train_saes.SampledBatchTopKSAE, name)
+
+        def noted(*args, name=name, right=right, **kwargs):
+            called.add(name)
+            return right(*args, **kwargs)
+
+        monkeypatch.setattr(train_saes.SampledBatchTopKSAE, name, noted)
+    run_training(workplace, "overridden", 6 * 7 * 3)
+    assert len(names) == 5
+    assert called == set(names), f"SAELens {version('sae-lens')} does not call all of {names}"
+
+
+def test_the_tools_use_nothing_private_of_saelens():
+    for name in ("train_saes", "finetune_saes", "measure_saes", "collect_activations"):
+        source = (ROOT / "tools" / f"{name}.py").read_text()
+        private = set(re.findall(r"(?:trainer|single|scaler|sae|cfg)\._\w+", source))
+        assert not private, f"{name}.py: {private}; written for SAELens {version('sae-lens')}"
+
+
 def test_training_learns_to_rebuild_the_residual_stream(workplace):
     sae = run_training(workplace, "long", 6 * 7 * 250)[2]
     args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)
@@ -120,21 +146,11 @@ def test_finetuning_brings_the_spliced_model_closer(workplace):
     run_training(workplace, "tuned", 6 * 7 * 60)
     args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)
     model, tokenizer = train_saes.load_model(args)
-    tokens = Sequences(["The artist is near the boy."] * 4, [], tokenizer, seq_len=8, seed=9).batch(
-        0, 4
-    )
+    text = Sequences(["The artist is near the boy."] * 4, [], tokenizer, seq_len=8, seed=9)
 
     def divergence():
-        saes = {
-            layer: SAE.load_from_disk(workplace / "tuned-out" / f"layer_{layer}", dtype="float32")
-            for layer in (1, 2)
-        }
-        splice = finetune_saes.Splice(model, saes, autocast=False)
-        with torch.no_grad():
-            target, found = (
-                splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2})
-            )
-        return (target.exp() * (target - found)).sum(-1).mean().item()
+        saes = saes_in(workplace / "tuned-out")
+        return divergence_with(model, tokenizer, saes, text.batch(0, 4))
 
     before = divergence()
     arguments = [
@@ -146,6 +162,50 @@ def test_finetuning_brings_the_spliced_model_closer(workplace):
     assert (
         "finetuning" in json.loads((workplace / "tuned-out" / "metrics.json").read_text())["recipe"]
     )
+
+
+def saes_in(folder: Path) -> dict[int, SAE]:
+    return {
+        layer: SAE.load_from_disk(folder / f"layer_{layer}", dtype="float32") for layer in (1, 2)
+    }
+
+
+def divergence_with(model, tokenizer, saes: dict[int, SAE], tokens: torch.Tensor) -> float:
+    """KL(model ‖ spliced), by hooks on the model's own layers and SAELens' own encode."""
+
+    def hook(sae):
+        def replace(module, args, output):
+            x = output[0] if isinstance(output, tuple) else output
+            new = torch.cat([x[:, :1], sae(x[:, 1:])], dim=1)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return replace
+
+    with torch.no_grad():
+        target = model(tokens).logits[:, 1:].log_softmax(-1)
+        handles = [
+            model.model.layers[layer].register_forward_hook(hook(sae))
+            for layer, sae in saes.items()
+        ]
+        spliced = model(tokens).logits[:, 1:].log_softmax(-1)
+        for handle in handles:
+            handle.remove()
+    return (target.exp() * (target - spliced)).sum(-1).mean().item()
+
+
+def test_the_loss_of_finetuning_is_the_divergence_that_hooks_give(workplace):
+    run_training(workplace, "loss", 6 * 7 * 20)
+    args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)
+    model, tokenizer = train_saes.load_model(args)
+    saes = saes_in(workplace / "loss-out")
+    tokens = make_sequences().batch(0, 5)
+    stack = LayerStack(model, tokenizer.bos_token_id)
+    batch = finetune_saes.FromText(stack, make_sequences(), 5, seed=0).of(tokens)
+    with torch.no_grad():
+        spliced, errors = finetune_saes.spliced_log_probs(stack, saes, batch)
+    kl = (batch.target.exp() * (batch.target - spliced)).sum(-1).mean().item()
+    assert kl == pytest.approx(divergence_with(model, tokenizer, saes, tokens), rel=1e-3)
+    assert errors.shape == (2,) and (errors > 0).all()
 
 
 def make_sequences(prompt_share=0.25, n=40):
@@ -223,13 +283,10 @@ def test_the_finished_sae_fires_k_latents_on_average_and_has_unit_decoder_rows()
     torch.manual_seed(0)
     x = 5 * torch.randn(500, 16)
     args = SimpleNamespace(k=4, lab="tiny", seq_len=8)
-    W_enc, b_enc, W_dec, b_dec = (
-        torch.randn(16, 32),
-        torch.randn(32),
-        3 * torch.randn(32, 16),
-        torch.randn(16),
-    )
-    sae = jumprelu_sae(W_enc, b_enc, W_dec, b_dec, 1, args, x).float()
+    W_enc, b_enc = torch.randn(16, 32), torch.randn(32)
+    W_dec, b_dec = 3 * torch.randn(32, 16), torch.randn(16)
+    W = dict(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec)
+    sae = jumprelu_sae(W, 1, args, x).float()
     assert (sae.encode(x) > 0).float().sum(1).mean() == pytest.approx(4, abs=0.1)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32), atol=2e-3, rtol=0)
     pre = (x - b_dec) @ W_enc + b_enc
@@ -614,81 +671,34 @@ def test_saes_that_train_on_kept_activations_rebuild_those_held_out(coder, colle
 
 
 def test_finetuning_from_kept_activations_brings_the_spliced_model_closer(coder, collected):
-    saes_in = lambda folder: {
-        layer: SAE.load_from_disk(coder / folder / f"layer_{layer}", dtype="float32")
-        for layer in HOOKS
-    }
     common = [
-        "--activations",
-        coder / "kept",
-        "--layers",
-        1,
-        2,
-        "--k",
-        4,
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "--lab",
-        "tiny",
-        "--checkpoints",
-        coder / "tuned",
-    ]
+        "--activations", coder / "kept", "--layers", 1, 2, "--k", 4, "--dtype", "float32",
+        "--device", "cpu", "--lab", "tiny", "--checkpoints", coder / "tuned",
+    ]  # fmt: skip
     before = [
-        *common,
-        "--width",
-        32,
-        "--seq-len",
-        8,
-        "--batch-size",
-        6,
-        "--tokens",
-        6 * 7 * 60,
-        "--out",
-        coder / "rough",
-    ]
+        *common, "--width", 32, "--seq-len", 8, "--batch-size", 6, "--tokens", 6 * 7 * 60,
+        "--out", coder / "rough",
+    ]  # fmt: skip
     train_saes.main([str(argument) for argument in before])
     after = [
-        *common,
-        "--model",
-        coder / "model",
-        "--saes",
-        coder / "rough",
-        "--out",
-        coder / "fine",
-        "--steps",
-        60,
-        "--lr",
-        3e-3,
-        "--batch-size",
-        4,
-    ]
+        *common, "--model", coder / "model", "--saes", coder / "rough", "--out", coder / "fine",
+        "--steps", 60, "--lr", 3e-3, "--batch-size", 4,
+    ]  # fmt: skip
     finetune_saes.main([str(argument) for argument in after])
-    model, _ = train_saes.load_model(
+    model, tokenizer = train_saes.load_model(
         SimpleNamespace(model=coder / "model", dtype=torch.float32, device="cpu", bos=None)
     )
     held_out = load_file(collected["shard_0025.safetensors"])
     tokens = held_out["tokens"][held_out["kind"] == 0]
 
-    def divergence(folder):
-        splice = finetune_saes.Splice(model, saes_in(folder), autocast=False)
-        with torch.no_grad():
-            target, found = (
-                splice.logits(tokens, active).log_softmax(-1) for active in (set(), {1, 2})
-            )
-        return (target.exp() * (target - found)).sum(-1).mean().item()
-
-    assert divergence("fine") < divergence("rough")
-    finetune_saes.main(
-        [
-            str(argument)
-            for argument in [*after, "--steps", 2, "--average", 0, "--out", coder / "unmoved"]
-        ]
-    )
-    for layer, sae in saes_in("unmoved").items():
-        torch.testing.assert_close(sae.W_enc, saes_in("rough")[layer].W_enc, atol=2e-3, rtol=1e-2)
-        assert (saes_in("fine")[layer].W_enc - saes_in("rough")[layer].W_enc).abs().max() > 0.02
+    rough, fine = saes_in(coder / "rough"), saes_in(coder / "fine")
+    divergences = [divergence_with(model, tokenizer, saes, tokens) for saes in (fine, rough)]
+    assert divergences[0] < divergences[1]
+    unmoved = [*after, "--steps", 2, "--average", 0, "--out", coder / "unmoved"]
+    finetune_saes.main([str(argument) for argument in unmoved])
+    for layer, sae in saes_in(coder / "unmoved").items():
+        torch.testing.assert_close(sae.W_enc, rough[layer].W_enc, atol=2e-3, rtol=1e-2)
+        assert (fine[layer].W_enc - rough[layer].W_enc).abs().max() > 0.02
 
 
 def test_an_answer_is_due_after_a_closing_bracket_and_a_line_break(coder, collected):

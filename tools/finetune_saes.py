@@ -1,8 +1,8 @@
 """Finetune a lab's SAEs so that the model with them spliced in says what the model says.
 
     python -m tools.finetune_saes --lab smollm2 --corpus english.txt --steps 400
-    python -m tools.finetune_saes --lab qwen-coder --activations build/activations/qwen-coder
-    --layers 8 11 18 25 --steps 60
+    python -m tools.finetune_saes --lab qwen-coder --steps 60 --layers 8 11 18 25 \\
+        --activations build/activations/qwen-coder
 
 Squared error treats every direction alike; the model does not. A short finetune on the KL
 divergence between the model's and the spliced model's next-token predictions mends most of what
@@ -26,12 +26,16 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from course_utils.labs.lab import hook_point
@@ -40,117 +44,157 @@ from course_utils.labs.loading import load_saes
 from tools.train_saes import (
     KeptActivations,
     Sequences,
+    add_training_options,
     held_out_residuals,
     jumprelu_sae,
     load_model,
     read_paragraphs,
     record_recipe,
     relative_squared_error,
+    start_logging,
     training_prompts,
     with_default_folders,
-)
-from tools.train_saes import (
-    parser as training_parser,
 )
 
 log = logging.getLogger("finetune_saes")
 
+# ---------------------------------------------------------------------------------------------
+# The spliced model
+# ---------------------------------------------------------------------------------------------
 
-class Splice:
-    """Forward hooks that put chosen SAEs into the residual stream and collect their reconstruction
-    errors.
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is computed from.
+
+    Attributes:
+        x: the residual stream after layer ``after`` (−1: what layer 0 reads).
+        places: where the model's and the spliced model's predictions are compared.
+        target: the model's own log-probabilities there.
     """
 
-    def __init__(self, model, saes: dict[int, SAE], autocast: bool):
-        self.model, self.saes, self.autocast = model, saes, autocast
-        self.active: set[int] = set()
-        self.errors: list[Tensor] = []
-        for layer in saes:
-            model.model.layers[layer].register_forward_hook(self._hook(layer))
-
-    def _hook(self, layer: int):
-        def hook(module, args, output):
-            if layer not in self.active:
-                return None
-            x = output[0] if isinstance(output, tuple) else output
-            sae = self.saes[layer]
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                pre = (x[:, 1:] - sae.b_dec.to(x.dtype)) @ sae.W_enc + sae.b_enc
-                f = torch.nn.functional.threshold(pre, sae.threshold[0].item(), 0.0)
-                x_hat = f @ sae.W_dec + sae.b_dec
-            scale = x.detach()[:, 1:].float().norm(dim=-1).median() / x.shape[-1] ** 0.5
-            flat = lambda t: t.flatten(0, 1) / scale  # noqa: E731
-            self.errors.append(
-                relative_squared_error(flat(x_hat), flat(x[:, 1:].detach())).sum(1).mean()
-                / x.shape[-1]
-            )
-            new = torch.cat([x[:, :1], x_hat.to(x.dtype)], dim=1)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        return hook
-
-    def logits(self, tokens: Tensor, active: set[int]) -> Tensor:
-        """Logits ``[batch, seq - 1, vocab]`` with the SAEs of these layers spliced in; fills
-        ``errors``.
-        """
-        self.active, self.errors = active, []
-        try:
-            return self.model(tokens, use_cache=False).logits[:, 1:].float()
-        finally:
-            self.active = set()
+    x: Float[Tensor, "batch seq d_model"]
+    after: int
+    places: Bool[Tensor, "batch seq"]
+    target: Float[Tensor, "places vocab"]
 
 
-def finetune(splice: Splice, sequences: Sequences, args: argparse.Namespace) -> None:
-    """Adam on KL(model ‖ spliced) + ``--mse`` · mean reconstruction error, the rate falling to
-    0.
-    """
-    parameters = [
-        p
-        for sae in splice.saes.values()
-        for name, p in sae.named_parameters()
-        if name != "threshold"
-    ]
-    for parameter in parameters:
-        parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
-    rng = random.Random(args.seed)
-    layers = sorted(splice.saes)
-    seen: list[float] = []
-    for step in tqdm(range(args.steps), desc="finetuning", mininterval=5):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 20) * (1 - step / args.steps)
-        tokens = sequences.batch(step, args.batch_size).to(splice.model.device)
-        offset, gap = rng.randrange(3), rng.choice((1, 2, 2, 3, 5))
-        active = set(layers[::-1][offset % gap :: gap]) or {layers[-1]}
-        with torch.no_grad():
-            target = splice.logits(tokens, set()).log_softmax(-1)
-        prediction = splice.logits(tokens, active).log_softmax(-1)
-        kl = (
-            torch.nn.functional.kl_div(prediction, target, log_target=True, reduction="none")
-            .sum(-1)
-            .mean()
-        )
-        mse = torch.stack(splice.errors).sum()
-        (kl + args.mse * mse).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seen.append(kl.item())
-        if (step + 1) % args.log_every == 0:
-            log.info(
-                "step %d/%d KL %.3f (last: %d SAEs, MSE %.3f each)",
-                step + 1,
-                args.steps,
-                sum(seen) / len(seen),
-                len(active),
-                mse.item() / len(active),
-            )
-            seen.clear()
+def log_probs(
+    stack: LayerStack,
+    x: Float[Tensor, "batch seq d_model"],
+    after: int,
+    places: Bool[Tensor, "batch seq"],
+) -> Float[Tensor, "places vocab"]:
+    """What the model says at some places, from the residual stream after a layer on."""
+    x = stack.run(x, range(after + 1, stack.n_layers))
+    return stack.logits(stack.norm(x[places])).float().log_softmax(-1)
+
+
+def spliced_log_probs(
+    stack: LayerStack, saes: dict[int, SAE], batch: Batch, *, autocast: bool = False
+) -> tuple[Float[Tensor, "places vocab"], Float[Tensor, " saes"]]:
+    """What the model says with these SAEs spliced in, and the reconstruction error of each."""
+    x, after, errors = batch.x, batch.after, []
+    for layer in sorted(saes):
+        x, after = stack.run(x, range(after + 1, layer + 1)), layer
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
+            x_hat = reconstruct(saes[layer], x)
+        errors.append(reconstruction_error(x_hat, x.detach()))
+        x = x_hat.to(x.dtype)
+    return log_probs(stack, x, after, batch.places), torch.stack(errors)
+
+
+def reconstruct(
+    sae: SAE, x: Float[Tensor, "batch seq d_model"]
+) -> Float[Tensor, "batch seq d_model"]:
+    """Decode what fires. The threshold is a constant here: it is set anew at the end."""
+    W = dict(sae.named_parameters())
+    pre = (x - W["b_dec"].to(x.dtype)) @ W["W_enc"] + W["b_enc"]
+    f = torch.nn.functional.threshold(pre, W["threshold"][0].item(), 0.0)
+    return f @ W["W_dec"] + W["b_dec"]
+
+
+def reconstruction_error(
+    x_hat: Float[Tensor, "batch seq d_model"], x: Float[Tensor, "batch seq d_model"]
+) -> Float[Tensor, ""]:
+    """Mean relative squared error a number, in units of the median token (see `train_saes.py`)."""
+    scale = x.float().norm(dim=-1).median() / x.shape[-1] ** 0.5
+    error = relative_squared_error(x_hat.flatten(0, 1) / scale, x.flatten(0, 1) / scale)
+    return error.sum(1).mean() / x.shape[-1]
+
+
+# ---------------------------------------------------------------------------------------------
+# What a step sees
+# ---------------------------------------------------------------------------------------------
+
+
+class Data(Protocol):
+    """Batches, and which SAEs to splice. ``WARM_UP``: steps until the rate is full."""
+
+    WARM_UP: ClassVar[int]
+
+    def batch(self, step: int) -> Batch: ...
+
+    def draw(self, layers: list[int]) -> list[int]: ...
+
+
+class FromText:
+    """Sequences of text; predictions are compared at every token. SAEs at intervals are spliced."""
+
+    WARM_UP: ClassVar[int] = 20
+
+    def __init__(self, stack: LayerStack, sequences: Sequences, batch_size: int, seed: int):
+        self.stack, self.sequences, self.batch_size = stack, sequences, batch_size
+        self.rng = random.Random(seed)
+
+    @torch.no_grad()
+    def batch(self, step: int) -> Batch:
+        return self.of(self.sequences.batch(step, self.batch_size))
+
+    @torch.no_grad()
+    def of(self, tokens: Tensor) -> Batch:
+        """Some sequences as a batch."""
+        x = self.stack.embed(tokens)
+        places = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return Batch(x, -1, places, log_probs(self.stack, x, -1, places))
+
+    def draw(self, layers: list[int]) -> list[int]:
+        offset, gap = self.rng.randrange(3), self.rng.choice((1, 2, 2, 3, 5))
+        return layers[::-1][offset % gap :: gap] or [layers[-1]]
 
 
 N_OTHER_PLACES = 4
 """At so many places of each sequence, drawn at random, the divergence is taken besides those where
 an answer is due.
 """
+
+
+class FromKept:
+    """Kept activations of sessions; predictions are compared where an answer is due and at a few
+    other places. Half of the steps splice all SAEs, the others a random subset.
+    """
+
+    WARM_UP: ClassVar[int] = 10
+
+    def __init__(self, stack: LayerStack, sequences: KeptSequences, batch_size: int, seed: int):
+        self.stack, self.sequences, self.batch_size = stack, sequences, batch_size
+        self.rng = random.Random(seed)
+
+    @torch.no_grad()
+    def batch(self, step: int) -> Batch:
+        x, last, places = self.sequences.batch(step, self.batch_size)
+        others = torch.randint(places.shape[1], (len(places), N_OTHER_PLACES))
+        places[torch.arange(len(places))[:, None], others] = True
+        model = self.stack.model
+        x, last = (stream.to(model.device, model.dtype) for stream in (x, last))
+        places = places.to(model.device)
+        target = log_probs(self.stack, last, self.sequences.last, places)
+        return Batch(x, self.sequences.first, places, target)
+
+    def draw(self, layers: list[int]) -> list[int]:
+        if self.rng.random() < 0.5:
+            return layers
+        return self.rng.sample(layers, self.rng.randint(1, len(layers)))
 
 
 class KeptSequences:
@@ -187,80 +231,54 @@ class KeptSequences:
         raise ValueError("there is no session among the kept activations: collect more.")
 
 
-def finetune_kept(
-    model, saes: dict[int, SAE], sequences: KeptSequences, bos: int, args: argparse.Namespace
-) -> None:
-    """`finetune`, from kept activations. Half of the steps splice all SAEs, the others a random
-    subset.
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+
+
+def finetune(stack: LayerStack, saes: dict[int, SAE], data: Data, args: argparse.Namespace) -> None:
+    """Adam on KL(model ‖ spliced) + ``--mse`` · the sum of the reconstruction errors, the rate
+    falling to 0.
     """
-    stack = LayerStack(model, bos)
     parameters = [
-        p for sae in saes.values() for name, p in sae.named_parameters() if name != "threshold"
+        parameter
+        for sae in saes.values()
+        for name, parameter in sae.named_parameters()
+        if name != "threshold"
     ]
     for parameter in parameters:
         parameter.requires_grad_()
     optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
-    rng, seen = random.Random(args.seed), []
-    layers = sorted(saes)
+    divergences: list[float] = []
     for step in tqdm(range(args.steps), desc="finetuning", mininterval=5):
+        warm, left = min(1, (step + 1) / data.WARM_UP), 1 - step / args.steps
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 10) * (1 - step / args.steps)
-        x, last, due = sequences.batch(step, args.batch_size)
-        places = due.clone()
-        places[
-            torch.arange(len(due))[:, None], torch.randint(due.shape[1], (len(due), N_OTHER_PLACES))
-        ] = True
-        active = layers if rng.random() < 0.5 else rng.sample(layers, rng.randint(1, len(layers)))
-        logits = lambda x, done: stack.logits(
-            stack.norm(stack.run(x, range(done + 1, stack.n_layers))[places])
-        ).float()
-        with torch.no_grad():
-            target = logits(last, sequences.last).log_softmax(-1)
-        errors, done = [], layers[0]
-        for layer in layers:
-            x, done = stack.run(x, range(done + 1, layer + 1)), layer
-            if layer in active:
-                sae = saes[layer]
-                f = torch.nn.functional.threshold(
-                    (x - sae.b_dec) @ sae.W_enc + sae.b_enc, sae.threshold[0].item(), 0.0
-                )
-                x_hat, scale = (
-                    f @ sae.W_dec + sae.b_dec,
-                    x.detach().norm(dim=-1).median() / x.shape[-1] ** 0.5,
-                )
-                errors.append(
-                    relative_squared_error(
-                        (x_hat / scale).flatten(0, 1), (x.detach() / scale).flatten(0, 1)
-                    )
-                    .sum(1)
-                    .mean()
-                    / x.shape[-1]
-                )
-                x = x_hat
-        kl = (
-            torch.nn.functional.kl_div(
-                logits(x, done).log_softmax(-1), target, log_target=True, reduction="none"
-            )
-            .sum(-1)
-            .mean()
+            group["lr"] = args.lr * warm * left
+        batch = data.batch(step)
+        active = {layer: saes[layer] for layer in data.draw(sorted(saes))}
+        prediction, errors = spliced_log_probs(
+            stack, active, batch, autocast=args.dtype == torch.bfloat16
         )
-        (kl + args.mse * torch.stack(errors).sum()).backward()
+        divergence = kl_div(prediction, batch.target, log_target=True, reduction="none")
+        divergence = divergence.sum(-1).mean()
+        (divergence + args.mse * errors.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        seen.append(kl.item())
-        log.info(
-            "step %d/%d KL %.3f with %d SAEs, mean so far %.3f, error %.3f",
-            step + 1,
-            args.steps,
-            kl.item(),
-            len(active),
-            sum(seen) / len(seen),
-            errors[-1].item(),
-        )
+        divergences.append(divergence.item())
+        if (step + 1) % args.log_every == 0:
+            log.info(
+                "step %d/%d KL %.3f (last: %d SAEs, error %.3f each)",
+                step + 1, args.steps, sum(divergences) / len(divergences),
+                len(active), errors.mean().item(),
+            )  # fmt: skip
+            divergences.clear()
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = training_parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_training_options(parser)
     parser.add_argument(
         "--saes", type=Path, help="a folder with the SAEs to start from (default: --out)"
     )
@@ -268,40 +286,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mse", type=float, default=2.0, help="weight of the reconstruction loss")
     parser.add_argument("--prompt-share", type=float, default=0.4)
     parser.add_argument(
-        "--average",
-        type=float,
-        default=1.0,
-        help="how far to go from the old weights to the new ones",
-    )
-    parser.add_argument(
-        "--activations",
-        type=Path,
-        help="a folder that collect_activations.py filled, in place of --corpus",
+        "--average", type=float, default=1.0, help="how far to go from the old weights to the new"
     )
     parser.set_defaults(lr=1e-4, batch_size=32, seed=1)
     args = with_default_folders(parser.parse_args(argv))
     if not (args.corpus or args.activations):
         parser.error("text to train on is wanted: --corpus FILE …, or --activations FOLDER")
-    args.checkpoints.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(args.checkpoints / "finetune.log")],
-    )  # fmt: skip
+    start_logging(args, "finetune.log")
     model, tokenizer = load_model(args)
     saes = load_saes(args.saes or args.out, args.layers, device=args.device, dtype=torch.float32)
     log.info("%s", vars(args))
+    stack = LayerStack(model, tokenizer.bos_token_id)
     start = {
         layer: {name: p.detach().clone() for name, p in sae.named_parameters()}
         for layer, sae in saes.items()
     }
     if args.activations:
-        finetune_kept(
-            model,
-            saes,
-            KeptSequences(args.activations, min(saes), tokenizer, args.seed),
-            tokenizer.bos_token_id,
-            args,
-        )
+        kept = KeptSequences(args.activations, min(saes), tokenizer, args.seed)
+        finetune(stack, saes, FromKept(stack, kept, args.batch_size, args.seed), args)
         calibration = KeptActivations(args.activations, list(saes)).held_out
     else:
         paragraphs, unseen = read_paragraphs(args.corpus)
@@ -314,14 +316,14 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             prompt_share=args.prompt_share,
         )
-        finetune(Splice(model, saes, autocast=args.dtype == torch.bfloat16), sequences, args)
+        finetune(stack, saes, FromText(stack, sequences, args.batch_size, args.seed), args)
         calibration = held_out_residuals(model, tokenizer, unseen, prompts, args)
     for layer, sae in saes.items():
         with torch.no_grad():
-            for name, p in sae.named_parameters():
-                p.copy_(torch.lerp(start[layer][name], p, args.average))
+            for name, parameter in sae.named_parameters():
+                parameter.copy_(torch.lerp(start[layer][name], parameter, args.average))
         done = jumprelu_sae(
-            sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, layer, args, calibration[hook_point(layer)]
+            dict(sae.named_parameters()), layer, args, calibration[hook_point(layer)]
         )
         done.save_model(args.out / f"layer_{layer}")
         log.info("saved %s", args.out / f"layer_{layer}")

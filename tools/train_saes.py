@@ -30,7 +30,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -48,12 +49,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+from course_utils.labs import loading
+from course_utils.labs.lab import hook_point
+from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, generate_pairs
+from course_utils.prompts.tokens import token_rows
 
-from course_utils.labs import lab as labs  # noqa: E402
-from course_utils.labs.lab import hook_point  # noqa: E402
-from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, generate_pairs  # noqa: E402
-from course_utils.prompts.tokens import token_rows  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 log = logging.getLogger("train_saes")
 
@@ -85,12 +86,8 @@ class Sequences:
         seed: int,
         prompt_share: float = PROMPT_SHARE,
     ):
-        self.bos_id, self.seq_len, self.seed, self.prompt_share = (
-            tokenizer.bos_token_id,
-            seq_len,
-            seed,
-            prompt_share,
-        )
+        self.bos_id, self.seq_len = tokenizer.bos_token_id, seq_len
+        self.seed, self.prompt_share = seed, prompt_share
         sentences = [
             s for p in paragraphs for s in re.split(r'(?<=[.!?”"]) +(?=[A-Z“"])', p.strip()) if s
         ]
@@ -222,15 +219,14 @@ class KeptActivations:
         Raises:
             FileNotFoundError: one of the two is empty.
         """
-        paths = sorted(folder.glob("shard_*.safetensors"))
-        number = lambda path: int(path.stem.removeprefix("shard_"))  # noqa: E731
-        parts = {
-            part: [p for p in paths if (number(p) % cls.HELD_OUT_EVERY == 0) == part]
-            for part in (False, True)
-        }
+        parts: dict[bool, list[Path]] = {False: [], True: []}
+        for path in sorted(folder.glob("shard_*.safetensors")):
+            number = int(path.stem.removeprefix("shard_"))
+            parts[number % cls.HELD_OUT_EVERY == 0].append(path)
         if not all(parts.values()):
             raise FileNotFoundError(
-                f"{folder} needs two shards or more, with one held out. Run tools/collect_activations.py first."
+                f"{folder} needs two shards or more, with one held out. "
+                f"Run tools/collect_activations.py first."
             )
         return parts
 
@@ -257,7 +253,8 @@ class KeptActivations:
         per_epoch = len(self) // size
         if per_epoch == 0:
             raise ValueError(
-                f"a step takes {size} tokens, and there are only {len(self)}: collect more, or take a smaller --batch-size."
+                f"a step takes {size} tokens, and there are only {len(self)}: "
+                f"collect more, or take a smaller --batch-size."
             )
         epoch, order = -1, torch.empty(0)
         while True:
@@ -306,14 +303,18 @@ class SampledBatchTopKSAE(BatchTopKTrainingSAE):
 
     def training_forward_pass(self, step_input):
         with torch.no_grad():
-            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
-        return super(BatchTopKTrainingSAE, self).training_forward_pass(step_input)
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+        return super().training_forward_pass(step_input)
+
+    def update_topk_threshold(self, acts_topk: Tensor) -> None:
+        """Nothing: the threshold is set where it is used, in `encode_with_hidden_pre`."""
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         return feature_acts @ self.W_dec + self.b_dec
 
     def calculate_aux_loss(self, step_input, feature_acts, hidden_pre, sae_out):
-        dead = step_input.dead_neuron_mask.nonzero().squeeze(1)
+        mask = step_input.dead_neuron_mask
+        dead = mask.nonzero().squeeze(1) if mask is not None else hidden_pre.new_empty(0)
         if len(dead) == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         dead = dead[torch.randperm(len(dead), device=dead.device)[: self.AUX_CANDIDATES]]
@@ -374,14 +375,26 @@ def build_trainer(
         {f"layer_{layer}": hook_point(layer) for layer in args.layers},
         stream,
     )
-    for single in (
-        trainer.trainers.values()
-    ):  # the same Adam in one kernel a step; a schedule that a resumed run may prolong
+    # The same Adam in one kernel a step; a schedule that a resumed run may prolong.
+    for single in trainer.trainers.values():
         single.optimizer = torch.optim.Adam(single.sae.parameters(), lr=args.lr, fused=True)
         single.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             single.optimizer, lambda step: learning_rate(step, steps)
         )
     return trainer
+
+
+def estimate_scales(trainer: MultiSAETrainer) -> None:
+    """What each SAE's activations are multiplied with, from the first batches, as `fit` does it."""
+    n = trainer.cfg.n_batches_for_norm_estimate
+    batches = [next(trainer.data_provider) for _ in range(n)]
+    for name, single in trainer.trainers.items():
+        hook = trainer.hook_names[name]
+        single.activation_scaler.estimate_scaling_factor(
+            d_in=single.sae.cfg.d_in,
+            data_provider=iter([batch[hook] for batch in batches]),
+            n_batches_for_norm_estimate=n,
+        )
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -415,15 +428,12 @@ def train(trainer: MultiSAETrainer, args: argparse.Namespace) -> None:
         trainer.n_training_steps += 1
         bar.update()
         if trainer.n_training_steps % args.log_every == 0:
-            dead = {
-                name: int(single.dead_neurons.sum()) for name, single in trainer.trainers.items()
-            }
-            mean = {name: sum(values) / len(values) for name, values in window.items() if values}
+            dead = [str(int(single.dead_neurons.sum())) for single in trainer.trainers.values()]
+            mean = [f"{sum(values) / len(values):.3f}" for values in window.values() if values]
             lr = next(iter(trainer.trainers.values())).optimizer.param_groups[0]["lr"]
             log.info(
                 "step %d/%d lr %.1e | unexplained %s | dead %s",
-                trainer.n_training_steps, steps, lr,
-                " ".join(f"{value:.3f}" for value in mean.values()), " ".join(map(str, dead.values())),
+                trainer.n_training_steps, steps, lr, " ".join(mean), " ".join(dead),
             )  # fmt: skip
             window = {name: [] for name in trainer.saes}
         if time.monotonic() - last_save > 60 * args.checkpoint_minutes:
@@ -467,30 +477,22 @@ def resume(trainer: MultiSAETrainer, folder: Path) -> bool:
 @torch.no_grad()
 def finished_sae(single, layer: int, args: argparse.Namespace, calibration: Tensor) -> JumpReLUSAE:
     """The trained SAE as a JumpReLU SAE on activations as they are, with latents in their units."""
-    sae, scale = (
-        single.sae,
-        single.activation_scaler.scaling_factor,
-    )  # it saw activations times `scale`
-    return jumprelu_sae(
-        sae.W_enc, sae.b_enc / scale, sae.W_dec, sae.b_dec / scale, layer, args, calibration
-    )
+    sae, scale = single.sae, single.activation_scaler.scaling_factor
+    W = {"W_enc": sae.W_enc, "W_dec": sae.W_dec}
+    for name in ("b_enc", "b_dec"):
+        W[name] = getattr(sae, name) / scale  # it saw activations times `scale`
+    return jumprelu_sae(W, layer, args, calibration)
 
 
 @torch.no_grad()
 def jumprelu_sae(
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    layer: int,
-    args: argparse.Namespace,
-    calibration: Tensor,
+    W: Mapping[str, Tensor], layer: int, args: argparse.Namespace, calibration: Tensor
 ) -> JumpReLUSAE:
     """A JumpReLU SAE in 16 bits, decoder rows of norm 1, whose threshold gives L0 = k on
-    ``calibration``.
+    ``calibration``. ``W`` has its W_enc, b_enc, W_dec and b_dec.
     """
-    norm = W_dec.norm(dim=1)
-    W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+    norm, b_dec = W["W_dec"].norm(dim=1), W["b_dec"]
+    W_enc, b_enc, W_dec = W["W_enc"] * norm, W["b_enc"] * norm, W["W_dec"] / norm[:, None]
     pre = (calibration.float() - b_dec) @ W_enc + b_enc
     threshold = (
         pre.flatten().kthvalue(int(pre.numel() * (1 - args.k / len(b_enc)))).values.clamp(min=0)
@@ -539,38 +541,33 @@ def record_recipe(stage: str, args: argparse.Namespace) -> None:
     path.write_text(json.dumps(metrics, indent=1) + "\n")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def add_training_options(parser: argparse.ArgumentParser) -> None:
     """What training and finetuning both need to know."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--lab",
-        default="smollm2",
-        help="whose model to train on, and where under data/saes/ to write",
-    )
-    parser.add_argument(
-        "--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's"
-    )
-    parser.add_argument(
-        "--bos", help="the token that starts every sequence (default: the tokenizer's BOS)"
-    )
-    parser.add_argument(
-        "--corpus", type=Path, nargs="+", default=[], help="plain text, one paragraph a line"
-    )
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=60, help="latents on per token, on average")
-    parser.add_argument("--seq-len", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences a step")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16)
-    parser.add_argument("--checkpoints", type=Path, help="default: build/saes/<lab>")
-    parser.add_argument("--out", type=Path, help="default: data/saes/<lab>")
-    parser.add_argument("--log-every", type=int, default=50)
-    return parser
+    add = parser.add_argument
+    add("--lab", default="smollm2", help="whose model to train on; also the folder in data/saes/")
+    add("--model", type=Path, help="a folder with a Hugging Face model, instead of the lab's")
+    add("--bos", help="the token that starts every sequence (default: the tokenizer's BOS)")
+    add("--corpus", type=Path, nargs="+", default=[], help="plain text, one paragraph a line")
+    add("--activations", type=Path, help="a folder that collect_activations.py filled, instead")
+    add("--layers", type=int, nargs="+", default=list(range(2, 30, 3)))
+    add("--width", type=int, default=4096)
+    add("--k", type=int, default=60, help="latents on per token, on average")
+    add("--seq-len", type=int, default=32)
+    add("--batch-size", type=int, default=64, help="sequences a step")
+    add("--lr", type=float, default=1e-3)
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16)
+    add("--checkpoints", type=Path, help="default: build/saes/<lab>")
+    add("--out", type=Path, help="default: data/saes/<lab>")
+    add("--log-every", type=int, default=50)
+
+
+def start_logging(args: argparse.Namespace, file: str) -> None:
+    """Log to the terminal and to a file beside the checkpoints."""
+    args.checkpoints.mkdir(parents=True, exist_ok=True)
+    handlers = [logging.StreamHandler(), logging.FileHandler(args.checkpoints / file)]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
 
 
 def with_default_folders(args: argparse.Namespace) -> argparse.Namespace:
@@ -583,7 +580,7 @@ def with_default_folders(args: argparse.Namespace) -> argparse.Namespace:
 def load_model(args: argparse.Namespace):
     """The Hugging Face model and tokenizer to train on: the lab's, or those in ``--model``."""
     if args.model is None:
-        model, tokenizer = labs.load_model(args.lab, device=args.device, dtype=args.dtype)
+        model, tokenizer = loading.load_model(args.lab, device=args.device, dtype=args.dtype)
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = (
@@ -601,71 +598,86 @@ def held_out_residuals(
 ) -> dict[str, Tensor]:
     """The residual stream on 128 sequences of held-out text: ``{hook name: [tokens, d_model]}``."""
     sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
-    found = residuals(model, sequences.batch(0, 128).to(args.device), args.layers)
-    return {name: x.flatten(0, 1) for name, x in found.items()}
+    streams = residuals(model, sequences.batch(0, 128).to(args.device), args.layers)
+    return {name: x.flatten(0, 1) for name, x in streams.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
-    options.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
-    options.add_argument("--checkpoint-minutes", type=float, default=8)
-    options.add_argument(
-        "--activations",
-        type=Path,
-        help="a folder that collect_activations.py filled, in place of --corpus",
-    )
-    args = with_default_folders(options.parse_args(argv))
-    args.checkpoints.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(args.checkpoints / "train.log")],
-    )  # fmt: skip
-    if args.activations:
-        kept = KeptActivations(args.activations, args.layers)
-        size = args.batch_size * (args.seq_len - 1)
-        log.info("%d tokens, %d held out, %s", len(kept), len(kept.kind), vars(args))
-        d_model = next(iter(kept.rows.values())).shape[1]
-        stream = lambda step: kept.stream(size, args.seed, step)  # noqa: E731
-        held_out = lambda: kept.held_out  # noqa: E731
-    else:
-        if not args.corpus:
-            options.error("text to train on is wanted: --corpus FILE …, or --activations FOLDER")
+@dataclass(frozen=True)
+class Activations:
+    """What a run trains on.
+
+    Attributes:
+        stream: batches from a step on, for ever.
+        held_out: what the thresholds are calibrated on.
+    """
+
+    d_model: int
+    stream: Callable[[int], Iterator[dict[str, Tensor]]]
+    held_out: Callable[[], dict[str, Tensor]]
+
+    @classmethod
+    def of_text(cls, args: argparse.Namespace) -> Activations:
+        """The model run on a corpus and on prompts, as the training goes on."""
         model, tokenizer = load_model(args)
         paragraphs, unseen = read_paragraphs(args.corpus)
         prompts = training_prompts(3000, args.seed)
         sequences = Sequences(paragraphs, prompts, tokenizer, seq_len=args.seq_len, seed=args.seed)
         log.info("%d sentences, %d prompts, %s", len(sequences), len(prompts), vars(args))
-        d_model = model.config.hidden_size
-        stream = lambda step: activation_stream(
-            model, sequences, args.layers, args.batch_size, step
-        )
-        held_out = lambda: held_out_residuals(model, tokenizer, unseen, prompts, args)  # noqa: E731
 
-    trainer = build_trainer(args, d_model, stream(0))
+        def stream(step: int) -> Iterator[dict[str, Tensor]]:
+            return activation_stream(model, sequences, args.layers, args.batch_size, step)
+
+        def held_out() -> dict[str, Tensor]:
+            return held_out_residuals(model, tokenizer, unseen, prompts, args)
+
+        return cls(model.config.hidden_size, stream, held_out)
+
+    @classmethod
+    def of_kept(cls, kept: KeptActivations, args: argparse.Namespace) -> Activations:
+        """Those that were collected before."""
+        log.info("%d tokens, %d held out, %s", len(kept), len(kept.kind), vars(args))
+        size = args.batch_size * (args.seq_len - 1)
+
+        def stream(step: int) -> Iterator[dict[str, Tensor]]:
+            return kept.stream(size, args.seed, step)
+
+        d_model = next(iter(kept.rows.values())).shape[1]
+        return cls(d_model, stream, lambda: kept.held_out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_training_options(parser)
+    parser.add_argument("--tokens", type=int, default=5_000_000, help="activations a layer")
+    parser.add_argument("--checkpoint-minutes", type=float, default=8)
+    args = with_default_folders(parser.parse_args(argv))
+    if not (args.corpus or args.activations):
+        parser.error("text to train on is wanted: --corpus FILE …, or --activations FOLDER")
+    start_logging(args, "train.log")
+    kept = KeptActivations(args.activations, args.layers) if args.activations else None
+    activations = Activations.of_kept(kept, args) if kept else Activations.of_text(args)
+
+    trainer = build_trainer(args, activations.d_model, activations.stream(0))
     if not resume(trainer, args.checkpoints):
-        trainer._estimate_scaling_factors()
-    trainer.data_provider = stream(trainer.n_training_steps)
+        estimate_scales(trainer)
+    trainer.data_provider = activations.stream(trainer.n_training_steps)
     for sae in trainer.saes.values():
         sae.to(args.device)
     train(trainer, args)
 
-    calibration = held_out()
+    calibration = activations.held_out()
     for layer in args.layers:
         single = trainer.trainers[f"layer_{layer}"]
         done = finished_sae(single, layer, args, calibration[hook_point(layer)])
         done.save_model(args.out / f"layer_{layer}")
         log.info("saved %s", args.out / f"layer_{layer}")
     record_recipe("training", args)
-    if args.activations:
-        record_recipe(
-            "activations",
-            argparse.Namespace(
-                out=args.out,
-                corpus=[],
-                tokens=len(kept),
-                **json.loads((args.activations / "settings.json").read_text()),
-            ),
-        )
+    if kept:
+        settings = json.loads((args.activations / "settings.json").read_text())
+        collected = argparse.Namespace(out=args.out, corpus=[], tokens=len(kept), **settings)
+        record_recipe("activations", collected)
 
 
 if __name__ == "__main__":
