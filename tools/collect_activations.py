@@ -64,17 +64,17 @@ class Words:
         words = sorted(
             word for word in tokenizer.get_vocab() if word.isascii() and word.lower() not in TESTED
         )
-        match = lambda pattern: tuple(word for word in words if re.fullmatch(pattern, word))  # noqa: E731
-        return cls(KEYS["train"], match("[A-Z][a-z]{2,9}"), match("[a-z]{3,9}"))
+        capitalised = tuple(word for word in words if re.fullmatch("[A-Z][a-z]{2,9}", word))
+        lower = tuple(word for word in words if re.fullmatch("[a-z]{3,9}", word))
+        return cls(KEYS["train"], capitalised, lower)
 
     def draw(self, rng: random.Random, n: int) -> list[str]:
         """``n`` different words."""
-        found: dict[str, None] = {}
-        while len(found) < n:
-            found[
-                rng.choice(rng.choices((self.names, self.capitalised, self.lower), (35, 45, 20))[0])
-            ] = None
-        return list(found)
+        drawn: dict[str, None] = {}
+        while len(drawn) < n:
+            kind = rng.choices((self.names, self.capitalised, self.lower), (35, 45, 20))[0]
+            drawn[rng.choice(kind)] = None
+        return list(drawn)
 
 
 def transcript(lines: list[str]) -> str:
@@ -89,9 +89,9 @@ def transcript(lines: list[str]) -> str:
             try:
                 exec(compile(line, "<stdin>", "single"), names)
             except Exception as error:
-                print(
-                    f'Traceback (most recent call last):\n  File "<stdin>", line 1, in <module>\n{type(error).__name__}: {error}'
-                )
+                print("Traceback (most recent call last):")
+                print('  File "<stdin>", line 1, in <module>')
+                print(f"{type(error).__name__}: {error}")
         shown.append(f">>> {line}\n{out.getvalue()}")
     return "".join(shown)
 
@@ -209,7 +209,8 @@ class Source:
         self.paragraphs = dict(zip((False, True), read_paragraphs(corpora)))
         if not self.paragraphs[True]:
             raise ValueError(
-                "the corpus has too few paragraphs to hold any out: 40 or more of over 40 characters are wanted."
+                "the corpus has too few paragraphs to hold any out: "
+                "40 or more of over 40 characters are wanted."
             )
         stdlib = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
         self.files = {False: [p for i, p in enumerate(stdlib) if i % 10], True: stdlib[::10]}
@@ -269,7 +270,8 @@ def main(argv: list[str] | None = None) -> None:
     record = args.out / "settings.json"
     if record.exists() and json.loads(record.read_text()) != settings:
         parser.error(
-            f"{args.out} holds shards made with other settings: {record.read_text()}. Give the same, or another --out."
+            f"{args.out} holds shards made with other settings: {record.read_text()}. "
+            f"Give the same, or another --out."
         )
     record.write_text(json.dumps(settings))
     model, tokenizer = load_model(args)
@@ -288,9 +290,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         tokens = torch.tensor(rows)
         started = time.perf_counter()
-        found = residuals(model, tokens.to(args.device), args.layers)
+        streams = residuals(model, tokens.to(args.device), args.layers)
         tensors = {
-            hook_point(layer): found[hook_point(layer)].to("cpu", torch.float16).contiguous()
+            hook_point(layer): streams[hook_point(layer)].to("cpu", torch.float16).contiguous()
             for layer in args.layers
         }
         bad = [name for name, x in tensors.items() if not x.isfinite().all()]

@@ -231,12 +231,12 @@ class KeptActivations:
         return parts
 
     def _read(self, paths: list[Path]) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {hook_point(layer): [] for layer in self.layers}
+        rows: dict[str, list[Tensor]] = {hook_point(layer): [] for layer in self.layers}
         for path in paths:
             with safe_open(path, framework="pt") as file:
-                for name, parts in found.items():
+                for name, parts in rows.items():
                     parts.append(file.get_tensor(name).flatten(0, 1))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _kinds(self, path: Path) -> Tensor:
         with safe_open(path, framework="pt") as file:

@@ -23,10 +23,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from course_utils.labs.loading import load_model
+
 ROOT = Path(__file__).resolve().parent.parent
-
-from course_utils.labs.loading import load_model  # noqa: E402
-
 BATCH = 60
 """Openings at once."""
 BEGINNINGS = (
@@ -43,48 +42,36 @@ BEGINNINGS = (
     "If you are interested in {}, you should",
 )  # fmt: skip
 SUBJECTS = (
-    "the lighthouse", "bread", "the railway", "wild bees", "the old bridge", "chess", "the moon", "vegetable gardens",
-    "the city museum", "sailing ships", "the winter market", "mountain roads", "the piano", "school libraries", "the river",
-    "clocks", "the village doctor", "rainforests", "painting", "the football club", "honey", "computers", "volcanoes",
-    "the post office", "horses", "public parks", "the theatre", "rice", "electric cars", "the desert", "letters",
-    "coral reefs", "the bakery", "maps", "the night sky", "tea", "small islands", "the law court", "bicycles", "glass",
-    "the hospital", "dragons", "the harvest", "photography", "wolves", "the census", "silk", "earthquakes", "the orchestra",
-    "money",
+    "the lighthouse", "bread", "the railway", "wild bees", "the old bridge", "chess", "the moon",
+    "vegetable gardens", "the city museum", "sailing ships", "the winter market", "mountain roads",
+    "the piano", "school libraries", "the river", "clocks", "the village doctor", "rainforests",
+    "painting", "the football club", "honey", "computers", "volcanoes", "the post office", "horses",
+    "public parks", "the theatre", "rice", "electric cars", "the desert", "letters", "coral reefs",
+    "the bakery", "maps", "the night sky", "tea", "small islands", "the law court", "bicycles",
+    "glass", "the hospital", "dragons", "the harvest", "photography", "wolves", "the census",
+    "silk", "earthquakes", "the orchestra", "money",
 )  # fmt: skip
 HELD_OUT_SUBJECTS = (
-    "the castle",
-    "salt",
-    "birds",
-    "the telephone",
-    "ancient coins",
-    "the fire brigade",
-    "swimming",
-    "the forest",
-    "poetry",
-    "cheese",
-)
+    "the castle", "salt", "birds", "the telephone", "ancient coins", "the fire brigade", "swimming",
+    "the forest", "poetry", "cheese",
+)  # fmt: skip
+
+
+PLAIN = str.maketrans("’“”–—", '\'""--')
 
 
 def openings(subjects: tuple[str, ...]) -> list[str]:
     """Every beginning with every subject, shuffled."""
-    found = [beginning.format(subject) for beginning in BEGINNINGS for subject in subjects]
-    random.Random("openings").shuffle(found)
-    return found
+    every = [beginning.format(subject) for beginning in BEGINNINGS for subject in subjects]
+    random.Random("openings").shuffle(every)
+    return every
 
 
 def tidy(passage: str) -> str | None:
     """One line that ends with a sentence; None if it is short, repeats itself or is not plain
     English.
     """
-    passage = re.sub(
-        r"\s+",
-        " ",
-        passage.replace("’", "'")
-        .replace("“", '"')
-        .replace("”", '"')
-        .replace("–", "-")
-        .replace("—", "-"),
-    ).strip()
+    passage = " ".join(passage.translate(PLAIN).split())
     end = max(passage.rfind(mark) for mark in (". ", "? ", "! ", '." ', ".")) + 1
     passage = passage[:end].strip()
     words = passage.split()
@@ -114,7 +101,7 @@ def write(model, tokenizer, subjects: tuple[str, ...], *, seed: str, max_bytes: 
 
     Batches are kept in build/text/, so that a run that is cut off goes on when it is started again.
     """
-    found: dict[str, None] = {}  # in order, each once
+    passages: dict[str, None] = {}  # in order, each once
     starts = openings(subjects)
     for i in tqdm(range(0, len(starts), BATCH), desc=f"writing {seed}"):
         kept = ROOT / "build" / "text" / f"{seed}_{i}.json"
@@ -124,10 +111,10 @@ def write(model, tokenizer, subjects: tuple[str, ...], *, seed: str, max_bytes: 
                 json.dumps(continued(model, tokenizer, starts[i : i + BATCH], f"{seed}_{i}"))
             )
         for passage in filter(None, map(tidy, json.loads(kept.read_text()))):
-            if sum(len(other) + 1 for other in found) + len(passage) + 1 > max_bytes:
-                return list(found)
-            found[passage] = None
-    return list(found)
+            if sum(len(other) + 1 for other in passages) + len(passage) + 1 > max_bytes:
+                return list(passages)
+            passages[passage] = None
+    return list(passages)
 
 
 def main() -> None:
