@@ -15,7 +15,6 @@ from course_utils.circuits.explain import (
     logit_lens,
     top_contexts,
 )
-from course_utils.circuits.interventions import edge_effects, forced_logit_diff, intervene
 from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc
 from course_utils.labs.lab import Lab
@@ -58,33 +57,6 @@ def test_the_logit_lens_is_the_unembedding_of_the_normed_decoder_row(any_lab):
     assert found["suppresses"] == [
         any_lab.tokenizer.decode([i]) for i in (-logits).topk(4).indices.tolist()
     ]
-
-
-def test_forcing_the_values_that_are_there_changes_nothing(lab, task):
-    spliced = SplicedModel(lab)
-    run = spliced.run(task.clean)
-    values = {(name, 3, 5): f[:, 3, 5] for name, f in run.latents.items()}
-    torch.testing.assert_close(forced_logit_diff(spliced, task, values), run.logit_diff(task))
-
-
-def test_what_is_forced_upstream_is_seen_downstream(lab, task):
-    spliced = SplicedModel(lab)
-    first, last = spliced.hook_points
-    run = intervene(spliced, task.clean, {(first, 2, 7): 3.0, (last, 4, 1): 2.0})
-    plain = spliced.run(task.clean)
-    assert (run.latents[first][:, 2, 7] == 3).all() and (run.latents[last][:, 4, 1] == 2).all()
-    f = plain.latents[first].clone()
-    f[:, 2, 7] = 3.0
-    expected = spliced.run(task.clean, latents={first: f}).latents[last].clone()
-    expected[:, 4, 1] = 2.0
-    torch.testing.assert_close(run.latents[last], expected)
-
-
-def test_forcing_a_node_that_is_not_spliced_is_refused(lab, task):
-    with pytest.raises(
-        ValueError, match="nothing is spliced at blocks.2.hook_resid_post; there is blocks.1"
-    ):
-        intervene(SplicedModel(lab), task.clean, {("blocks.2.hook_resid_post", 1, 1): 0.0})
 
 
 def test_contexts_by_layer_are_those_of_each_layer_by_itself(lab, task):
@@ -144,40 +116,3 @@ def test_separation_counts_pairs_by_hand():
     assert auc(values, yes) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     assert auc(values, torch.tensor([True, False, True, False])) == 1
     assert math.isnan(auc(values, torch.ones(4, dtype=torch.bool)))
-
-
-def test_what_is_passed_on_agrees_with_forcing_by_hand(lab, task):
-    spliced = SplicedModel(lab)
-    first, last = spliced.hook_points
-    before, after = (spliced.run(tokens).latents for tokens in (task.clean, task.patch))
-    moves = (
-        ((after[first] - before[first])[:, 2].abs().sum(0)).argmax().item()
-    )  # position 2: the subject
-    reads = ((after[last] - before[last])[:, 5].abs().sum(0)).argmax().item()
-    nodes = [(first, 2, moves), (last, 5, reads)]
-    found = edge_effects(spliced, task.clean, task.patch, nodes)
-    moved = (
-        intervene(spliced, task.clean, {nodes[0]: after[first][:, 2, moves]}).latents[last][
-            :, 5, reads
-        ]
-        - before[last][:, 5, reads]
-    )
-    whole = (after[last] - before[last])[:, 5, reads]
-    torch.testing.assert_close(
-        found[0, 1], (moved * whole).sum() / whole.pow(2).sum(), rtol=1e-3, atol=1e-4
-    )
-    assert found[1, 0] == 0 and found.diagonal().abs().sum() == 0  # nothing flows back
-
-
-def test_all_nodes_of_a_layer_together_pass_on_the_whole_change(lab, task):
-    """Everything that the last SAE sees has passed the first: patch all of the first, and the last
-    has its patch value.
-    """
-    spliced = SplicedModel(lab)
-    first, last = spliced.hook_points
-    after = spliced.run(task.patch).latents
-    _, seq, d_sae = after[first].shape
-    values = {(first, p, i): after[first][:, p, i] for p in range(1, seq) for i in range(d_sae)}
-    torch.testing.assert_close(
-        intervene(spliced, task.clean, values).latents[last], after[last], rtol=1e-3, atol=1e-4
-    )

@@ -213,6 +213,7 @@ def test_only_and_without_split_everything_in_two(nodes):
 def test_masks_are_their_nodes(nodes):
     masks = only(everything(), nodes)
     assert masks.get_num_latents() == len(set(nodes)) == len(masks.nodes())
+    assert sum(int(mask.sum()) for mask in masks.masks) == len(set(nodes))  # ones, no twos
     assert SAEMasks.from_json(masks.to_json()).nodes() == masks.nodes()
 
 
@@ -238,6 +239,7 @@ def test_in_a_shared_mask_nodes_have_no_position():
     [
         (("blocks.9.hook_resid_post", 1, 1), "no mask for.*blocks.9"),
         ((A, 5, 1), "position 5"),
+        ((A, 6, 1), "position 6"),
         ((A, -1, 1), "position -1"),
         ((A, 1, 8), "latent 8"),
         ((A, 1, -1), "latent -1"),

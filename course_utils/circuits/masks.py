@@ -103,7 +103,7 @@ class SAEMasks(nn.Module):
         mean_ablation: Float[Tensor, "seq d_sae"] | Float[Tensor, " d_sae"] | None = None,
     ) -> Float[Tensor, "*batch seq d_sae"]:
         """Latents ``x`` with ``mean_ablation`` (zero by default) for those that are masked out."""
-        self.check(sae_hook_point, seq=x.shape[-2] if x.ndim > 1 else 1, d_sae=x.shape[-1])
+        self.check(sae_hook_point, seq=x.shape[-2], d_sae=x.shape[-1])
         return ablate(x, self[sae_hook_point], mean_ablation)
 
     def check(self, sae_hook_point: str, seq: int, d_sae: int) -> None:
