@@ -83,9 +83,9 @@ def expected_latents(name, W, x):
 def test_a_public_lab_loads_from_the_cache_and_does_the_courses_work(cache, name):
     layer = LAYER[name]
     put_small_model(cache, name)
-    # SAELens reads the width of these two from their files, and knows the others by heart
-    narrow = 40 if name in ("gpt2-small", "gemma-3-270m") else None
-    W = put_sae(cache, name, layer, threshold=0.1, d_sae=narrow)
+    # SAELens knows the width of Gemma Scope by heart; that of the others is read from their files
+    d_sae = None if name.startswith("gemma-2") else 60
+    W = put_sae(cache, name, layer, threshold=0.1, d_sae=d_sae)
     lab = load_lab(name, layers=[layer], device="cpu", dtype=torch.float32)
     assert lab.sae_layers == [layer] and not lab.saes.loaded  # on demand
     x = torch.randn(3, lab.d_model)

@@ -52,7 +52,7 @@ class SAEChoice(NamedTuple):
 
     layer: int
     sae_id: str
-    l0: float
+    l0: float | int
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,11 @@ def release_of(name: str) -> Release:
 
 
 def placement(
-    name: str, layers: Sequence[int] | None = None, *, gap: int | None = None, l0: float = TARGET_L0
+    name: str,
+    layers: Sequence[int] | None = None,
+    *,
+    gap: int | None = None,
+    l0: float | int = TARGET_L0,
 ) -> dict[int, SAEChoice]:
     """Which public SAEs to splice: at each layer, the one whose L0 is nearest to ``l0``.
 
@@ -398,6 +402,6 @@ def placement(
     return {layer: _nearest(there[layer], l0) for layer in layers}
 
 
-def _nearest(choices: Sequence[SAEChoice], l0: float) -> SAEChoice:
+def _nearest(choices: Sequence[SAEChoice], l0: float | int) -> SAEChoice:
     """The SAE whose L0 is nearest; of two that are as near, the first by its id."""
     return min(choices, key=lambda choice: (abs(choice.l0 - l0), choice.sae_id))

@@ -87,16 +87,16 @@ def require(repo: str, *, gated: bool = False) -> None:
     if why is not None:
         raise HubError(
             f"{repo} is not on this machine, and the model hub cannot be reached: {why}. Connect, "
-            f"or fetch it on another machine (hf download {repo}) and copy that machine's {cache()} "
-            "to this one's. The lab 'smollm2' needs no hub."
+            f"or fetch it on another machine (hf download {repo}) and copy that machine's "
+            f"{cache()} to this one's. The lab 'smollm2' needs no hub."
         )
     try:
         auth_check(repo)
     except GatedRepoError as error:
         raise HubError(
             f"{repo} is gated: (1) accept its licence at {constants.ENDPOINT}/{repo}; (2) make a "
-            f"token at {constants.ENDPOINT}/settings/tokens; (3) log in with it: `hf auth login` in "
-            "a terminal, or set HF_TOKEN (in Colab: the key symbol on the left, a secret named "
+            f"token at {constants.ENDPOINT}/settings/tokens; (3) log in with it: `hf auth login` "
+            "in a terminal, or set HF_TOKEN (in Colab: the key symbol on the left, a secret named "
             "HF_TOKEN)."
         ) from error
     except RepositoryNotFoundError as error:

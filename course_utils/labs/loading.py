@@ -1,7 +1,17 @@
-"""From files to objects: a lab's model and its SAEs, in all the formats that they come in."""
+"""From files to objects: a lab's model and its SAEs, in all the formats that they come in.
+
+Nothing is unpickled: a pickle can run any code when it is loaded. Models are safetensors, and SAEs
+are safetensors or numpy archives. The exception is Qwen-Scope (the lab `qwen3-1.7b`), whose SAEs
+are published as ``.pt`` files, which are pickles, and without a list of their hashes. They are read
+by ``torch.load(…, weights_only=True)``: it makes tensors of what is in them, runs nothing, and
+refuses a file that holds anything else. (SAELens' registry has other releases of ``.pt`` files. For
+a lab of your own with one of those, SAELens reads it, through ``torch.load`` with its defaults:
+these are the same, unless the variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` is set.)
+"""
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +19,24 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from sae_lens import SAE
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens import SAE, PretrainedSaeHuggingfaceLoader
 from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils.labs import hub
-from course_utils.labs.catalog import HubModel, LabError, spec_of
+from course_utils.labs.catalog import FILES_OF, HubModel, LabError, hub_file, registry, spec_of
 from course_utils.labs.weights import converted
 
 SAESource = str | Path | tuple[str, str]
 """A folder that SAELens or `tools/train_saes.py` saved; or ``(release, sae_id)`` of SAELens'
 registry.
 """
+
+
+# ---------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------
 
 
 def load_model(
@@ -32,20 +46,24 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device_map: str | dict | None = None,
 ) -> tuple[Any, Any]:
-    """The lab's model and tokenizer as Hugging Face objects, without SAEs."""
+    """The lab's model and tokenizer as Hugging Face objects, without SAEs.
+
+    Raises:
+        LabError: no such lab, or the model is on the hub and cannot be had.
+        WeightsError: its weights are a file, and cannot be had.
+    """
     spec = spec_of(name)
-    try:
-        folder = (
-            hub.model_folder(spec.model.repo, gated=spec.model.gated)
-            if isinstance(spec.model, HubModel)
-            else converted(spec.model)
-        )
-    except hub.HubError as error:
-        raise LabError(f"{name}: {error}") from error
+    if isinstance(spec.model, HubModel):
+        try:
+            folder = hub.model_folder(spec.model.repo, gated=spec.model.gated)
+        except hub.HubError as error:
+            raise LabError(f"{name}: {error}") from error
+    else:
+        folder = converted(spec.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if spec.bos_token is not None:
         tokenizer.bos_token = spec.bos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map)
     if device_map is None:
         model = model.to(device)
     if spec.centred:
@@ -54,12 +72,15 @@ def load_model(
 
 
 @torch.no_grad()
-def centre_residual_stream(model: PreTrainedModel) -> None:
+def centre_residual_stream(model: Any) -> None:
     """Make everything that GPT-2 writes to its residual stream have mean 0 over d_model, in place;
     its logits stay what they were.
 
     GPT-2's LayerNorms take that mean away wherever they read, so it carries nothing. Some SAEs were
     trained without it: on TransformerLens' models, which do the same (``center_writing_weights``).
+
+    Args:
+        model: a ``GPT2LMHeadModel``.
     """
     if model.config.tie_word_embeddings:  # the unembedding is to stay as it is
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
@@ -67,48 +88,77 @@ def centre_residual_stream(model: PreTrainedModel) -> None:
     body = model.transformer
     written = [body.wte.weight, body.wpe.weight]
     for block in body.h:
-        written += [
-            w for part in (block.attn.c_proj, block.mlp.c_proj) for w in (part.weight, part.bias)
-        ]
+        for part in (block.attn.c_proj, block.mlp.c_proj):
+            written += [part.weight, part.bias]
     for weight in written:  # the last dimension of each is d_model
         weight -= weight.mean(-1, keepdim=True)
 
 
+# ---------------------------------------------------------------------------------------------
+# SAEs
+# ---------------------------------------------------------------------------------------------
+
+
 def load_sae(
-    source: str | Path | tuple[str, str],
+    source: SAESource,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SAE:
     """An SAE from a folder, or from the hub by ``(release, sae_id)``.
 
     Raises:
-        LabError: it cannot be had; the message says what to do.
+        LabError: it cannot be had, or its file holds something else than tensors; the message says
+            what to do.
     """
-    short = str(dtype).removeprefix("torch.")
-    if not isinstance(source, tuple):
-        if not (Path(source) / "cfg.json").is_file():
-            raise LabError(
-                f"no SAE in {source}: a folder with cfg.json and sae_weights.safetensors is wanted."
-            )
-        return SAE.load_from_disk(source, device=str(device), dtype=short)
-    release, sae_id = source
+    if isinstance(source, tuple):
+        return _load_public_sae(*source, device, dtype)
+    if not (Path(source) / "cfg.json").is_file():
+        raise LabError(
+            f"no SAE in {source}: a folder with cfg.json and sae_weights.safetensors is wanted."
+        )
+    return SAE.load_from_disk(source, device=str(device), dtype=_short(dtype))
+
+
+def _load_public_sae(
+    release: str, sae_id: str, device: str | torch.device, dtype: torch.dtype
+) -> SAE:
+    entry = registry().get(release)
+    reader = None if entry is None else READERS.get(entry.conversion_func)
     try:
-        entry = get_pretrained_saes_directory().get(release)
-        reader = (
-            _gemma_scope_2 if entry is not None and entry.conversion_func == "gemma_3" else None
-        )
         sae = SAE.from_pretrained(
-            release, sae_id, device=str(device), dtype=short, converter=reader
+            release, sae_id, device=str(device), dtype=_short(dtype), converter=reader
         )
-    except ValueError as error:  # SAELens' own: no such release, no such id
+    except ValueError as error:  # SAELens' own (no such release, no such id), or a reader's
         raise LabError(f"the SAE {sae_id} of {release}: {error}") from error
     except Exception as error:
+        if _is_here(release, sae_id) and not isinstance(error, hub.LocalEntryNotFoundError):
+            raise LabError(
+                f"the SAE {sae_id} of {release} is on this machine and cannot be read: "
+                f"{hub.first_line(error)}. Delete its file from {hub.cache()} and run this again."
+            ) from error
         why = hub.unreachable() or hub.first_line(error)
         raise LabError(
-            f"the SAE {sae_id} of {release} is not on this machine and cannot be fetched: {why}. Connect and run this again; "
-            "what was fetched is kept."
+            f"the SAE {sae_id} of {release} is not on this machine and cannot be fetched: {why}. "
+            "Connect and run this again; what was fetched is kept."
         ) from error
     return sae.to(dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32, as SAELens wants it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_here(release: str, sae_id: str) -> bool:
+    """Whether the file of a public SAE is on this machine, as far as its format is known."""
+    entry = registry().get(release)
+    if entry is None or entry.conversion_func not in FILES_OF:
+        return False
+    return hub.has_file(*hub_file(release, sae_id))
+
+
+Read = tuple[dict[str, Any], dict[str, Tensor], None]
+"""What SAELens wants of a reader: configuration, weights, and no sparsities."""
 
 
 def _gemma_scope_2(
@@ -117,44 +167,100 @@ def _gemma_scope_2(
     device: str,
     force_download: bool,
     cfg_overrides: dict[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, torch.Tensor], None]:
-    """Gemma Scope 2's format, for SAELens. SAELens' own reader asks the network for the shapes even
-    when the file is here.
+) -> Read:
+    """Gemma Scope 2's format. SAELens' own reader asks the network for the shapes even when the
+    file is here.
     """
-    tensors = load_file(
-        hf_hub_download(
-            repo_id, f"{folder_name}/params.safetensors", force_download=force_download
-        ),
-        device=device,
+    path = hf_hub_download(
+        repo_id, f"{folder_name}/params.safetensors", force_download=force_download
     )
-    d_in, d_sae = tensors["w_enc"].shape
-    layer = re.search(r"layer_(\d+)", folder_name)[1]
-    config = dict(
-        architecture="jumprelu", d_in=d_in, d_sae=d_sae, device=device, hook_name=f"blocks.{layer}.hook_resid_post", prepend_bos=True,
-        apply_b_dec_to_input=False, normalize_activations="none",
-    )  # fmt: skip
-    state = {
-        name: tensors[name.lower()] for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    }
+    tensors = load_file(path, device=device)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    state = {name: tensors[name.lower()] for name in names}
+    layer = _number(r"layer_(\d+)", folder_name)
+    config = {"architecture": "jumprelu", **_config(state, layer, device)}
     return {**config, **(cfg_overrides or {})}, state, None
 
 
+def _qwen_scope(
+    repo_id: str,
+    folder_name: str,
+    device: str,
+    force_download: bool,
+    cfg_overrides: dict[str, Any] | None,
+) -> Read:
+    """Qwen-Scope's format: a dict of tensors in a ``.pt`` file, both matrices the other way round.
+    SAELens' own reader leaves it to torch's defaults whether the pickle is run.
+    """
+    path = hf_hub_download(repo_id, folder_name, force_download=force_download)
+    try:
+        tensors = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise LabError(
+            f"{path} holds more than tensors: it would run code if it were unpickled. It was not. "
+            "Delete it, and fetch it again from where you trust it."
+        ) from error
+    state = {
+        "W_enc": tensors["W_enc"].T.contiguous(),
+        "W_dec": tensors["W_dec"].T.contiguous(),
+        "b_enc": tensors["b_enc"],
+        "b_dec": tensors["b_dec"],
+    }
+    layer = _number(r"layer(\d+)", folder_name)
+    k = _number(r"L0_(\d+)", repo_id)
+    config = {"architecture": "topk", "k": k, **_config(state, layer, device)}
+    return {**config, **(cfg_overrides or {})}, state, None
+
+
+def _config(state: dict[str, Tensor], layer: int, device: str) -> dict[str, Any]:
+    """What the two formats have in common."""
+    d_in, d_sae = state["W_enc"].shape
+    return dict(
+        d_in=d_in,
+        d_sae=d_sae,
+        device=device,
+        hook_name=f"blocks.{layer}.hook_resid_post",
+        prepend_bos=True,
+        apply_b_dec_to_input=False,
+        normalize_activations="none",
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    """The number in a name."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise LabError(f"{text!r} is not named as its release names its files ({pattern}).")
+    return int(match[1])
+
+
+READERS: dict[str | None, PretrainedSaeHuggingfaceLoader] = {
+    "gemma_3": _gemma_scope_2,
+    "qwen_scope": _qwen_scope,
+}
+"""Our own readers, by SAELens' name for the format; SAELens reads the others."""
+
+
+# ---------------------------------------------------------------------------------------------
+# SAEs in a folder
+# ---------------------------------------------------------------------------------------------
+
+
 def saes_in(folder: Path, layers: Sequence[int] | None) -> dict[int, Path]:
-    """The folders of the SAEs in ``folder/layer_{l}/``.
+    """The folders of the SAEs in ``folder/layer_{l}/``: of all, or of some layers.
 
     Raises:
         LabError: a wanted layer has no SAE there; the message lists those that have.
     """
-    there = sorted(
-        int(path.parent.name.removeprefix("layer_")) for path in folder.glob("layer_*/cfg.json")
-    )
-    layers = there if layers is None else list(layers)
-    missing = [layer for layer in layers if layer not in there]
+    configs = folder.glob("layer_*/cfg.json")
+    there = sorted(int(path.parent.name.removeprefix("layer_")) for path in configs)
+    wanted = there if layers is None else list(layers)
+    missing = [str(layer) for layer in wanted if layer not in there]
     if missing:
         raise LabError(
-            f"no SAE for layer {', '.join(map(str, missing))} in {folder}; there are SAEs for layers {there}."
+            f"no SAE for layer {', '.join(missing)} in {folder}; there are SAEs for layers {there}."
         )
-    return {layer: folder / f"layer_{layer}" for layer in layers}
+    return {layer: folder / f"layer_{layer}" for layer in wanted}
 
 
 def load_saes(
