@@ -27,7 +27,7 @@ from course_utils.circuits.frontier import Frontier
 from course_utils.circuits.masks import MaskError, Node, SAEMasks
 from course_utils.circuits.statistics import Interval
 from course_utils.display import style
-from course_utils.display.style import Estimate, Look
+from course_utils.display.style import Estimate, Look, Number
 from course_utils.prompts.tasks import Task
 
 MEASURE_LABELS = {
@@ -92,7 +92,7 @@ class ValueAxis:
     """
 
     label: str
-    reference: float | None = None
+    reference: Number | None = None
     log: bool = False
     percent: bool = False
 
@@ -277,7 +277,7 @@ def _draw_bars(axes: Axes, drawing: _Drawing, horizontal: bool, number: str) -> 
 
 
 def _write_number(
-    axes: Axes, place: float, estimate: Estimate, horizontal: bool, number: str
+    axes: Axes, place: Number, estimate: Estimate, horizontal: bool, number: str
 ) -> None:
     """The value, a little beyond the end of its bar and of its interval."""
     value = style.value_of(estimate)
@@ -385,7 +385,10 @@ def frontier_at_size_figure(
     if n:
         left.axvline(n, color="grey", linewidth=6, alpha=0.3)
     _draw_methods(left, frontier, "vs_spliced", "nodes kept")
-    left.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    if frontier.methods:
+        left.legend(
+            fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )
     _write_latents(right, masks, task.position_labels, named=n <= most_named)
     right.set_title("the latents that it keeps")
     return style.headed(figure, f"The learned circuit of {n:,} nodes")
@@ -539,7 +542,7 @@ def circuit_graph_figure(
     title: str,
     *,
     edges: Float[Tensor, "nodes nodes"] | None = None,
-    least: float = 0.1,
+    least: Number = 0.1,
 ) -> Figure:
     """The circuit as a picture: latents as dots by position (column) and layer (row), coloured by
     kind, with a few words on each.
@@ -617,7 +620,7 @@ class _GraphLayout:
             self.bottoms.append(self.top)
             self.top += self.heights[-1] + 0.8
         self.top -= 0.8
-        self.places: list[tuple[float, float]] = []
+        self.places: list[tuple[Number, Number]] = []
         placed = Counter[tuple[int, int]]()
         for cell in cell_of:
             row, column = cell
@@ -627,7 +630,7 @@ class _GraphLayout:
 
 
 def _draw_arrow(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], strength: float
+    axes: Axes, start: tuple[Number, Number], end: tuple[Number, Number], strength: float
 ) -> None:
     """An arrow between two nodes, the darker and thicker the stronger; bent within a column."""
     bend = -0.3 if start[0] == end[0] else 0
@@ -649,13 +652,13 @@ def _draw_arrow(
 
 def lines_figure(
     quantities: Mapping[str, Mapping[str, Sequence[Interval]]],
-    x: Sequence[float | int],
+    x: Sequence[Number],
     x_label: str,
     title: str,
     *,
     bands: bool = False,
-    marks: Sequence[float | int] = (),
-    levels: Mapping[str, float | int] | None = None,
+    marks: Sequence[Number] = (),
+    levels: Mapping[str, Number] | None = None,
 ) -> Figure:
     """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each
     method.
@@ -704,7 +707,7 @@ def _lines_legend(figure: Figure, axes_of: Sequence[Axes]) -> None:
 
 
 def curves_figure(
-    quantities: Mapping[str, Mapping[str, Sequence[float | int]]],
+    quantities: Mapping[str, Mapping[str, Sequence[Number]]],
     x_label: str,
     title: str,
     *,
@@ -730,8 +733,8 @@ def curves_figure(
 
 
 def areas_figure(
-    fractions: Sequence[float | int],
-    curves: Mapping[str, Sequence[float | int]],
+    fractions: Sequence[Number],
+    curves: Mapping[str, Sequence[Number]],
     title: str,
 ) -> Figure:
     """Faithfulness against circuit size as a share of all nodes, a line for each method: as the
@@ -763,7 +766,7 @@ def areas_figure(
     return style.headed(figure, title)
 
 
-def history_figure(history: Sequence[Mapping[str, float | int]], title: str) -> Figure:
+def history_figure(history: Sequence[Mapping[str, Number]], title: str) -> Figure:
     """How a mask was learned: faithfulness loss, and nodes on (log scale), step by step.
 
     No node at all is drawn as half a node, which a logarithmic axis has a place for.
@@ -780,7 +783,7 @@ def history_figure(history: Sequence[Mapping[str, float | int]], title: str) -> 
 
 def running_mean_figure(
     weights: Mapping[str, Float[Tensor, " n"]],
-    errors: Mapping[str, Sequence[float | int]],
+    errors: Mapping[str, Sequence[Number]],
     title: str,
 ) -> Figure:
     """Ways to keep a running mean: how much each prompt weighs in it at the end, and how far off it
@@ -819,7 +822,7 @@ def scatter_figure(
     title: str,
     *,
     names: Sequence[str] = (),
-    off: float = 0.3,
+    off: Number = 0.3,
 ) -> Figure:
     """Estimates against the truth, a panel each; the grey line is where they would agree.
 
@@ -842,7 +845,7 @@ def scatter_figure(
     return figure
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def _name_points(axes: Axes, points: Sequence[tuple[str, Number, Number]]) -> None:
     """Write each point's name beside it, or below another name that stands there."""
     names: list[Annotation] = []
     for name, x, y in points:
@@ -859,7 +862,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
 
 def completeness_figure(
     points: Float[Tensor, "n_subsets 2"],
-    marks: Mapping[str, tuple[float, float]],
+    marks: Mapping[str, tuple[Number, Number]],
     title: str,
 ) -> Figure:
     """F(C∖K) against F(S∖K), a point for each subset K; a complete circuit's lie on the dotted

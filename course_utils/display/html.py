@@ -14,7 +14,7 @@ from circuitsvis.tokens import colored_tokens
 from IPython.display import HTML, display
 
 from course_utils.circuits.explain import Context, LatentCard
-from course_utils.display.style import BLUE, ORANGE
+from course_utils.display.style import BLUE, ORANGE, Number
 
 
 class Html(str):
@@ -52,7 +52,7 @@ def _rgb(colour: str) -> str:
     return ", ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
 
 
-def _orange(value: float, darkest: float, most: float) -> str:
+def _orange(value: Number, darkest: Number, most: float) -> str:
     """A style: orange behind a text, ``most`` opaque from the value ``darkest`` on, and not at all
     at 0 and below.
     """
@@ -65,7 +65,7 @@ def _orange(value: float, darkest: float, most: float) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def coloured_prompt(labels: Sequence[str], values: Sequence[float | int]) -> None:
+def coloured_prompt(labels: Sequence[str], values: Sequence[Number]) -> None:
     """Display a prompt with its tokens coloured by a value each (circuitsvis).
 
     Away from the network circuitsvis puts 1.3 MB of script into the page; with ``COURSE_BUILD``
@@ -160,11 +160,11 @@ def _fires_html(fires: Mapping[str, Mapping[str, float]]) -> Html:
 
 def answer_html(
     tokens: Sequence[str],
-    values: Sequence[float],
-    likely: Sequence[tuple[str, float]],
+    values: Sequence[Number],
+    likely: Sequence[tuple[str, Number]],
     says: str,
     *,
-    darkest: float | None = None,
+    darkest: Number | None = None,
 ) -> Html:
     """A prompt with its tokens coloured by ``values``, the likeliest next tokens as bars, and a
     line on top.
@@ -190,7 +190,7 @@ def answer_html(
     )
 
 
-def _bar_html(token: str, probability: float) -> Html:
+def _bar_html(token: str, probability: Number) -> Html:
     """A row of a table: a token, its probability as a bar and as a number."""
     size = f"width: {12 * probability:.2f}em; height: 0.9em"
     bar = element("div", style=f"{size}; background: rgb({_rgb(BLUE)})")

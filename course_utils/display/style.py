@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -26,14 +27,16 @@ COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0
 ORANGE, BLUE, SKY, GREEN, YELLOW, PINK, BLACK = COLOURS
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
-Dashes = str | tuple[float, Sequence[float]]
+Number = float | int
+
+Dashes = str | tuple[Number, Sequence[Number]]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0, (8, 3)))
 
-Estimate = Interval | float | int
+Estimate = Interval | Number
 """A value, with its 95 % interval where it has one."""
 
-CHARACTERS_PER_INCH = {"title": 12.5, "legend": 13}
-"""How many characters fit into an inch, at matplotlib's own font sizes."""
+POINTS_PER_CHARACTER = 0.55
+"""How wide a character of matplotlib's font is on average, over the size of the font."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ def _looks_but(taken: Sequence[Look]) -> Iterator[Look]:
 
 
 def panels(
-    n: int, width: float, height: float, *, boxed: bool = False, **options: Any
+    n: int, width: Number, height: Number, *, boxed: bool = False, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure of ``n`` panels side by side.
 
@@ -123,32 +126,53 @@ def panels(
     return figure, axes_in_order
 
 
-def headed(figure: Figure, title: str, *, size: float = 12) -> Figure:
-    """The figure with its title above it. Lines longer than the figure is wide are broken.
+def headed(figure: Figure, title: str, *, size: Number = 12) -> Figure:
+    """The figure with its title above it. Lines that are wider than the figure are broken into
+    lines of about one length.
 
     Args:
         size: of the letters, in points.
     """
-    width = int(CHARACTERS_PER_INCH["title"] * figure.get_figwidth() * 12 / size)
-    lines = [textwrap.fill(line, width) for line in title.splitlines()]
+    lines = []
+    for line in title.splitlines():
+        width = _characters(figure, size)
+        broken = textwrap.wrap(line, width)
+        while len(shorter := textwrap.wrap(line, width - 1)) == len(broken) > 1:
+            broken, width = shorter, width - 1
+        lines += broken
     figure.suptitle("\n".join(lines), fontsize=size)
     return figure
 
 
-def legend_below(figure: Figure, axes: Axes, *, size: float = 10) -> None:
+def _characters(figure: Figure, size: Number) -> int:
+    """How many characters fit side by side into a figure."""
+    return int(72 * figure.get_figwidth() / (POINTS_PER_CHARACTER * size))
+
+
+def legend_below(figure: Figure, axes: Axes, *, size: Number = 10) -> None:
     """A legend of the labelled series of ``axes`` below the figure, in as many columns as fit.
 
     Nothing is drawn where no series has a label.
+
+    Args:
+        size: of the letters, in points.
     """
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    entry = max(map(len, labels)) + 6  # the marker and the gap take about six characters
-    room = CHARACTERS_PER_INCH["legend"] * figure.get_figwidth() * 10 / size
-    columns = min(len(labels), max(1, int(room / entry)))
+    room = _characters(figure, size)
+    columns = len(labels)
+    while columns > 1 and _legend_width(labels, columns) > room:
+        columns -= 1
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
     )
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> int:
+    """In characters. A marker and the gap behind a label are about nine characters wide."""
+    parts = [part for part in np.array_split(labels, columns) if len(part)]
+    return sum(max(map(len, part)) + 9 for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -170,7 +194,7 @@ def log_counts(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def level_line(axes: Axes, level: float, *, horizontal: bool = True, dashes: Dashes = ":") -> None:
+def level_line(axes: Axes, level: Number, *, horizontal: bool = True, dashes: Dashes = ":") -> None:
     """A thin grey line across the panel at a value, such as the one to reach."""
     line = axes.axhline if horizontal else axes.axvline
     line(level, color="grey", linewidth=0.8, linestyle=dashes)
@@ -212,7 +236,7 @@ def bar_lengths(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]
 
 def error_bars(
     axes: Axes,
-    places: Sequence[float],
+    places: Sequence[Number],
     estimates: Sequence[Estimate],
     look: Look,
     *,
@@ -248,7 +272,7 @@ def error_bars(
     )
 
 
-def band(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], look: Look) -> None:
+def band(axes: Axes, x: Sequence[Number], estimates: Sequence[Estimate], look: Look) -> None:
     """The 95 % intervals of estimates as a shaded band along x."""
     ends = [ends_of(estimate) for estimate in estimates]
     low, high = [end[0] for end in ends], [end[1] for end in ends]

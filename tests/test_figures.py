@@ -1,0 +1,753 @@
+"""The figures show the numbers that they are given."""
+
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+
+from course_utils.circuits.evaluate import Faithfulness
+from course_utils.circuits.frontier import Frontier, Point
+from course_utils.circuits.masks import MaskError, SAEMasks
+from course_utils.circuits.statistics import Interval
+from course_utils.display import figures, style
+from course_utils.display.figures import ValueAxis, estimates_figure
+from course_utils.labs.lab import hook_point
+
+A, B = hook_point(1), hook_point(3)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def texts(labels):
+    return [label.get_text() for label in labels]
+
+
+def series_of(axes, values="y"):
+    """By label: the values and intervals that are drawn, in order, and in which colour."""
+    column = "xy".index(values)
+    drawn = {}
+    for container in axes.containers:
+        markers, _, bars = container
+        segments = (
+            [segment for segment in bars[0].get_segments() if segment.ndim == 2] if bars else []
+        )
+        ends = [segment[:, column].tolist() for segment in segments]
+        numbers = markers.get_xydata()[:, column].tolist()
+        drawn[container.get_label()] = (numbers, ends, markers.get_color())
+    return drawn
+
+
+# -- into the notebook -------------------------------------------------------------------------
+
+
+def any_figure():
+    return figures.history_figure([{"step": 0, "faithfulness_loss": 1, "n_on": 1}], "t")
+
+
+def test_show_gives_the_picture_alternative_text_and_closes_the_figure(monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", shown.append)
+    figures.show(any_figure(), alt="a falling line")
+    assert shown[0].alt == "a falling line" and shown[0].data.startswith(b"\x89PNG")
+    assert not plt.get_fignums()
+
+
+def test_a_figure_for_the_readme_is_saved_in_full_builds_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "FIGURES_DIR", tmp_path / "figures")
+    monkeypatch.setattr(figures, "display", lambda what: None)
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    monkeypatch.delenv("COURSE_BUILD", raising=False)
+    figures.show(any_figure(), alt="a", save_as="history")
+    monkeypatch.setenv("COURSE_BUILD", "1")
+    monkeypatch.setenv("COURSE_PROFILE", "quick")
+    figures.show(any_figure(), alt="a", save_as="history")
+    assert not (tmp_path / "figures").exists()
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    figures.show(any_figure(), alt="a", save_as="history")
+    assert (tmp_path / "figures" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- estimates with intervals ------------------------------------------------------------------
+
+NUMBERS = st.floats(-100, 100).map(lambda x: round(x, 3))
+INTERVALS = (
+    st.tuples(NUMBERS, NUMBERS, NUMBERS).map(sorted).map(lambda x: Interval(x[1], x[0], x[2]))
+)
+ESTIMATES = INTERVALS | NUMBERS
+NAMES = st.text("abcdefg ", min_size=1).filter(str.strip)
+NAMED = st.dictionaries(NAMES, ESTIMATES, min_size=1, max_size=12)
+few = settings(max_examples=15, deadline=None)  # a figure takes a tenth of a second
+
+
+@few
+@given(NAMED, st.booleans(), st.booleans())
+def test_estimates_by_name_are_all_drawn_in_order(estimates, bars, horizontal):
+    figure = estimates_figure(estimates, "γ", "finding", bars=bars, horizontal=horizontal)
+    [axes] = figure.axes
+    names, value_axis = axes.get_xticklabels(), axes.yaxis
+    if horizontal:
+        names, value_axis = axes.get_yticklabels(), axes.xaxis
+    assert texts(names) == list(estimates)
+    assert value_axis.get_label_text() == "γ" and figure.get_suptitle() == "finding"
+    values = [style.value_of(estimate) for estimate in estimates.values()]
+    if bars:
+        size = "get_width" if horizontal else "get_height"
+        drawn = [getattr(patch, size)() for patch in axes.patches]
+        assert texts(axes.texts) == [f"{value:.3g}".replace("-", "−") for value in values]
+    else:
+        [(drawn, _, _)] = series_of(axes, "x" if horizontal else "y").values()
+    assert drawn == pytest.approx(values)
+    figure.draw_without_rendering()
+    plt.close(figure)
+
+
+@few
+@given(st.dictionaries(NAMES, NAMED, min_size=1, max_size=9), st.booleans(), st.booleans())
+def test_groups_share_the_places_of_their_names_and_differ_in_looks(groups, bars, horizontal):
+    figure = estimates_figure(groups, "γ", "t", bars=bars, horizontal=horizontal)
+    [axes] = figure.axes
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    assert texts(axes.get_yticklabels() if horizontal else axes.get_xticklabels()) == names
+    if len(groups) > 1:
+        assert texts(figure.legends[0].texts) == list(groups)
+    if bars:
+        centre = "get_y" if horizontal else "get_x"
+        breadth = "get_height" if horizontal else "get_width"
+        places = [getattr(bar, centre)() + getattr(bar, breadth)() / 2 for bar in axes.patches]
+        looks = {to_hex(bar.get_facecolor()) for bar in axes.patches}
+    else:
+        lines = [container[0] for container in axes.containers]
+        column = 1 if horizontal else 0
+        places = [x for line in lines for x in line.get_xydata()[:, column].tolist()]
+        looks = {(line.get_color(), line.get_marker()) for line in lines}
+    wanted = [names.index(name) for group in groups.values() for name in group]
+    assert [round(place) for place in places] == wanted
+    assert len({round(place, 6) for place in places}) == len(places)  # nothing covers another
+    assert len(looks) == (min(len(groups), 7) if bars else len(groups))
+    plt.close(figure)
+
+
+@few
+@given(st.dictionaries(NAMES, st.lists(ESTIMATES, max_size=8), min_size=1, max_size=9))
+def test_groups_without_names_stand_one_after_the_other_each_from_large_to_small(groups):
+    if not any(groups.values()):
+        return
+    figure = estimates_figure(groups, "γ", "t", place_label="node")
+    [axes] = figure.axes
+    drawn = [container[0].get_xydata().tolist() for container in axes.containers]
+    for points, group in zip(drawn, groups.values(), strict=True):
+        values = sorted((style.value_of(estimate) for estimate in group), reverse=True)
+        assert [y for _, y in points] == values
+    places = [x for points in drawn for x, _ in points]
+    assert places == sorted(set(places))
+    assert axes.get_xlabel() == "node" and not texts(axes.get_xticklabels())
+    plt.close(figure)
+
+
+EFFECTS = {
+    "zero": {"10": Interval(1.0, 0.5, 2.0), "100": Interval(3.0, 2.5, 3.5)},
+    "mean": {"100": Interval(0.2, 0.1, 0.3)},
+}
+
+
+def test_points_of_groups_stand_beside_each_other_with_their_intervals():
+    [axes] = estimates_figure(EFFECTS, "y", "finding").axes
+    assert series_of(axes) == {
+        "zero": ([1, 3], [[0.5, 2], [2.5, 3.5]], style.ORANGE),
+        "mean": ([0.2], [pytest.approx([0.1, 0.3])], style.BLUE),
+    }
+    zero, mean = (container[0].get_xdata().tolist() for container in axes.containers)
+    assert zero == pytest.approx([-0.08, 0.92]) and mean == pytest.approx([1.08])
+    assert texts(axes.get_xticklabels()) == ["10", "100"]
+
+
+def test_a_logarithmic_axis_has_no_line_at_zero():
+    [linear] = estimates_figure(EFFECTS, "y", "t").axes
+    [log] = estimates_figure(EFFECTS, ValueAxis("y", log=True), "t").axes
+    assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
+    levels = [
+        [line.get_ydata()[0] for line in axes.lines if len(set(line.get_xdata())) == 2]
+        for axes in (linear, log)
+    ]
+    assert [0 in of for of in levels] == [True, False]
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_bars_have_the_intervals_of_those_that_have_one_and_a_line_at_the_reference(horizontal):
+    estimates = {"a": 0.5, "b": Interval(0.8, 0.7, 0.95)}
+    axis = ValueAxis("γ", reference=1.0)
+    [axes] = estimates_figure(estimates, axis, "t", bars=True, horizontal=horizontal).axes
+    values = 0 if horizontal else 1
+    segments = [s for collection in axes.collections for s in collection.get_segments()]
+    ends = [
+        segment[:, values].tolist() for segment in segments if not math.isnan(segment[0, values])
+    ]
+    assert ends == [pytest.approx([0.7, 0.95])]
+    reference = axes.lines[-1]
+    assert (reference.get_xdata() if horizontal else reference.get_ydata()) == [1.0, 1.0]
+    assert reference.get_linestyle() == ":"
+
+
+def test_shares_are_written_in_per_cent_on_an_axis_from_none_to_all():
+    estimates = {"circuit": Interval(0.9, 0.8, 0.95), "random": Interval(0.1, 0.0, 0.2)}
+    axis = ValueAxis("flipped", percent=True)
+    figure = estimates_figure(estimates, axis, "t", bars=True, horizontal=True)
+    [axes] = figure.axes
+    figure.draw_without_rendering()
+    assert [bar.get_width() for bar in axes.patches] == [0.9, 0.1]
+    assert texts(axes.texts) == ["90%", "10%"]
+    assert {"0%", "100%"} <= set(texts(axes.get_xticklabels()))
+    low, high = axes.get_xlim()
+    assert low <= 0 and high >= 1
+    few_flips = {"a": Interval(0.02, 0.0, 0.04)}
+    [axes] = estimates_figure(few_flips, axis, "t", bars=True, horizontal=True).axes
+    assert axes.get_xlim()[1] >= 1
+
+
+def test_numbers_stand_beyond_their_bars_and_intervals_on_the_side_of_the_value():
+    estimates = {"sva": Interval(0.9, 0.8, 1.3), "ioi": Interval(-0.2, -0.3, 0.1)}
+    figure = estimates_figure(estimates, "share", "t", bars=True, horizontal=True)
+    [axes] = figure.axes
+    figure.draw_without_rendering()
+    right, left = axes.texts
+    assert (right.xy, left.xy) == ((1.3, 0), (-0.3, 1))
+    to_data = axes.transData.inverted()
+    assert to_data.transform(right.get_window_extent())[0][0] > 1.3
+    assert to_data.transform(left.get_window_extent())[1][0] < -0.3
+    for text in axes.texts:
+        assert figure.bbox.containsx(text.get_window_extent().x0)
+        assert figure.bbox.containsx(text.get_window_extent().x1)
+
+
+def test_horizontal_names_go_from_the_top_down():
+    [axes] = estimates_figure({"a": 1, "b": 2, "c": 3}, "γ", "t", bars=True, horizontal=True).axes
+    bottom, top = axes.get_ylim()
+    assert bottom > top and [bar.get_y() for bar in axes.patches] == sorted(
+        bar.get_y() for bar in axes.patches
+    )
+
+
+def colours_of_bars(axes):
+    """The colour of each bar, from left to right."""
+    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
+    return [to_hex(bar.get_facecolor()).upper() for bar in bars]
+
+
+def test_highlighted_bars_are_orange_and_the_others_sky_blue():
+    estimates = {"a": 1, "b": 2, "c": 3, "d": 4}
+    [axes] = estimates_figure(estimates, "γ", "t", bars=True, highlight=["b", "d"]).axes
+    assert colours_of_bars(axes) == [style.SKY, style.ORANGE] * 2
+    heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}
+    assert heights == {0: 1, 1: 2, 2: 3, 3: 4}
+    [axes] = estimates_figure(estimates, "γ", "t", bars=True, highlight=()).axes
+    assert colours_of_bars(axes) == [style.SKY] * 4
+    [axes] = estimates_figure(estimates, "γ", "t", bars=True).axes
+    assert colours_of_bars(axes) == list(style.COLOURS[:4])
+
+
+def test_points_can_be_highlighted_too():
+    [axes] = estimates_figure({"a": 1, "b": 2, "c": 3}, "γ", "t", highlight=["b"]).axes
+    drawn = {c[0].get_color(): c[0].get_xydata().tolist() for c in axes.containers}
+    assert drawn == {style.SKY: [[0, 1], [2, 3]], style.ORANGE: [[1, 2]]}
+
+
+def test_an_interval_that_misses_its_value_by_rounding_is_drawn():
+    """`proportion` of none among many: the lower end is a hair above 0."""
+    estimates = {
+        "none": Interval(0.0, 1e-18, 0.04),
+        "all": Interval(1.0, 0.96, math.nextafter(1, 0)),
+    }
+    [axes] = estimates_figure(estimates, "share", "t", bars=True).axes
+    assert texts(axes.texts) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "groups, options, message",
+    [
+        ({}, {}, "no estimate to draw"),
+        ({"zero": {}, "mean": {}}, {}, "no estimate to draw"),
+        ({"zero": []}, {}, "no estimate to draw"),
+        ({"a": 1.0, "zero": {"b": 1.0}}, {}, "groups of one kind"),
+        ({"zero": [1.0], "mean": {"b": 1.0}}, {}, "groups of one kind"),
+        ({"a": 1.0}, {"bars": True, "axis": ValueAxis("y", log=True)}, "draw points"),
+        ({"a": 1.0}, {"highlight": ["b"]}, "no estimate is called 'b'"),
+        ({"zero": {"a": 1.0}}, {"highlight": ["a"]}, "for estimates by name"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(groups, options, message):
+    with pytest.raises(ValueError, match=message):
+        estimates_figure(groups, **{"axis": "y", "title": "t", **options})
+
+
+# -- frontiers ---------------------------------------------------------------------------------
+
+
+def point(method, n_nodes, value):
+    interval = Interval(value, value - 0.1, value + 0.2)
+    faithfulness = Faithfulness(interval, interval, interval, interval, 1.0, 1.0, 1.0, 0.0, 10)
+    return Point(method, n_nodes, faithfulness, {A: n_nodes})
+
+
+def frontier_of(*points):
+    return Frontier("sva", "tiny", [1, 3], "drop", list(points))
+
+
+FRONTIER = frontier_of(
+    point("learned mask", 10, 0.9), point("learned mask", 2, 0.5), point("IG", 5, 0.4)
+)
+
+
+def test_the_frontier_figure_has_a_line_a_method_with_its_intervals():
+    figure = figures.frontier_figure(FRONTIER, "finding")
+    faithfulness, gap = figure.axes
+    assert faithfulness.get_xscale() == "log" and figure.get_suptitle() == "finding"
+    assert faithfulness.get_ylabel().startswith("faithfulness") and "gap" in gap.get_ylabel()
+    for axes in figure.axes:
+        sizes = {c.get_label(): c[0].get_xdata().tolist() for c in axes.containers}
+        assert sizes == {"learned mask": [2, 10], "IG": [5]}
+        drawn = series_of(axes)
+        assert drawn["learned mask"][:2] == (
+            [0.5, 0.9],
+            [pytest.approx([0.4, 0.7]), pytest.approx([0.8, 1.1])],
+        )
+    assert texts(figure.legends[0].texts) == ["learned mask", "IG"]
+
+
+@pytest.mark.parametrize("draw", ["frontier", "at a size"])
+def test_a_method_looks_the_same_in_every_frontier(draw, task):
+    methods = ["made up", "random", "IG", "learned mask"]
+    for order in (methods, methods[1:], methods[::-1]):
+        frontier = frontier_of(*(point(method, 5, 0.4) for method in order))
+        if draw == "frontier":
+            figure = figures.frontier_figure(frontier, "t")
+        else:
+            figure = figures.frontier_at_size_figure(frontier, masks_of(task, {A: [(1, 3)]}), task)
+        lines = {c.get_label(): c[0] for c in figure.axes[0].containers}
+        assert list(lines) == order
+        for method in order:
+            look = style.METHOD_LOOKS.get(method)
+            if look:
+                line = lines[method]
+                assert (line.get_color(), line.get_marker()) == (look.colour, look.marker)
+        assert len({line.get_color() for line in lines.values()}) == len(order)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 12))
+def test_any_number_of_methods_is_drawn(n):
+    frontier = frontier_of(*(point(f"method {i}", i + 1, i / 10) for i in range(n)))
+    figure = figures.frontier_figure(frontier, "t", ["vs_spliced"])
+    [axes] = figure.axes
+    assert [container[0].get_xdata().tolist() for container in axes.containers] == [
+        [i + 1] for i in range(n)
+    ]
+    assert texts(figure.legends[0].texts) == [f"method {i}" for i in range(n)]
+    plt.close(figure)
+
+
+def test_circuits_without_nodes_are_named_below_an_axis_that_has_no_place_for_them():
+    frontier = frontier_of(
+        point("learned mask", 0, 0.25), point("learned mask", 2, 0.5), point("IG", 0, 0.0)
+    )
+    figure = figures.frontier_figure(frontier, "t")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert series_of(axes)["learned mask"][0] == [0.5] and series_of(axes)["IG"][0] == []
+        note = axes.get_xlabel().split("\n")[1]
+        assert note == "with 0 nodes, left of this axis: learned mask 0.25, IG 0.00"
+    assert texts(figure.legends[0].texts) == ["learned mask", "IG"]
+    assert "0 nodes" not in figures.frontier_figure(FRONTIER, "t").axes[0].get_xlabel()
+
+
+def test_a_frontier_of_nothing_but_circuits_without_nodes_is_drawn(task):
+    for frontier in (frontier_of(point("IG", 0, 0.1)), frontier_of()):
+        figures.frontier_figure(frontier, "t").draw_without_rendering()
+        empty = masks_of(task, {A: []})
+        figures.frontier_at_size_figure(frontier, empty, task).draw_without_rendering()
+
+
+# -- circuits ----------------------------------------------------------------------------------
+
+
+def masks_of(task, on, shared=(), seq=None):
+    """Masks with these (position, latent) on; at the hook points in ``shared``, these latents."""
+    masks = []
+    for name, nodes in on.items():
+        mask = torch.zeros(24) if name in shared else torch.zeros(seq or task.seq_len, 24)
+        for node in nodes:
+            mask[node] = 1
+        masks.append(mask)
+    return SAEMasks(list(on), masks)
+
+
+def written(axes):
+    """The texts in a panel by (column label, row label)."""
+    columns, rows = texts(axes.get_xticklabels()), texts(axes.get_yticklabels())
+    return {
+        (
+            columns[round(text.get_position()[0])],
+            rows[round(text.get_position()[1])],
+        ): text.get_text()
+        for text in axes.texts
+    }
+
+
+def test_the_circuit_figure_counts_nodes_by_layer_and_position(task):
+    masks = masks_of(task, {A: [(2, 0), (2, 1), (2, 2)], B: [(5, 7)]})
+    figure = figures.circuit_figure(masks, task, "where")
+    [axes] = figure.axes
+    labels = list(task.position_labels)
+    assert texts(axes.get_xticklabels()) == labels and texts(axes.get_yticklabels()) == ["1", "3"]
+    assert axes.get_ylim()[0] < axes.get_ylim()[1]  # the first layer is at the bottom
+    cells = written(axes)
+    assert {cell: n for cell, n in cells.items() if n != "·"} == {
+        (labels[2], "1"): "3",
+        (labels[5], "3"): "1",
+    }
+    assert len(cells) == 2 * len(labels) and figure.get_suptitle() == "where"
+    shades = axes.images[0].get_array()
+    assert shades[0, 2] > shades[1, 5] > shades[0, 0] == 0
+
+
+def test_the_circuit_figure_counts_latents_without_positions_in_a_column_of_their_own(task):
+    masks = masks_of(task, {A: [3, 4], B: []}, shared=[A, B])
+    [axes] = figures.circuit_figure(masks, task, "t").axes
+    assert written(axes) == {("all positions", "1"): "2", ("all positions", "3"): "·"}
+    mixed = masks_of(task, {A: [3, 4], B: [(5, 7)]}, shared=[A])
+    [axes] = figures.circuit_figure(mixed, task, "t").axes
+    assert texts(axes.get_xticklabels()) == ["all positions", *task.position_labels]
+    assert {cell: n for cell, n in written(axes).items() if n != "·"} == {
+        ("all positions", "1"): "2",
+        (task.position_labels[5], "3"): "1",
+    }
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_the_circuit_figure_refuses_masks_of_another_length_than_the_tasks(task, extra):
+    masks = masks_of(task, {A: [(1, 3)]}, seq=task.seq_len + extra)
+    message = f"{task.seq_len + extra} positions, and there are labels for {task.seq_len}"
+    with pytest.raises(MaskError, match=message):
+        figures.circuit_figure(masks, task, "t")
+
+
+def test_a_circuit_without_nodes_has_no_cell_with_a_number(task):
+    [axes] = figures.circuit_figure(masks_of(task, {A: []}), task, "t").axes
+    assert set(texts(axes.texts)) == {"·"}
+    assert {text.get_color() for text in axes.texts} == {"white"}  # on the darkest colour
+
+
+def test_the_figure_at_a_size_marks_the_size_and_names_the_latents(task):
+    masks = masks_of(task, {A: [(2, 3), (2, 5), (2, 7), (2, 9)], B: [(5, 7)]})
+    left, right = figures.frontier_at_size_figure(FRONTIER, masks, task).axes
+    assert 5 in [line.get_xdata()[0] for line in left.lines if line.get_linewidth() == 6]
+    labels = task.position_labels
+    assert written(right) == {
+        (labels[2], "1"): "3, 5, 7\n9",
+        (labels[5], "1"): "·",
+        (labels[2], "3"): "·",
+        (labels[5], "3"): "7",
+    }
+    counted = figures.frontier_at_size_figure(FRONTIER, masks, task, most_named=4).axes[1]
+    assert written(counted)[labels[2], "1"] == "4 latents"
+    assert written(counted)[labels[5], "1"] == "·"
+
+
+def test_the_figure_at_a_size_draws_latents_without_positions(task):
+    masks = masks_of(task, {A: [3, 5], B: [(5, 7)]}, shared=[A])
+    right = figures.frontier_at_size_figure(FRONTIER, masks, task).axes[1]
+    place = task.position_labels[5]
+    assert texts(right.get_xticklabels()) == ["all positions", place]
+    assert written(right) == {
+        ("all positions", "1"): "3, 5",
+        (place, "1"): "·",
+        ("all positions", "3"): "·",
+        (place, "3"): "7",
+    }
+
+
+def test_the_figure_at_a_size_says_so_when_no_latent_is_kept(task):
+    figure = figures.frontier_at_size_figure(FRONTIER, masks_of(task, {A: []}), task)
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    assert not [line for line in left.lines if line.get_linewidth() == 6]
+    assert right.get_xlabel() == "none: every latent is ablated" and not right.texts
+
+
+def test_the_figure_at_a_size_refuses_nodes_beyond_the_tasks_positions(task):
+    masks = masks_of(task, {A: [(task.seq_len, 3)]}, seq=task.seq_len + 1)
+    with pytest.raises(MaskError, match=f"a node at position {task.seq_len}, and labels for"):
+        figures.frontier_at_size_figure(FRONTIER, masks, task)
+
+
+def test_the_node_map_shows_the_latents_that_are_on_somewhere():
+    mask = torch.zeros(3, 10)
+    mask[1, 7] = mask[2, 7] = mask[2, 4] = 1
+    [axes] = figures.node_map_figure(mask, ["<bos>", "a", "b"], "t").axes
+    assert axes.images[0].get_array().tolist() == [[0, 0], [0, 1], [1, 1]]
+    assert texts(axes.get_xticklabels()) == ["4", "7"]
+    assert texts(axes.get_yticklabels()) == ["<bos>", "a", "b"]
+
+
+def test_the_node_map_of_a_mask_without_positions_is_one_row():
+    mask = torch.zeros(10)
+    mask[[4, 7]] = 1
+    [axes] = figures.node_map_figure(mask, ["<bos>", "a", "b"], "t").axes
+    assert axes.images[0].get_array().tolist() == [[1, 1]]
+    assert texts(axes.get_yticklabels()) == ["all positions"]
+    assert texts(axes.get_xticklabels()) == ["4", "7"]
+
+
+def test_the_node_map_says_so_when_no_latent_is_kept():
+    figure = figures.node_map_figure(torch.zeros(3, 10), ["<bos>", "a", "b"], "t")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_xlabel() == "no latent is kept" and not figure.axes[0].images
+
+
+def test_the_node_map_refuses_labels_of_another_length():
+    with pytest.raises(MaskError, match="the mask has 3 positions, and there are labels for 2"):
+        figures.node_map_figure(torch.ones(3, 10), ["<bos>", "a"], "t")
+
+
+# -- the graph ---------------------------------------------------------------------------------
+
+
+def test_the_circuit_graph_has_a_dot_a_node_and_an_arrow_a_strong_edge():
+    nodes = [(A, 1, 3), (A, 1, 4), (B, 2, 0)]
+    edges = torch.zeros(3, 3)
+    edges[0, 2], edges[1, 2] = -0.6, 0.01
+    kinds, labels = ["plural", "singular", "plural"], ["x", "y", "z"]
+    positions = ["<bos>", "noun", "the"]
+    figure = figures.circuit_graph_figure(nodes, kinds, labels, positions, "finding", edges=edges)
+    [axes] = figure.axes
+    dots = {c.get_label(): c.get_offsets().tolist() for c in axes.collections}
+    assert dots == {"singular": [[0, 1]], "plural": [[0, 0], [1, 2.8 + 0]]}
+    assert [text.get_text() for text in axes.texts if text.get_text()] == labels
+    [arrow] = [text for text in axes.texts if not text.get_text()]
+    assert (arrow.get_position(), tuple(arrow.xy)) == ((0, 0), (1, 2.8))
+    assert texts(axes.get_xticklabels()) == ["noun", "the"]
+    assert texts(axes.get_yticklabels()) == ["after layer 1", "after layer 3"]
+    assert figure.get_suptitle() == "finding"
+
+
+def test_the_circuit_graph_has_a_column_for_nodes_without_a_position():
+    nodes = [(A, None, 3), (B, 1, 0)]
+    figure = figures.circuit_graph_figure(nodes, ["k", "k"], ["x", "y"], ["<bos>", "noun"], "t")
+    [axes] = figure.axes
+    assert texts(axes.get_xticklabels()) == ["all positions", "noun"]
+    assert [x for x, _ in axes.collections[0].get_offsets().tolist()] == [0, 1]
+
+
+@few
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([A, B]), st.none() | st.integers(0, 4), st.integers(0, 9)),
+        min_size=1,
+        max_size=20,
+        unique=True,
+    )
+)
+def test_nodes_of_the_graph_stand_in_their_column_and_apart(nodes):
+    kinds = [f"kind {latent}" for _, _, latent in nodes]
+    figure = figures.circuit_graph_figure(
+        nodes, kinds, ["" for _ in nodes], [f"word {i}" for i in range(5)], "t"
+    )
+    [axes] = figure.axes
+    columns = texts(axes.get_xticklabels())
+    places = []
+    for kind, dots in {c.get_label(): c.get_offsets().tolist() for c in axes.collections}.items():
+        alike = [position for (_, position, _), own in zip(nodes, kinds) if own == kind]
+        wanted = ["all positions" if p is None else f"word {p}" for p in alike]
+        assert [columns[round(x)] for x, _ in dots] == wanted
+        places += [tuple(place) for place in dots]
+    assert len(places) == len(nodes)
+    for (x1, y1), (x2, y2) in itertools.combinations(places, 2):
+        assert x1 != x2 or abs(y1 - y2) >= 1 - 1e-9
+    plt.close(figure)
+
+
+def test_a_graph_of_no_nodes_or_of_nodes_beyond_the_labels_is_refused():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.circuit_graph_figure([], [], [], ["<bos>"], "t")
+    with pytest.raises(MaskError, match="a node at position 3, and labels for 2"):
+        figures.circuit_graph_figure([(A, 3, 0)], ["k"], ["x"], ["<bos>", "a"], "t")
+
+
+# -- lines -------------------------------------------------------------------------------------
+
+LINES = {
+    "drop": [Interval(0.5, 0.4, 0.7), Interval(0.2, 0.1, 0.3)],
+    "mean": [Interval(1.0, 1.0, 1.0), Interval(0.0, 0.0, 0.0)],
+}
+
+
+def test_the_lines_figure_shows_each_line_with_its_intervals():
+    figure = figures.lines_figure(
+        {"loss": LINES, "kept": LINES}, [1, 5], "SAEs", "finding", levels={"kept": 1.0}
+    )
+    left, right = figure.axes
+    assert [left.get_ylabel(), right.get_ylabel()] == ["loss", "kept"]
+    assert figure.get_suptitle() == "finding" and left.get_xlabel() == "SAEs"
+    assert left.containers[0][0].get_xydata().tolist() == [[1, 0.5], [5, 0.2]]
+    assert series_of(left)["drop"][1] == [pytest.approx([0.4, 0.7]), pytest.approx([0.1, 0.3])]
+    assert len(right.lines) == len(left.lines) + 1
+    assert texts(figure.legends[0].texts) == ["drop", "mean"]
+
+
+def test_the_lines_figure_shades_intervals_as_bands_and_marks_places():
+    figure = figures.lines_figure({"loss": LINES}, [1, 5], "layer", "t", bands=True, marks=[1, 5])
+    [axes] = figure.axes
+    assert [line.get_xdata()[0] for line in axes.lines[:2]] == [1, 5]
+    assert [list(line.get_ydata()) for line in axes.lines[2:]] == [[0.5, 0.2], [1, 0]]
+    first = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices.tolist()}
+    assert first == {(1, 0.4), (5, 0.1), (5, 0.3), (1, 0.7)}
+
+
+def test_panels_of_different_lines_have_legends_of_their_own():
+    quantities = {"loss": LINES, "kept": {"other": LINES["drop"], "mean": LINES["mean"]}}
+    figure = figures.lines_figure(quantities, [1, 5], "x", "t")
+    assert not figure.legends
+    legends = [texts(axes.get_legend().texts) for axes in figure.axes]
+    assert legends == [["drop", "mean"], ["other", "mean"]]
+
+
+@few
+@given(st.integers(1, 12), st.integers(1, 5))
+def test_any_number_of_lines_and_points_is_drawn_in_order(n_lines, n_points):
+    intervals = [Interval(float(i), i - 1.0, i + 1.0) for i in range(n_points)]
+    lines = {f"line {i}": intervals for i in range(n_lines)}
+    figure = figures.lines_figure({"y": lines}, list(range(n_points)), "x", "t")
+    assert list(series_of(figure.axes[0])) == list(lines)
+    curves = {f"line {i}": list(range(n_points)) for i in range(n_lines)}
+    for drawn in (
+        figures.curves_figure({"y": curves}, "x", "t"),
+        figures.areas_figure([i + 1 for i in range(n_points)], curves, "t"),
+    ):
+        labels = [line.get_label() for line in drawn.axes[0].lines]
+        assert [label for label in labels if label.startswith("line")] == list(curves)
+        plt.close(drawn)
+    plt.close(figure)
+
+
+def test_the_curves_figure_has_a_panel_a_quantity_and_a_line_a_run():
+    quantities = {"loss": {"L1": [3.0, 2.0], "TopK": [2.0, 1.0]}, "L0": {"L1": [9, 8], "TopK": [4]}}
+    figure = figures.curves_figure(quantities, "step", "t", log=["loss"])
+    loss, l0 = figure.axes
+    assert (loss.get_yscale(), l0.get_yscale(), l0.get_ylabel()) == ("log", "linear", "L0")
+    assert [line.get_xydata().tolist() for line in loss.lines] == [
+        [[1, 3], [2, 2]],
+        [[1, 2], [2, 1]],
+    ]
+    assert texts(figure.legends[0].texts) == ["L1", "TopK"]
+
+
+def test_the_areas_figure_draws_each_method_on_both_scales_in_its_own_colour():
+    curves = {"random": [0.0, 0.0, 1.0], "learned masks": [0.5, 0.9, 1.0]}
+    linear, log = figures.areas_figure([0.01, 0.1, 1], curves, "finding").axes
+    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
+    for axes in (linear, log):
+        assert [list(line.get_ydata()) for line in axes.lines[:2]] == list(curves.values())
+        colours = [line.get_color() for line in axes.lines[:2]]
+        assert colours == [style.METHOD_LOOKS[method].colour for method in curves]
+
+
+def test_the_history_figure_plots_loss_and_nodes():
+    history = [dict(step=i, faithfulness_loss=1.0 / (i + 1), n_on=3 - i) for i in range(4)]
+    left, right = figures.history_figure(history, "t").axes
+    assert list(left.lines[0].get_ydata()) == [1 / (i + 1) for i in range(4)]
+    assert list(right.lines[0].get_ydata()) == [3, 2, 1, 0.5] and right.get_yscale() == "log"
+
+
+def test_the_running_mean_figure_plots_weights_in_per_cent_and_errors():
+    weights = {"right": torch.full((4,), 0.25)}
+    left, right = figures.running_mean_figure(weights, {"right": [0.5, 0.0]}, "t").axes
+    assert list(left.lines[0].get_ydata()) == [25] * 4
+    assert list(right.lines[0].get_ydata()) == [0.5, 0.0]
+
+
+# -- points, matrices, histograms, directions --------------------------------------------------
+
+
+def test_the_scatter_figure_has_a_panel_for_each_estimate():
+    x = torch.tensor([1.0, 2.0])
+    panels = figures.scatter_figure(x, {"AtP": 2 * x, "IG": x}, "x", "y", "t").axes
+    assert [panel.get_title() for panel in panels] == ["AtP", "IG"]
+    assert panels[0].collections[0].get_offsets().tolist() == [[1, 2], [2, 4]]
+
+
+def test_a_scatter_figure_names_the_points_that_lie_off_the_line_and_no_others():
+    x = torch.tensor([0.0, 0.5, 1.0])
+    ys = {"off": torch.tensor([0.9, 0.6, 0.2]), "on": x}
+    left, right = figures.scatter_figure(x, ys, "x", "y", "t", names=["a", "b", "c"]).axes
+    assert [(text.get_text(), text.xy) for text in left.texts] == [
+        ("a", (0.0, pytest.approx(0.9))),
+        ("c", (1.0, pytest.approx(0.2))),
+    ]
+    assert not right.texts
+
+
+def test_names_of_points_that_lie_together_do_not_cover_each_other():
+    x, y = torch.tensor([0.0, 0.0, 0.1, 1.0]), torch.tensor([0.9, 0.9, 0.88, 0.1])
+    names = ["first", "second", "third", "far"]
+    [axes] = figures.scatter_figure(x, {"y": y}, "x", "y", "t", names=names).axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert [text.xyann[1] < 0 for text in axes.texts][:2] == [False, True]
+
+
+def test_the_completeness_figure_shows_every_subset_and_the_line_of_equality():
+    points = torch.tensor([[1.0, 2.0], [0.5, 0.4]])
+    figure = figures.completeness_figure(points, {"K = ∅": (2.0, 2.1)}, "finding")
+    [axes] = figure.axes
+    assert axes.collections[0].get_offsets().tolist() == [[1.0, 2.0], pytest.approx([0.5, 0.4])]
+    assert axes.collections[1].get_offsets().tolist() == [[2.0, 2.1]]
+    assert axes.get_xlim() == axes.get_ylim() and figure.get_suptitle() == "finding"
+    assert (axes.lines[0].get_xy1(), axes.lines[0].get_slope()) == ((0, 0), 1)
+
+
+def test_every_named_subset_of_the_completeness_figure_is_drawn():
+    marks = {f"K{i}": (float(i), float(i)) for i in range(9)}
+    [axes] = figures.completeness_figure(torch.rand(4, 2), marks, "t").axes
+    assert [dots.get_label() for dots in axes.collections[1:]] == list(marks)
+
+
+def test_the_matrix_figure_writes_its_numbers():
+    matrix = torch.tensor([[1.0, 0.25], [0.5, 1.0]])
+    axes = figures.matrix_figure(matrix, ["a", "b"], "finding", "Jaccard").axes[0]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "1.00", (1, 0): "0.25", (0, 1): "0.50", (1, 1): "1.00"}
+
+
+def test_the_histograms_share_a_scale_and_count_everything():
+    values = {"a": torch.arange(10.0), "b": torch.full((4,), 3)}
+    left, right = figures.histograms_figure(values, "x", "n", "t", bins=10).axes
+    counts = [sum(bar.get_height() for bar in axes.patches) for axes in (left, right)]
+    assert counts == [10, 4] and left.get_xlim() == right.get_xlim()
+    assert [axes.lines[0].get_xdata()[0] for axes in (left, right)] == [4.5, 3]
+
+
+def test_more_panels_than_colours_are_all_drawn():
+    values = {str(i): torch.arange(5.0) for i in range(8)}
+    histograms = figures.histograms_figure(values, "x", "n", "t").axes
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in histograms] == [5] * 8
+    scatters = figures.scatter_figure(torch.arange(5.0), values, "x", "y", "t").axes
+    assert [len(axes.collections[0].get_offsets()) for axes in scatters] == [5] * 8
+
+
+def test_the_directions_figure_joins_the_features_that_are_stored_and_rings_what_was_learned():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.01, 0.0]])
+    features = {"dense": rows[:2], "sparse": rows}
+    dense, sparse = figures.directions_figure(features, "t", learned={"sparse": rows[:1]}).axes
+    assert [axes.get_title() for axes in (dense, sparse)] == ["dense", "sparse"]
+    corners = {tuple(corner) for corner in sparse.patches[0].get_xy().tolist()}
+    assert corners == {(1, 0), (0, 1), (-1, 0)}
+    assert sparse.collections[0].get_offsets().tolist() == [[1, 0]] and not dense.collections
+    assert len(sparse.texts) == 4
