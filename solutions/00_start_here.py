@@ -35,7 +35,7 @@ import psutil
 import torch
 
 from course_utils.circuits.attribution import random_scores
-from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.frontier import Frontier
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.splice import SplicedModel
@@ -120,20 +120,18 @@ show(
 spliced = SplicedModel(lab, spec_of(LAB).placement)
 train = load_task("sva_nounpp", lab.tokenizer, "train", n=256)
 means = spliced.patch_means(train.patch)
-reference = references(spliced, test, means)
-found = faithfulness(spliced, test, circuit, means, against=reference)
+evaluation = Evaluation(spliced, test, means)
+found = evaluation.faithfulness(circuit)
 
 # %% [markdown]
 # Does the model still know the number of the subject when only these nodes tell it?
 
 # %%
 right = {
-    "the model": reference.model,
-    "with SAEs spliced in": reference.spliced,
-    f"with the circuit's {circuit.get_num_latents()} nodes alone": spliced.logit_diff(
-        test, masks=circuit, means=means, start=reference.start
-    ),
-    "with every latent at its mean": reference.empty,
+    "the model": evaluation.model,
+    "with SAEs spliced in": evaluation.spliced_model,
+    f"with the circuit's {circuit.get_num_latents()} nodes alone": evaluation.logit_diff(circuit),
+    "with every latent at its mean": evaluation.empty,
 }
 rows = {
     name: {
@@ -154,9 +152,7 @@ for seed in range(5):
     random_circuit = SAEMasks.from_scores(
         random_scores(spliced, train[:64], seed=seed), circuit.get_num_latents()
     )
-    chance.append(
-        faithfulness(spliced, test, random_circuit, means, against=reference).vs_spliced.value
-    )
+    chance.append(evaluation.faithfulness(random_circuit).vs_spliced.value)
 
 # %%
 print(

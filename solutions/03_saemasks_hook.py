@@ -54,7 +54,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from course_utils.circuits.attribution import largest_change, random_scores
-from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.masks import MaskError, SAEMasks
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel, logit_diff
@@ -637,8 +637,8 @@ print(
 # far it is off, prompt by prompt: 0 is best. (Notebook 05 takes these numbers apart.)
 
 # %%
-reference = references(spliced, test, means)
-kept = faithfulness(spliced, test, circuit, means, against=reference)
+evaluation = Evaluation(spliced, test, means)
+kept = evaluation.faithfulness(circuit)
 print(
     f"{circuit.get_num_latents()} nodes: faithfulness {kept.vs_spliced}, gap {kept.gap}, on {kept.n} held-out prompts"
 )
@@ -763,7 +763,7 @@ for label, masks in (
     ("its latents at all positions", shared),
     ("the circuit and random nodes", padded),
 ):
-    found = faithfulness(spliced, test, masks, means, against=reference)
+    found = evaluation.faithfulness(masks)
     rows[label] = {
         "nodes": count_nodes(masks, test.seq_len),
         "faithfulness": found.vs_spliced,
@@ -830,9 +830,7 @@ def lost_without(removed):
     """How much of the spliced model's logit difference goes when these nodes are put to their
     means, prompt by prompt.
     """
-    return reference.spliced - spliced.logit_diff(
-        test, masks=knock_out(removed), means=means, start=reference.start
-    )
+    return evaluation.spliced_model - evaluation.logit_diff(knock_out(removed))
 
 
 # %%
@@ -862,7 +860,7 @@ for label, part in removed.items():
 
 # %%
 own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
-title = f"The distractor's nodes: {own:.2f} of {reference.spliced.mean():.2f} is lost; ignoring positions, {wide:.2f}"
+title = f"The distractor's nodes: {own:.2f} of {evaluation.spliced_model.mean():.2f} is lost; ignoring positions, {wide:.2f}"
 figure = estimates_figure(effects, "logit difference lost", title)
 show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
@@ -886,7 +884,7 @@ pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %%
 zeros = replace(means, latents={name: torch.zeros_like(f) for name, f in means.latents.items()})
-spliced_log_p = spliced.run(reference.start, means=means).logits.log_softmax(-1)
+spliced_log_p = spliced.run(evaluation.prefix, means=means).logits.log_softmax(-1)
 
 
 def kl(masks, baseline):
@@ -894,7 +892,7 @@ def kl(masks, baseline):
     prompt by prompt.
     """
     log_p = spliced.run(
-        reference.start, masks=masks, means=baseline, keep_latents=False
+        evaluation.prefix, masks=masks, means=baseline, keep_latents=False
     ).logits.log_softmax(-1)
     return (spliced_log_p.exp() * (spliced_log_p - log_p)).sum(-1)
 
@@ -930,7 +928,7 @@ for label, masks, baseline in (
     ("all at 0", empty, zeros),
     ("all at their mean", empty, means),
 ):
-    run = spliced.run(reference.start, masks=masks, means=baseline)
+    run = spliced.run(evaluation.prefix, masks=masks, means=baseline)
     top = lab.tokenizer.decode([run.logits.mean(0).argmax().item()])
     rows[label] = {
         "P(verb)": mean_interval(p_verb(run.logits)),
@@ -944,12 +942,12 @@ pd.DataFrame(rows).T
 # zeros, they have to hold the sentence together as well:
 
 # %%
-reference_zero = references(spliced, test, zeros)
+with_zeros = evaluation.with_means(zeros)
 rows = {}
 for masks in sorted(circuits, key=SAEMasks.get_num_latents):
     row = rows[f"{masks.get_num_latents()} nodes"] = {}
-    for label, baseline, against in (("means", means, reference), ("zeros", zeros, reference_zero)):
-        found = faithfulness(spliced, test, masks, baseline, against=against)
+    for label, judge in (("means", evaluation), ("zeros", with_zeros)):
+        found = judge.faithfulness(masks)
         row |= {f"faithfulness, {label}": found.vs_spliced, f"gap, {label}": found.gap}
 pd.DataFrame(rows).T
 
@@ -960,9 +958,9 @@ pd.DataFrame(rows).T
 
 # %%
 rows, n_learned = {}, {}
-for label, baseline, against in (("mean", means, reference), ("zero", zeros, reference_zero)):
-    learned = learn_masks(spliced, train, means=baseline, sparsity=0.03, steps=STEPS, seed=SEED)
-    found = faithfulness(spliced, test, learned.masks, baseline, against=against)
+for label, judge in (("mean", evaluation), ("zero", with_zeros)):
+    learned = learn_masks(spliced, train, means=judge.means, sparsity=0.03, steps=STEPS, seed=SEED)
+    found = judge.faithfulness(learned.masks)
     n_learned[label] = learned.n_nodes
     rows[label] = {
         "nodes": learned.n_nodes,
@@ -1007,10 +1005,7 @@ towards_plural = torch.tensor(
 
 def plural_bias(baseline):
     """With every latent ablated: logit of the plural verb − logit of the singular one."""
-    return (
-        towards_plural
-        * spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start).cpu()
-    )
+    return towards_plural * evaluation.with_means(baseline).empty
 
 
 biased = {
@@ -1152,11 +1147,7 @@ baselines = {
 }
 rows = {}
 for label, baseline in baselines.items():
-    against = replace(
-        reference,
-        empty=spliced.logit_diff(test, masks=empty, means=baseline, start=reference.start),
-    )
-    found = faithfulness(spliced, test, circuit, baseline, against=against)
+    found = evaluation.with_means(baseline).faithfulness(circuit)
     rows[label] = {
         "error": f"{relative_error(baseline.latents, means.latents):.0%}",
         "F(∅): plural − singular": mean_interval(plural_bias(baseline)),

@@ -56,7 +56,7 @@ from course_utils.circuits.attribution import (
     random_nodes,
     random_scores,
 )
-from course_utils.circuits.evaluate import MEASURES, faithfulness, nodes_per_layer, references
+from course_utils.circuits.evaluate import MEASURES, Evaluation, nodes_per_layer
 from course_utils.circuits.experiments import beside_published, published_circuits
 from course_utils.circuits.frontier import Frontier, score_frontier
 from course_utils.circuits.masks import SAEMasks
@@ -186,14 +186,12 @@ pd.DataFrame(rows).pivot(index="SAEs after layers", columns="error", values="kep
 means = spliced.patch_means(train.patch)
 nothing = SAEMasks.full(means.latents, 0.0)
 everything = SAEMasks.full(means.latents, 1.0)
-reference = references(spliced, test, means)
+evaluation = Evaluation(spliced, test, means)
 pd.Series(
     {
-        "F(M)  the model": reference.model.mean().item(),
-        "F(S)  SAEs spliced, all latents": spliced.logit_diff(test, masks=everything, means=means)
-        .mean()
-        .item(),
-        "F(∅)  every latent ablated": reference.empty.mean().item(),
+        "F(M)  the model": evaluation.model.mean().item(),
+        "F(S)  SAEs spliced, all latents": evaluation.logit_diff(everything).mean().item(),
+        "F(∅)  every latent ablated": evaluation.empty.mean().item(),
     }
 ).round(3).to_frame("mean logit difference")
 
@@ -571,7 +569,7 @@ show(
 # prompts.
 
 # %%
-found = faithfulness(spliced, test, learned.masks, means, against=reference)
+found = evaluation.faithfulness(learned.masks)
 pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(
     f"{learned.n_nodes} nodes, {found.n} prompts"
 )
@@ -608,7 +606,7 @@ for price in PRICES:
     frontier.add(
         "learned mask",
         result.masks,
-        faithfulness(spliced, test, result.masks, means, against=reference),
+        evaluation.faithfulness(result.masks),
         sparsity=price,
         seed=SEED,
     )
@@ -626,17 +624,7 @@ def sizes_of(frontier):
 
 
 for method, score in scores.items():
-    score_frontier(
-        frontier,
-        method,
-        score,
-        sizes_of(frontier),
-        spliced,
-        test,
-        means,
-        against=reference,
-        seed=SEED,
-    )
+    score_frontier(frontier, method, score, sizes_of(frontier), evaluation, seed=SEED)
 
 
 # %%
@@ -728,12 +716,7 @@ for i in range(1, rounds + 1):
 iterated = SAEMasks(list(kept), list(kept.values()))
 
 # %%
-frontier.add(
-    "iterated AtP",
-    iterated,
-    faithfulness(spliced, test, iterated, means, against=reference),
-    seed=SEED,
-)
+frontier.add("iterated AtP", iterated, evaluation.faithfulness(iterated), seed=SEED)
 at_size = [row for row in frontier.rows() if row["nodes"] == learned.n_nodes]
 pd.DataFrame(at_size)
 
@@ -811,12 +794,12 @@ ioi_all = load_task("ioi", lab.tokenizer, "train")
 ioi_train, ioi_test = ioi_all[: 16 if QUICK else 256], ioi_all[-12 if QUICK else -84 :]
 ioi_new_names = load_task("ioi", lab.tokenizer, "test", n=len(ioi_test))
 ioi_means = spliced.patch_means(ioi_train.patch)
-ioi_reference = references(spliced, ioi_test, ioi_means)
+ioi_evaluation = Evaluation(spliced, ioi_test, ioi_means)
 pd.Series(
     {
-        "F(M)": ioi_reference.model.mean().item(),
-        "F(S)": ioi_reference.spliced.mean().item(),
-        "F(∅)": ioi_reference.empty.mean().item(),
+        "F(M)": ioi_evaluation.model.mean().item(),
+        "F(S)": ioi_evaluation.spliced_model.mean().item(),
+        "F(∅)": ioi_evaluation.empty.mean().item(),
     }
 ).round(3)
 
@@ -829,7 +812,7 @@ for price in [0.003] if QUICK else [0.001, 0.003]:
             spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED, **LEARNING
         ).masks
     )
-    found = faithfulness(spliced, ioi_test, ioi_circuits[-1], ioi_means, against=ioi_reference)
+    found = ioi_evaluation.faithfulness(ioi_circuits[-1])
     ioi.add("learned mask", ioi_circuits[-1], found, sparsity=price, seed=SEED)
 
 # %%
@@ -844,17 +827,7 @@ ioi_scores = {
     "random": random_scores(spliced, ioi_train, seed=SEED),
 }
 for method, score in ioi_scores.items():
-    score_frontier(
-        ioi,
-        method,
-        score,
-        sizes_of(ioi),
-        spliced,
-        ioi_test,
-        ioi_means,
-        against=ioi_reference,
-        seed=SEED,
-    )
+    score_frontier(ioi, method, score, sizes_of(ioi), ioi_evaluation, seed=SEED)
 
 # %%
 title = headline(ioi, ioi.of_method("learned mask")[-1].n_nodes)
@@ -870,13 +843,12 @@ pd.DataFrame(ioi.rows())
 # The same circuits on names that they have never seen:
 
 # %%
+with_new_names = Evaluation(spliced, ioi_new_names, ioi_means)
 pd.DataFrame(
     {
         f"{masks.get_num_latents()} nodes": {
-            "names seen in training": str(
-                faithfulness(spliced, ioi_test, masks, ioi_means).vs_spliced
-            ),
-            "new names": str(faithfulness(spliced, ioi_new_names, masks, ioi_means).vs_spliced),
+            "names seen in training": str(ioi_evaluation.faithfulness(masks).vs_spliced),
+            "new names": str(with_new_names.faithfulness(masks).vs_spliced),
         }
         for masks in ioi_circuits
     }

@@ -56,9 +56,9 @@ from torch import Tensor
 from course_utils.circuits import evaluate as metrics
 from course_utils.circuits import explain
 from course_utils.circuits.attribution import atp, integrated_gradients, random_nodes, random_scores
-from course_utils.circuits.evaluate import MEASURES, Evaluate, faithfulness, needed, references
+from course_utils.circuits.evaluate import MEASURES, Evaluate, Evaluation, needed
 from course_utils.circuits.interventions import edge_effects, intervene
-from course_utils.circuits.masks import Node, SAEMasks, only
+from course_utils.circuits.masks import Node, SAEMasks, only, random_subsets
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc, bootstrap, proportion
@@ -103,22 +103,21 @@ train = load_task("sva_nounpp", lab.tokenizer, "train", n=N_TRAIN)
 test = load_task("sva_nounpp", lab.tokenizer, "test", n=N_TEST)
 spliced = SplicedModel(lab, LAYERS, error="drop")
 means = spliced.patch_means(train.patch)
-reference = references(spliced, test, means)
 pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 
 # %% [markdown]
 # Everything in this notebook is one question, asked of many masks: what are the logit differences
-# of the held-out prompts if only these nodes are kept? `evaluate(masks)` answers it, one number a
+# of the held-out prompts if only these nodes are kept? `evaluation(masks)` answers it, one number a
 # prompt. Masks that it remembers save time: whatever equals them in the first layers goes on from
 # there.
 
 # %%
-evaluate = metrics.Evaluator(spliced, test, means, reference.start)
+evaluation = Evaluation(spliced, test, means)
 everything = SAEMasks.full(means.latents, 1.0)
 nothing = SAEMasks.full(means.latents, 0.0)
-evaluate.remember(everything)
-f_spliced, f_empty = evaluate(everything), evaluate(nothing)
+evaluation.remember(everything)
+f_spliced, f_empty = evaluation(everything), evaluation(nothing)
 print(
     f"F(S) = {f_spliced.mean():.2f}, F(∅) = {f_empty.mean():.2f} over n = {len(test)} held-out prompts"
 )
@@ -149,7 +148,7 @@ nodes = circuit.nodes()
 chance = random_scores(spliced, train, seed=SEED)
 n_firing = sum(int((score > 0).sum()) for score in chance.values())
 n_all = sum(score[spliced.first :].numel() for score in chance.values())
-evaluate.remember(circuit)
+evaluation.remember(circuit)
 
 
 def strangers(n, seed):
@@ -214,10 +213,10 @@ check(three_faithfulnesses)
 # </details>
 
 # %%
-f_circuit = evaluate(circuit)
-three = three_faithfulnesses(reference.model.cpu(), f_spliced, f_circuit, f_empty)
+f_circuit = evaluation(circuit)
+three = three_faithfulnesses(evaluation.model, f_spliced, f_circuit, f_empty)
 names = ["(F(C) − F(∅)) / (F(M) − F(∅))", "(F(C) − F(∅)) / (F(S) − F(∅))", "F(C) / F(S)"]
-found = faithfulness(spliced, test, circuit, means, against=reference)
+found = evaluation.faithfulness(circuit)
 intervals = [str(getattr(found, name)) for name in MEASURES[:3]]
 pd.DataFrame({"yours": three.tolist(), "with 95 % interval": intervals}, index=names).round(3)
 
@@ -239,7 +238,7 @@ rc_train, rc_test = (
 )
 rc_means = spliced.patch_means(rc_train.patch)
 rc = learn_masks(spliced, rc_train, means=rc_means, sparsity=PRICE, seed=SEED, **LEARNING)
-rc_found = faithfulness(spliced, rc_test, rc.masks, rc_means)
+rc_found = Evaluation(spliced, rc_test, rc_means).faithfulness(rc.masks)
 of_rc = {
     "M": rc_found.f_model,
     "S": rc_found.f_spliced,
@@ -269,9 +268,9 @@ print(f"Where .94 and .85 are one circuit, the splice keeps {0.85 / 0.94:.2f}.")
 # one: a mean over all can hide that a circuit only knows the easy ones.
 
 # %%
-zero = spliced.logit_diff(test, masks=circuit, start=reference.start).cpu()
-zero_empty = spliced.logit_diff(test, masks=nothing, start=reference.start).cpu()
-zero_three = three_faithfulnesses(reference.model.cpu(), f_spliced, zero, zero_empty)
+zero = spliced.logit_diff(test, masks=circuit).cpu()
+zero_empty = spliced.logit_diff(test, masks=nothing).cpu()
+zero_three = three_faithfulnesses(evaluation.model, f_spliced, zero, zero_empty)
 pd.DataFrame(
     {
         "ablated latents are": ["their mean", "zero"],
@@ -300,7 +299,7 @@ by_case
 
 # %%
 random_circuits = [only(nothing, strangers(len(nodes), seed)) for seed in range(2 if QUICK else 10)]
-f_random = torch.stack([evaluate(masks).mean() for masks in random_circuits])
+f_random = torch.stack([evaluation(masks).mean() for masks in random_circuits])
 random_share = (f_random - f_empty.mean()) / (f_spliced.mean() - f_empty.mean())
 report["faithfulness (of F(S))"] = (
     f"{found.vs_spliced}; random circuits at most {random_share.max():.2f}"
@@ -381,14 +380,14 @@ check(completeness_points)
 # %%
 def left(gone):
     """The share of F(S) − F(∅) that the whole keeps without these nodes, with its interval."""
-    rows = [evaluate(knock_out(everything, gone)), f_spliced, f_empty]
+    rows = [evaluation(knock_out(everything, gone)), f_spliced, f_empty]
     return bootstrap(lambda rest, whole, empty: (rest - empty) / (whole - empty), rows)
 
 
 spare = left(nodes)
 scale = f_spliced.mean() - f_empty.mean()
-subsets = metrics.random_subsets(nodes, 6 if QUICK else 30, seed=SEED)
-points = completeness_points(evaluate, circuit, everything, [[], *subsets, nodes])
+subsets = random_subsets(nodes, 6 if QUICK else 30, seed=SEED)
+points = completeness_points(evaluation, circuit, everything, [[], *subsets, nodes])
 excess = (points[1:-1, 1] - points[1:-1, 0]) / scale
 at_start = (
     (points[0, 1] - points[0, 0]) / scale
@@ -489,8 +488,8 @@ check(drop_each)
 # %%
 padding = strangers(6 if QUICK else len(nodes), SEED + 1)
 padded = only(nothing, [*nodes, *padding])
-evaluate.remember(padded)
-dropped = drop_each(evaluate, padded, [*nodes, *padding])
+evaluation.remember(padded)
+dropped = drop_each(evaluation, padded, [*nodes, *padding])
 margin = 0.01 * scale.item()
 is_needed = needed(dropped, margin)
 kept, passengers = proportion(is_needed[: len(nodes)]), proportion(is_needed[len(nodes) :])
@@ -536,7 +535,7 @@ print(
 # %%
 target, off_empty = f_spliced, (f_empty - f_spliced).abs()
 off = lambda ld: (ld - target).abs()  # noqa: E731
-f_padded = evaluate(padded)
+f_padded = evaluation(padded)
 grows = [off(f_padded - drop) - off(f_padded) for drop in dropped]
 gap_growth = [bootstrap(lambda more, base: more / base, [more, off_empty]) for more in grows]
 for_gap = torch.tensor([growth.low > 0.01 for growth in gap_growth])  # the same margin, 1 %
@@ -561,11 +560,11 @@ pd.DataFrame(
 # the held-out ones.
 
 # %%
-evaluate_train = metrics.Evaluator(spliced, train[: 16 if QUICK else 100], means)
-evaluate_train.remember(circuit)
-on_train = drop_each(evaluate_train, circuit, nodes)
+evaluation_on_train = Evaluation(spliced, train[: 16 if QUICK else 100], means)
+evaluation_on_train.remember(circuit)
+on_train = drop_each(evaluation_on_train, circuit, nodes)
 unneeded = [node for node, yes in zip(nodes, needed(on_train, margin)) if not yes]
-pruned = faithfulness(spliced, test, knock_out(circuit, unneeded), means, against=reference)
+pruned = evaluation.faithfulness(knock_out(circuit, unneeded))
 report["without the unneeded"] = (
     f"{len(nodes) - len(unneeded)} nodes, faithfulness {pruned.vs_spliced}, gap {pruned.gap}"
 )
@@ -707,10 +706,7 @@ candidates |= {
     "core: in every seed": list(set.intersection(*of_price)),
     "in any seed": list(set.union(*of_price)),
 }
-judged = {
-    name: faithfulness(spliced, test, only(nothing, some), means, against=reference)
-    for name, some in candidates.items()
-}
+judged = {name: evaluation.faithfulness(only(nothing, some)) for name, some in candidates.items()}
 n_core, core = len(candidates["core: in every seed"]), judged["core: in every seed"]
 report["core of all seeds"] = f"{n_core} nodes, faithfulness {core.vs_spliced}"
 rows = {
@@ -774,7 +770,7 @@ scores = {
 family = [runs[price, SEED] for price in PRICES]
 for price in [] if QUICK else [0.003]:
     family.append(learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING))
-family = {run.n_nodes: evaluate(run.masks) for run in family} | {0: f_empty}
+family = {run.n_nodes: evaluation(run.masks) for run in family} | {0: f_empty}
 fractions = metrics.sizes_at(
     metrics.MIB_FRACTIONS[:: 3 if QUICK else 1], n_firing
 )  # all ten sizes, or four of them
@@ -794,7 +790,7 @@ rankings = {"AtP to means": (scores["AtP"], "abs"), "IG to means": (scores["IG t
 rankings |= {"θ of one mask": (theta, "signed"), "random": (chance, "signed")}
 for name, (score, rank) in rankings.items():
     tables[name] = [
-        evaluate(SAEMasks.from_scores(score, size, rank=rank))
+        evaluation(SAEMasks.from_scores(score, size, rank=rank))
         for size in list(fractions.values())[:-1]
     ]
     tables[name].append(f_spliced)  # all nodes
@@ -1077,7 +1073,7 @@ check(other_number)
 # %%
 train_latents = {name: f.cpu() for name, f in spliced.run(train.clean, means=means).latents.items()}
 train_plural = torch.tensor([pair.case.startswith("plural") for pair in train.pairs])
-right = (f_spliced > 0) & (reference.model.cpu() > 0)
+right = (f_spliced > 0) & (evaluation.model > 0)
 flippable = test[right]
 
 

@@ -53,7 +53,7 @@ started = time.perf_counter()
 
 # %%
 from course_utils.circuits.attribution import integrated_gradients, random_scores
-from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.experiments import published_circuits
 from course_utils.circuits.frontier import Frontier, score_frontier
 from course_utils.circuits.optimize import learn_masks
@@ -268,12 +268,12 @@ pd.DataFrame(rows).T.round(3)
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
 means = {name: spliced.patch_means(train.patch) for name, train in trains.items()}
-reference = {name: references(spliced, tasks[name], means[name]) for name in trains}
+evaluation = {name: Evaluation(spliced, tasks[name], means[name]) for name in trains}
 with_mean = SplicedModel(lab, LAYERS, error="mean")
 rows = []
 for name, train in trains.items():
     put_back = with_mean.logit_diff(tasks[name], means=with_mean.patch_means(train.patch)).cpu()
-    f_model, f_spliced = reference[name].model.cpu(), reference[name].spliced.cpu()
+    f_model, f_spliced = evaluation[name].model, evaluation[name].spliced_model
     for error, left in {
         "keep (the model itself)": f_model,
         "mean": put_back,
@@ -311,9 +311,7 @@ for name, sizes in SIZES.items():
         learned = learn_masks(
             spliced, trains[name], means=means[name], n_nodes=size, seed=SEED, **LEARNING
         )
-        found = faithfulness(
-            spliced, tasks[name], learned.masks, means[name], against=reference[name]
-        )
+        found = evaluation[name].faithfulness(learned.masks)
         frontiers[name].add("learned mask", learned.masks, found, seed=SEED)
         circuits[name, size] = learned.masks
 
@@ -326,17 +324,7 @@ for name, train in trains.items():
     sizes = sorted({point.n_nodes for point in frontiers[name].of_method("learned mask")})
     sizes += [] if QUICK else [2 * sizes[-1]]
     for method, score in scores.items():
-        score_frontier(
-            frontiers[name],
-            method,
-            score,
-            sizes,
-            spliced,
-            tasks[name],
-            means[name],
-            against=reference[name],
-            seed=SEED,
-        )
+        score_frontier(frontiers[name], method, score, sizes, evaluation[name], seed=SEED)
 
 # %%
 for name, frontier in frontiers.items():

@@ -1,152 +1,305 @@
-"""Faithfulness on numbers small enough to check by hand, and the frontier's files."""
+"""Faithfulness, on numbers small enough to check by hand and against the spliced model itself.
+
+And what else is asked of a circuit: minimality, stability, areas.
+"""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_lab
+from hypothesis import given
+from hypothesis import strategies as st
+from test_plain_recipe import variant
 
-from course_utils.circuits.attribution import largest_change
 from course_utils.circuits.evaluate import (
+    MEASURES,
     MIB_FRACTIONS,
-    Evaluator,
-    References,
+    Evaluation,
+    Faithfulness,
     areas,
-    completeness,
-    drops,
-    expected_jaccard,
-    faithfulness,
     iou_per_layer,
     jaccard,
     needed,
     nesting,
     nodes_per_layer,
-    references,
     sizes_at,
 )
-from course_utils.circuits.frontier import Frontier, score_frontier
-from course_utils.circuits.masks import SAEMasks, only, random_subsets, without
+from course_utils.circuits.masks import SAEMasks, only, without
 from course_utils.circuits.splice import SplicedModel
-from course_utils.circuits.statistics import bootstrap, proportion
+from course_utils.circuits.statistics import bootstrap
 from course_utils.labs.lab import hook_point
 
 A, B = hook_point(1), hook_point(3)
 
 
-class Fixed:
-    """A spliced model whose circuit has known logit differences."""
-
-    def __init__(self, values):
-        self.values = torch.tensor(values)
-
-    def logit_diff(self, task, *, masks=None, means=None, start=None):
-        return self.values
+# ---------------------------------------------------------------------------------------------
+# Faithfulness, from logit differences
+# ---------------------------------------------------------------------------------------------
 
 
-def test_the_three_faithfulnesses_by_hand():
-    against = References(
-        model=torch.tensor([4.0, 6.0]),
-        spliced=torch.tensor([3.0, 5.0]),
-        empty=torch.tensor([1.0, 1.0]),
-    )
-    found = faithfulness(Fixed([2.0, 4.0]), None, None, None, against=against)
-    assert found.vs_model.value == pytest.approx((3 - 1) / (5 - 1))
-    assert found.vs_spliced.value == pytest.approx((3 - 1) / (4 - 1))
-    assert found.raw.value == pytest.approx(3 / 4)
-    assert found.gap.value == pytest.approx((1 + 1) / (2 + 4))
-    assert (found.f_model, found.f_spliced, found.f_circuit, found.f_empty, found.n) == (
-        5,
-        4,
-        3,
-        1,
-        2,
+def faithfulness_of(circuit, model, spliced_model, empty, **settings):
+    rows = (torch.as_tensor(row) for row in (circuit, model, spliced_model, empty))
+    circuit, model, spliced_model, empty = rows
+    return Faithfulness.of(
+        circuit, model=model, spliced_model=spliced_model, empty=empty, **settings
     )
 
 
-def test_the_interval_holds_the_value_and_shrinks_with_more_prompts():
-    torch.manual_seed(0)
-    widths = []
-    for n in (20, 2000):
-        noise = torch.randn(n)
-        against = References(
-            model=torch.full((n,), 4.0), spliced=torch.full((n,), 3.0), empty=torch.zeros(n)
-        )
-        found = faithfulness(
-            Fixed((2 + noise).tolist()), None, None, None, against=against
-        ).vs_model
-        assert found.low < found.value < found.high
-        widths.append(found.high - found.low)
-    assert (
-        widths[1] == pytest.approx(2 * 1.96 / 4 / 2000**0.5, rel=0.15) and widths[0] > 5 * widths[1]
-    )
+def random_rows(n, seed=0):
+    """Logit differences of a circuit, the model, the spliced model and nothing, well apart."""
+    noise = torch.randn(4, n, generator=torch.Generator().manual_seed(seed))
+    return noise + torch.tensor([[3.0], [9.0], [6.0], [0.5]])
+
+
+def test_the_three_faithfulnesses_and_the_gap_by_hand():
+    result = faithfulness_of([2.0, 4.0], [4.0, 6.0], [3.0, 5.0], [1.0, 1.0])
+    assert result.vs_model.value == pytest.approx((3 - 1) / (5 - 1))
+    assert result.vs_spliced.value == pytest.approx((3 - 1) / (4 - 1))
+    assert result.raw.value == pytest.approx(3 / 4)
+    assert result.gap.value == pytest.approx((1 + 1) / (2 + 4))
+    assert (result.f_model, result.f_spliced, result.f_circuit, result.f_empty) == (5, 4, 3, 1)
+    assert result.n == 2
+
+
+def test_a_circuit_that_is_right_on_average_only_has_a_gap():
+    result = faithfulness_of([1.0, 7.0], [4.0, 4.0], [4.0, 4.0], [0.0, 0.0])
+    assert result.vs_spliced.value == pytest.approx(1)
+    assert result.gap.value == pytest.approx(3 / 4)
+
+
+def test_each_interval_is_the_bootstrap_of_its_own_ratio():
+    circuit, model, spliced_model, empty = random_rows(40)
+    result = faithfulness_of(circuit, model, spliced_model, empty, n_bootstrap=300, seed=5)
+    off, off_empty = (circuit - spliced_model).abs(), (empty - spliced_model).abs()
+    expected = {
+        "vs_model": bootstrap(
+            lambda c, m, e: (c - e) / (m - e), [circuit, model, empty], n_bootstrap=300, seed=5
+        ),
+        "vs_spliced": bootstrap(
+            lambda c, s, e: (c - e) / (s - e),
+            [circuit, spliced_model, empty],
+            n_bootstrap=300,
+            seed=5,
+        ),
+        "raw": bootstrap(lambda c, s: c / s, [circuit, spliced_model], n_bootstrap=300, seed=5),
+        "gap": bootstrap(lambda a, b: a / b, [off, off_empty], n_bootstrap=300, seed=5),
+    }
+    assert list(expected) == list(MEASURES)
+    for name, interval in expected.items():
+        assert vars(getattr(result, name)) == pytest.approx(vars(interval), rel=1e-3), name
 
 
 def test_resampling_keeps_prompts_together():
     """Where every prompt's circuit is half its model, so is every resample: no width at all."""
     model = torch.tensor([1.0, 5.0, 9.0])
-    found = faithfulness(
-        Fixed((model / 2).tolist()),
-        None,
-        None,
-        None,
-        against=References(model, model, torch.zeros(3)),
-    )
-    assert found.vs_model.low == pytest.approx(0.5) and found.vs_model.high == pytest.approx(0.5)
+    result = faithfulness_of(model / 2, model, model, torch.zeros(3))
+    for interval in (result.vs_model, result.vs_spliced, result.raw, result.gap):
+        assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
 
 
-def test_a_circuit_that_is_right_on_average_only_has_a_gap():
-    against = References(
-        model=torch.tensor([4.0, 4.0]), spliced=torch.tensor([4.0, 4.0]), empty=torch.zeros(2)
-    )
-    found = faithfulness(Fixed([1.0, 7.0]), None, None, None, against=against)
-    assert found.vs_spliced.value == pytest.approx(1) and found.gap.value == pytest.approx(3 / 4)
-
-
-def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(lab, task):
-    spliced = SplicedModel(lab)
-    means = spliced.patch_means(task.patch)
-    whole = faithfulness(spliced, task, SAEMasks.full(means.latents, 1.0), means)
-    none = faithfulness(spliced, task, SAEMasks.full(means.latents, 0.0), means)
-    assert whole.vs_spliced.value == pytest.approx(
-        1, abs=1e-3
-    ) and whole.raw.value == pytest.approx(1, abs=1e-3)
-    assert none.vs_spliced.value == pytest.approx(
-        0, abs=1e-3
-    ) and none.vs_model.value == pytest.approx(0, abs=1e-3)
-    against = references(spliced, task, means)
-    torch.testing.assert_close(against.model, spliced.model_logit_diff(task))
-
-
-def test_nodes_are_counted_per_layer():
-    assert nodes_per_layer(SAEMasks([A, B], [torch.eye(3), torch.zeros(3, 3)])) == {A: 3, B: 0}
-
-
-def test_a_frontier_survives_the_disk(lab, task, tmp_path):
-    spliced = SplicedModel(lab)
-    means = spliced.patch_means(task.patch)
-    frontier = Frontier.of(spliced, task)
-    scores = largest_change(spliced, task)
-    score_frontier(frontier, "largest change", scores, [20, 5], spliced, task, means)
-    masks = SAEMasks.from_scores(scores, 7)
-    frontier.add("mask", masks, faithfulness(spliced, task, masks, means), sparsity=0.1, seed=3)
-    path = frontier.save(tmp_path / "f.json")
-    assert Frontier.load(path) == frontier
-    assert [point.n_nodes for point in frontier.of_method("largest change")] == [5, 20]
-    assert frontier.methods == ["largest change", "mask"] and len(frontier.rows()) == 3
-    assert frontier.rows()[2]["sparsity"] == 0.1 and frontier.rows()[2]["nodes"] == 7
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"points": [{"method": "x"}]}'])
-def test_a_file_that_is_no_frontier_is_named(tmp_path, text):
-    path = tmp_path / "wrong.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="wrong.json holds no frontier"):
-        Frontier.load(path)
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
+def test_faithfulness_knows_no_unit_and_no_zero_point(seed, factor, shift):
+    """Except for ``raw``: F(∅) is its zero point."""
+    rows = random_rows(8, seed).double()
+    one = faithfulness_of(*rows, n_bootstrap=5)
+    other = faithfulness_of(*(factor * rows + shift), n_bootstrap=5)
+    for name in ("vs_model", "vs_spliced", "gap"):
+        assert vars(getattr(one, name)) == pytest.approx(vars(getattr(other, name)))
 
 
 # ---------------------------------------------------------------------------------------------
-# Completeness, minimality, stability, areas
+# An evaluation
 # ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["drop", "mean", "keep"])
+def spliced(request, lab):
+    return SplicedModel(lab, error=request.param)
+
+
+@pytest.fixture(scope="module")
+def means(spliced, task):
+    return spliced.patch_means(task.patch)
+
+
+@pytest.fixture
+def evaluation(spliced, task, means):
+    return Evaluation(spliced, task, means)
+
+
+def everything_and_nothing(means):
+    return SAEMasks.full(means.latents, 1.0), SAEMasks.full(means.latents, 0.0)
+
+
+def some_masks(means, n=40):
+    scores = {name: torch.rand_like(f) for name, f in means.latents.items()}
+    return SAEMasks.from_scores(scores, n)
+
+
+def test_it_gives_the_logit_differences_of_the_spliced_model(evaluation, spliced, task, means):
+    masks, nothing = some_masks(means), everything_and_nothing(means)[1]
+    same = dict(rtol=0, atol=0)
+    torch.testing.assert_close(evaluation.model, spliced.model_logit_diff(task), **same)
+    torch.testing.assert_close(
+        evaluation.spliced_model, spliced.logit_diff(task, means=means), **same
+    )
+    torch.testing.assert_close(
+        evaluation.empty, spliced.logit_diff(task, masks=nothing, means=means), **same
+    )
+    expected = spliced.logit_diff(task, masks=masks, means=means)
+    torch.testing.assert_close(evaluation.logit_diff(masks), expected, **same)
+    torch.testing.assert_close(evaluation(masks), expected, **same)
+
+
+def test_faithfulness_is_made_of_these(evaluation, means):
+    masks = some_masks(means)
+    settings = dict(n_bootstrap=20, seed=3)
+    assert evaluation.faithfulness(masks, **settings) == faithfulness_of(
+        evaluation(masks),
+        evaluation.model,
+        evaluation.spliced_model,
+        evaluation.empty,
+        **settings,
+    )
+    assert evaluation.faithfulness(masks, seed=3) != evaluation.faithfulness(masks, seed=4)
+
+
+def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(evaluation, means):
+    whole, none = (evaluation.faithfulness(masks) for masks in everything_and_nothing(means))
+    assert whole.vs_spliced.value == pytest.approx(1, abs=1e-3)
+    assert whole.raw.value == pytest.approx(1, abs=1e-3)
+    assert whole.gap.value == pytest.approx(0, abs=1e-3)
+    assert none.vs_spliced.value == pytest.approx(0, abs=1e-6)
+    assert none.vs_model.value == pytest.approx(0, abs=1e-6)
+    assert none.gap.value == pytest.approx(1, abs=1e-6)
+
+
+def test_what_all_circuits_share_is_computed_once(evaluation, spliced, means, monkeypatch):
+    asked = []
+    for name in ("prefix", "model_logit_diff"):
+        compute = getattr(spliced, name)
+        counted = lambda *args, name=name, compute=compute, **more: (  # noqa: E731
+            asked.append(name),
+            compute(*args, **more),
+        )[1]
+        monkeypatch.setattr(spliced, name, counted)
+    for seed in range(3):
+        evaluation.faithfulness(some_masks(means, 5 + seed), n_bootstrap=2)
+    evaluation.remember(some_masks(means))
+    evaluation.with_means(means).faithfulness(some_masks(means), n_bootstrap=2)
+    assert sorted(asked) == ["model_logit_diff", "prefix"]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+def test_many_batches_give_what_one_gives(spliced, task, monkeypatch, padded):
+    task = variant(task, bos=True, padded=padded)
+    means = spliced.patch_means(task.patch, lengths=task.lengths)
+    masks = some_masks(means)
+    at_once = Evaluation(spliced, task, means)
+    expected = [at_once.model, at_once.spliced_model, at_once.empty, at_once(masks)]
+    monkeypatch.setattr(spliced, "batch_size", lambda *_, **__: 5)
+    in_batches = Evaluation(spliced, task, means)
+    in_batches.remember(everything_and_nothing(means)[0])
+    values = [in_batches.model, in_batches.spliced_model, in_batches.empty, in_batches(masks)]
+    for value, right in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
+    in_batches.remember(masks)
+    torch.testing.assert_close(in_batches(masks), expected[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_other_means_are_judged_as_from_the_start(evaluation, spliced, task, means):
+    zeros = {name: torch.zeros_like(f) for name, f in means.latents.items()}
+    with_zeros = replace(means, latents=zeros)
+    with_other_errors = replace(means, errors={n: e + 0.5 for n, e in means.errors.items()})
+    evaluation.remember(some_masks(means))
+    for other in (with_zeros, with_other_errors):
+        judged, fresh = evaluation.with_means(other), Evaluation(spliced, task, other)
+        assert torch.equal(judged.model, fresh.model)
+        assert torch.equal(judged.spliced_model, fresh.spliced_model)
+        assert torch.equal(judged.empty, fresh.empty)
+        masks = some_masks(means)
+        assert judged.faithfulness(masks) == fresh.faithfulness(masks)
+    assert not torch.equal(evaluation.with_means(with_zeros).empty, evaluation.empty)
+    assert evaluation.means is means
+
+
+def test_f_of_s_is_taken_over_where_the_means_have_no_part_in_it(evaluation, spliced, means):
+    others = replace(means, errors={name: error + 0.5 for name, error in means.errors.items()})
+    taken_over = evaluation.with_means(others).spliced_model is evaluation.spliced_model
+    assert taken_over == (spliced.error != "mean")
+    same_errors = replace(means, latents=dict(means.latents))
+    assert evaluation.with_means(same_errors).spliced_model is evaluation.spliced_model
+
+
+# ---------------------------------------------------------------------------------------------
+# Remembered masks
+# ---------------------------------------------------------------------------------------------
+
+
+def test_going_on_from_where_masks_part_gives_the_same_numbers(evaluation, spliced, task, means):
+    everything, nothing = everything_and_nothing(means)
+    first, last = spliced.hook_points
+    evaluation.remember(everything)
+    evaluation.remember(nothing)
+    for masks in (
+        everything,
+        nothing,
+        without(everything, [(last, 5, 3)]),
+        only(nothing, [(first, 2, 1)]),
+        only(nothing, [(last, 5, 0)]),
+        some_masks(means),
+    ):
+        expected = spliced.logit_diff(task, masks=masks, means=means)
+        torch.testing.assert_close(evaluation(masks), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_go_on_from_the_last_sae_up_to_which_they_equal_a_remembered_one(task):
+    spliced = SplicedModel(make_lab(layers=(1, 2, 3)))
+    means = spliced.patch_means(task.patch)
+    everything, nothing = everything_and_nothing(means)
+    first, middle, last = spliced.hook_points
+    evaluation = Evaluation(spliced, task, means)
+    asked = []
+    run = spliced.run
+    spliced.run = lambda prompts, **more: asked.append(prompts.layer) or run(prompts, **more)
+
+    def starts_at(masks):
+        asked.clear()
+        evaluation(masks)
+        return asked
+
+    in_the_middle = without(everything, [(middle, 2, 3)])
+    assert starts_at(in_the_middle) == [spliced.layers[0]]  # nothing is remembered yet
+    evaluation.remember(nothing)
+    assert starts_at(in_the_middle) == [spliced.layers[0]]
+    evaluation.remember(everything)
+    assert starts_at(without(everything, [(first, 2, 3)])) == [spliced.layers[0]]
+    assert starts_at(in_the_middle) == [spliced.layers[1]]
+    assert starts_at(without(everything, [(last, 5, 3)])) == [spliced.layers[2]]
+    assert starts_at(everything) == [spliced.layers[2]]
+    assert starts_at(without(everything, [(last, 5, 3), (middle, 2, 3)])) == [spliced.layers[1]]
+    assert starts_at(only(nothing, [(last, 5, 3)])) == [spliced.layers[2]]
+
+
+def test_a_remembered_mask_that_is_changed_later_is_remembered_as_it_was(evaluation, means):
+    masks, nothing = everything_and_nothing(means)
+    expected_now, expected_later = evaluation(masks).clone(), evaluation(nothing).clone()
+    evaluation.remember(masks)
+    for _, mask in masks.items():
+        mask[:] = 0
+    torch.testing.assert_close(evaluation(masks), expected_later, rtol=1e-4, atol=1e-5)
+    everything = everything_and_nothing(means)[0]
+    torch.testing.assert_close(evaluation(everything), expected_now, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Sets of nodes
+# ---------------------------------------------------------------------------------------------
+
+FIRST, TWIN, LAST, OTHER = (A, 1, 0), (A, 1, 1), (B, 2, 3), (B, 1, 2)
 
 
 def masks_with(*nodes):
@@ -154,122 +307,119 @@ def masks_with(*nodes):
     return only(SAEMasks([A, B], [torch.zeros(3, 4), torch.zeros(3, 4)]), nodes)
 
 
-FIRST, TWIN, LAST, OTHER = (A, 1, 0), (A, 1, 1), (B, 2, 3), (B, 1, 2)
+def test_nodes_are_counted_per_layer():
+    soft = SAEMasks([A, B], [torch.eye(3) / 2, torch.zeros(3, 3)])
+    assert nodes_per_layer(soft) == {A: 3, B: 0}
 
 
-def a_model_with_a_spare(masks):
-    """Four prompts. The answer needs LAST, and one of FIRST and TWIN: either will do."""
-    on = {node: masks[node[0]][node[1], node[2]] for node in (FIRST, TWIN, LAST)}
-    return torch.maximum(on[FIRST], on[TWIN]) * on[LAST] * torch.tensor([1.0, 2.0, 3.0, 2.0])
+def test_a_node_is_needed_if_what_is_lost_is_surely_above_the_margin():
+    lost = torch.tensor([[1.0, 2.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-1.0, -2.0, -3.0, -2.0]])
+    assert needed(lost, 0.1).tolist() == [True, False, False]
+    assert needed(lost, -0.1).tolist() == [True, True, False]
+    assert not needed(lost, 2.5).any()
+    unsure = torch.tensor([[9.0, -3.0, -3.0, 0.0]])  # 0.75 on average, but for one prompt only
+    assert not needed(unsure, 0.1).any()
 
 
-def test_without_takes_out_nodes_at_their_position_only_and_leaves_the_mask_as_it_was():
-    masks = masks_with(FIRST, LAST, (A, 2, 0))
-    less = without(masks, [FIRST])
-    assert set(less.nodes()) == {LAST, (A, 2, 0)} and masks.get_num_latents() == 3
-    assert set(without(masks, [(A, None, 0)]).nodes()) == {LAST}
-    assert without(SAEMasks([A], [torch.ones(4)]), [(A, None, 2)]).masks[0].tolist() == [1, 1, 0, 1]
-
-
-def test_only_is_what_nodes_lists():
-    masks = masks_with(FIRST, LAST)
-    assert only(masks, masks.nodes()).to_json() == masks.to_json()
-
-
-def test_random_subsets_are_seeded_subsets_of_many_sizes():
-    nodes = [(A, 0, i) for i in range(20)]
-    subsets = random_subsets(nodes, 200, seed=1)
-    assert subsets == random_subsets(nodes, 200, seed=1) != random_subsets(nodes, 200, seed=2)
-    sizes = [len(subset) for subset in subsets]
-    assert (
-        min(sizes) == 1 and max(sizes) >= 18 and 0.3 < sum(size <= 4 for size in sizes) / 200 < 0.7
-    )
-    assert all(set(subset) <= set(nodes) and len(set(subset)) == len(subset) for subset in subsets)
-
-
-def test_a_spare_outside_the_circuit_shows_as_incompleteness_by_hand():
-    everything = SAEMasks([A, B], [torch.ones(3, 4), torch.ones(3, 4)])
-    faithful = masks_with(FIRST, LAST)
-    found = completeness(
-        a_model_with_a_spare, faithful, everything, [[], [FIRST], [LAST], [FIRST, LAST]]
-    )
-    assert found.tolist() == [[2, 2], [0, 2], [0, 0], [0, 0]]  # without FIRST, the whole has TWIN
-    complete = completeness(
-        a_model_with_a_spare,
-        masks_with(FIRST, TWIN, LAST),
-        everything,
-        [[], [FIRST], [FIRST, TWIN], [LAST]],
-    )
-    assert complete.tolist() == [[2, 2], [2, 2], [0, 0], [0, 0]]
-
-
-def test_drops_and_needed_by_hand():
-    circuit = masks_with(FIRST, LAST, OTHER)
-    dropped = drops(a_model_with_a_spare, circuit, circuit.nodes())
-    by_node = dict(zip(circuit.nodes(), dropped.tolist()))
-    assert by_node == {FIRST: [1, 2, 3, 2], LAST: [1, 2, 3, 2], OTHER: [0, 0, 0, 0]}
-    assert dict(zip(circuit.nodes(), needed(dropped, 0.1).tolist())) == {
-        FIRST: True,
-        LAST: True,
-        OTHER: False,
-    }
-    assert not needed(dropped, 2.5).any()
-    twins = masks_with(
-        FIRST, TWIN, LAST
-    )  # each of the two looks dispensable while the other is there
-    assert drops(a_model_with_a_spare, twins, [FIRST, TWIN]).abs().max() == 0
+def test_the_margin_is_compared_with_the_lower_end_of_the_interval():
+    lost = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) + 0.5
+    lows = [bootstrap(lambda mean: mean, [row], n_bootstrap=300, seed=2).low for row in lost]
+    margin = sorted(lows)[3] + 1e-9
+    expected = [low > margin for low in lows]
+    assert needed(lost, margin, n_bootstrap=300, seed=2).tolist() == expected
+    assert sum(expected) == 2
 
 
 def test_jaccard_nesting_and_iou_per_layer_by_hand():
     a, b = masks_with(FIRST, TWIN, LAST), masks_with(FIRST, LAST, OTHER)
     assert jaccard(a.nodes(), b.nodes()) == pytest.approx(2 / 4)
-    assert (
-        nesting([1, 2, 3, 4], [1, 2, 3, 9, 8]) == pytest.approx(3 / 4)
-        and nesting([1], [1, 2, 3]) == 1
-    )
+    assert nesting([1, 2, 3, 4], [1, 2, 3, 9, 8]) == pytest.approx(3 / 4)
     assert iou_per_layer(a, b) == {A: pytest.approx(1 / 2), B: pytest.approx(1 / 2)}
-    assert (
-        math.isnan(jaccard([], []))
-        and math.isnan(nesting([], [1]))
-        and math.isnan(iou_per_layer(masks_with(), masks_with())[A])
-    )
+    assert iou_per_layer(a, masks_with(FIRST, TWIN)) == {A: 1, B: 0}
+    assert math.isnan(jaccard([], [])) and math.isnan(nesting([], [1]))
+    assert math.isnan(iou_per_layer(masks_with(), masks_with())[A])
 
 
-def test_the_expected_jaccard_is_the_mean_over_all_pairs_of_circuits():
-    """Independent: every pair of circuits of 2 and 3 nodes out of 5, counted."""
-    pairs = [
-        (set(a), set(b))
-        for a in itertools.combinations(range(5), 2)
-        for b in itertools.combinations(range(5), 3)
-    ]
-    counted = sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
-    assert expected_jaccard(2, 3, 5) == pytest.approx(counted)
-    assert (
-        expected_jaccard(1, 1, 4) == pytest.approx(1 / 4)
-        and expected_jaccard(4, 4, 4) == 1
-        and expected_jaccard(0, 3, 9) == 0
-    )
-    with pytest.raises(ValueError, match="cannot be drawn from 4"):
-        expected_jaccard(5, 2, 4)
+small_sets = st.sets(st.integers(0, 9), min_size=1)
+
+
+@given(small_sets, small_sets)
+def test_jaccard_and_nesting_are_what_sets_say(a, b):
+    assert jaccard(a, b) == jaccard(b, a) == pytest.approx(1 - len(a ^ b) / len(a | b))
+    assert jaccard(a, a) == nesting(a, a | b) == 1
+    assert (nesting(a, b) == 1) == a.issubset(b)
+    assert nesting(a, b) * len(a) == pytest.approx(nesting(b, a) * len(b))
+    assert jaccard(a, b) <= min(nesting(a, b), nesting(b, a))
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_a_node_named_twice_counts_once(a, b):
+    once, twice = jaccard(set(a), set(b)), jaccard(a + a, b)
+    assert once == twice or math.isnan(once) and math.isnan(twice)
+    once, twice = nesting(set(a), set(b)), nesting(a + a, b + b)
+    assert once == twice or math.isnan(once) and math.isnan(twice)
+
+
+# ---------------------------------------------------------------------------------------------
+# Areas
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_areas_by_hand():
-    """f rises from 0 to 1 over the first half and to 2 over the second: the area under it is 1/4 +
-    3/4, from 1 it is 1/4 + 1/4.
+    """f rises from 0 to 1 over the first half and to 2 over the second.
+
+    The area under it is 1/4 + 3/4, from 1 it is 1/4 + 1/4.
     """
-    cpr, cmd = areas([0, 0.5, 1], [0.0, 1.0, 2.0])
+    cpr, cmd = areas([0.0, 0.5, 1.0], [0.0, 1.0, 2.0])
     assert (cpr.item(), cmd.item()) == pytest.approx((1.0, 0.5))
     perfect = areas(MIB_FRACTIONS, [1.0] * 10)
     assert perfect[0].item() == pytest.approx(0.999) and perfect[1].item() == 0
-    assert areas([0.01, 0.1, 1], [0.0, 1.0, 1.0], log=True)[0].item() == pytest.approx(0.75)
-    spread = areas([0, 1], [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])])
+    assert areas([0.01, 0.1, 1.0], [0.0, 1.0, 1.0], log=True)[0].item() == pytest.approx(0.75)
+    spread = areas([0.0, 1.0], [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])])
     assert spread[0].tolist() == [0.5, 1.0] and spread[1].tolist() == [0.5, 0.0]
 
 
-@pytest.mark.parametrize("fractions", [[0.5], [0.5, 0.1], [0.1, 0.1], [0.5, 1.5], [-0.1, 1]])
-def test_areas_refuse_sizes_that_do_not_rise(fractions):
+curves = st.dictionaries(st.floats(1e-3, 1), st.floats(-3, 3), min_size=2, max_size=8).map(
+    lambda curve: sorted(curve.items())
+)
+
+
+@given(curves, st.booleans())
+def test_areas_are_sums_of_trapezoids(curve, log):
+    fractions, values = zip(*curve, strict=True)
+    place = math.log if log else float
+    width = place(fractions[-1]) - place(fractions[0]) if log else 1
+    cpr = cmd = 0.0
+    for (k, f), (next_k, next_f) in itertools.pairwise(curve):
+        strip = (place(next_k) - place(k)) / width
+        cpr += strip * (f + next_f) / 2
+        cmd += strip * (abs(1 - f) + abs(1 - next_f)) / 2
+    ours = areas(fractions, values, log=log)
+    assert (ours[0].item(), ours[1].item()) == pytest.approx((cpr, cmd), abs=1e-9)
+    whole = 1 if log else fractions[-1] - fractions[0]
+    assert cmd >= abs(whole - cpr) - 1e-9  # what is too much makes up for nothing
+
+
+@pytest.mark.parametrize(
+    ("fractions", "log"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.1], False),
+        ([0.1, 0.1], False),
+        ([0.5, 1.5], False),
+        ([-0.1, 1.0], False),
+        ([0.0, 1.0], True),
+    ],
+)
+def test_areas_refuse_sizes_that_do_not_rise(fractions, log):
     with pytest.raises(ValueError, match="rising fractions"):
-        areas(fractions, [1.0] * len(fractions))
+        areas(fractions, [1.0] * len(fractions), log=log)
+
+
+def test_areas_refuse_other_numbers_of_values_than_sizes():
+    with pytest.raises(ValueError, match="for 3 values"):
+        areas([0.1, 1.0], [1.0, 1.0, 1.0])
 
 
 def test_sizes_are_rounded_down_and_none_is_empty():
@@ -286,56 +436,10 @@ def test_sizes_are_rounded_down_and_none_is_empty():
     }
 
 
-def test_the_bootstrap_agrees_with_faithfulness_and_with_theory():
-    torch.manual_seed(0)
-    circuit, spliced = torch.randn(50) + 2, torch.randn(50) + 3
-    found = faithfulness(
-        Fixed(circuit.tolist()),
-        None,
-        None,
-        None,
-        against=References(spliced, spliced, torch.zeros(50)),
-    )
-    assert bootstrap(lambda c, s: c / s, [circuit, spliced]) == found.raw
-    x = torch.randn(400)
-    interval = bootstrap(lambda mean: mean, [x])
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std().item() / 20, rel=0.15)
-
-
-def test_the_share_has_wilsons_interval():
-    found = proportion([True] * 8 + [False] * 2)
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (0.8, 0.4902, 0.9433), abs=1e-4
-    )  # Wilson 1927, by hand
-    assert proportion([0.5] * 4 + [0.0] * 6) == proportion([True] * 2 + [False] * 8)
-    assert (
-        proportion([True] * 10).low == pytest.approx(0.7225, abs=1e-4)
-        and proportion([True] * 10).high == 1
-    )
-    with pytest.raises(ValueError, match="no cases"):
-        proportion([])
-
-
-def test_going_on_from_where_masks_part_gives_the_same_numbers(lab, task):
-    spliced = SplicedModel(lab)
-    means = spliced.patch_means(task.patch)
-    evaluate = Evaluator(spliced, task, means)
-    everything, nothing = SAEMasks.full(means.latents, 1.0), SAEMasks.full(means.latents, 0.0)
-    evaluate.remember(everything)
-    evaluate.remember(nothing)
-    first, last = spliced.hook_points
-    for masks in (
-        everything,
-        nothing,
-        without(everything, [(last, 5, 3)]),
-        only(nothing, [(first, 2, 1)]),
-        only(nothing, [(last, 5, 0)]),
-    ):
-        torch.testing.assert_close(
-            evaluate(masks), spliced.logit_diff(task, masks=masks, means=means).cpu()
-        )
-    late = evaluate._start_of(without(everything, [(last, 5, 3)]), *evaluate.known[0])
-    assert (
-        late.layer == spliced.layers[-1]
-        and evaluate._start_of(nothing, *evaluate.known[0]).layer == spliced.layers[0]
-    )
+@given(st.lists(st.floats(0, 1), max_size=6), st.integers(0, 5000))
+def test_sizes_are_as_near_below_their_fraction_as_whole_nodes_can_be(fractions, n):
+    sizes = sizes_at(fractions, n)
+    for fraction in fractions:
+        size = sizes.get(fraction, 0)
+        assert size <= fraction * n < size + 1
+    assert all(size > 0 for size in sizes.values())

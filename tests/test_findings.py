@@ -15,7 +15,7 @@ AT_SIZE = "{point.method: point.faithfulness for point in frontier.points if poi
 FINDINGS = {
     "00": {
         "a circuit of a few dozen nodes is far more faithful than five random ones of its size": "found.vs_spliced.low > max(chance) + 0.5",
-        "with every latent at its mean the model does not know the number": "abs(reference.empty.mean()) < 0.3 * reference.spliced.mean()",
+        "with every latent at its mean the model does not know the number": "abs(evaluation.empty.mean()) < 0.3 * evaluation.spliced_model.mean()",
     },
     "01": {
         "two dimensions hold two features that are always there, and five rare ones": "stored[1.0] == 2 and stored[densities[-1]] == 5",

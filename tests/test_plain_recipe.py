@@ -9,7 +9,7 @@ import torch
 from conftest import ARCHITECTURES, make_lab
 
 from course_utils.circuits.attribution import integrated_gradients
-from course_utils.circuits.evaluate import faithfulness
+from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.optimize import MaskSettings, learn_masks
 from course_utils.circuits.splice import SplicedModel
 from tools.plain_recipe import PlainSplice, weights_with_gradients
@@ -90,7 +90,8 @@ def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task
             scores, expected[name], atol=1e-4 * expected[name].abs().max().item(), rtol=1e-4
         )
 
-    found = faithfulness(fast, task, masks, means, n_bootstrap=2).vs_spliced.value
+    evaluation = Evaluation(fast, task, means)
+    found = evaluation.faithfulness(masks, n_bootstrap=2).vs_spliced.value
     assert found == pytest.approx(plain.faithfulness(task, masks, means), abs=1e-4, rel=1e-4)
 
 

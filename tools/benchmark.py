@@ -38,7 +38,7 @@ from course_utils.circuits.attribution import (
     random_nodes,
     random_scores,
 )
-from course_utils.circuits.evaluate import faithfulness, references
+from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.frontier import Frontier, score_frontier
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.optimize import MaskSettings, learn_masks
@@ -186,10 +186,8 @@ class Bench:
         ]
 
         def judge():
-            against = references(fast, some, means)
-            return [
-                faithfulness(fast, some, m, means, against=against, n_bootstrap=2) for m in masks
-            ]
+            evaluation = Evaluation(fast, some, means)
+            return [evaluation.faithfulness(m, n_bootstrap=2) for m in masks]
 
         work = {
             f"mean latents, {len(some)} prompts": (
@@ -299,7 +297,8 @@ class Bench:
             self.plain.integrated_gradients(few, batch_size=BATCH),
         )
         difference = torch.cat([(scores[name] - expected[name]).flatten() for name in scores])
-        f = faithfulness(self.fast, self.task, masks, self.means, n_bootstrap=2).vs_spliced.value
+        evaluation = Evaluation(self.fast, self.task, self.means)
+        f = evaluation.faithfulness(masks, n_bootstrap=2).vs_spliced.value
         return {
             "steps": steps,
             "nodes_agree": (ours == theirs).float().mean().item(),
@@ -347,7 +346,7 @@ def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
     def sva_part():
         train, test = sva["train"], sva["test"]
         means = spliced.patch_means(train.patch)
-        against = references(spliced, test, means)
+        evaluation = Evaluation(spliced, test, means)
         scored = train[:48]
         scores = {
             "AtP": atp(spliced, scored),
@@ -362,30 +361,22 @@ def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
             masks = learn_masks(
                 spliced, train, means=means, sparsity=sparsity, steps=steps, progress=False
             ).masks
-            faithfulness(spliced, test, masks, means, against=against)
+            evaluation.faithfulness(masks)
         for method, score in scores.items():
-            score_frontier(
-                frontier,
-                method,
-                score,
-                [13, 17, 37, 558, 1116],
-                spliced,
-                test,
-                means,
-                against=against,
-            )
+            score_frontier(frontier, method, score, [13, 17, 37, 558, 1116], evaluation)
 
     def ioi_part():
         train, test, scored = ioi[:256], ioi[516:600], ioi[:24]
         means = spliced.patch_means(train.patch)
-        against = references(spliced, test, means)
+        evaluation = Evaluation(spliced, test, means)
+        with_new_names = Evaluation(spliced, new_names, means)
         frontier = Frontier.of(spliced, test)
         for sparsity in price["ioi"]:
             masks = learn_masks(
                 spliced, train, means=means, sparsity=sparsity, steps=steps, progress=False
             ).masks
-            faithfulness(spliced, test, masks, means, against=against)
-            faithfulness(spliced, new_names, masks, means)
+            evaluation.faithfulness(masks)
+            with_new_names.faithfulness(masks)
         scores = {
             "AtP": atp(spliced, train),
             "IG": integrated_gradients(spliced, scored, steps=5),
@@ -396,9 +387,7 @@ def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
             "random": random_scores(spliced, train, seed=0),
         }
         for method, score in scores.items():
-            score_frontier(
-                frontier, method, score, [2608, 4876, 9752], spliced, test, means, against=against
-            )
+            score_frontier(frontier, method, score, [2608, 4876, 9752], evaluation)
 
     # prompts that go through the plain recipe forward (fwd), forward and back (both), or one by one
     # (single)
@@ -487,7 +476,7 @@ def same_frontier(lab: Lab, schedules: dict[str, dict], seeds: int) -> dict[str,
     )
     spliced = SplicedModel(lab, LAYERS)
     means = spliced.patch_means(train.patch)
-    against = references(spliced, test, means)
+    evaluation = Evaluation(spliced, test, means)
     rows = []
     for name, changes in schedules.items():
         for price in (0.01, 0.03, 0.1, 0.3):
@@ -503,7 +492,7 @@ def same_frontier(lab: Lab, schedules: dict[str, dict], seeds: int) -> dict[str,
                     **changes,
                 )
                 took = time.perf_counter() - begin
-                found = faithfulness(spliced, test, learned.masks, means, against=against)
+                found = evaluation.faithfulness(learned.masks)
                 rows.append(
                     {"schedule": name, "sparsity": price, "seed": seed, "nodes": learned.n_nodes, "seconds": took,
                      "vs_spliced": found.vs_spliced.value, "gap": found.gap.value, "n": found.n}

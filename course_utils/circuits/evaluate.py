@@ -1,61 +1,67 @@
-"""How good is a circuit? Faithfulness on held-out prompts, with intervals, and the frontier.
+"""How good is a circuit? Its faithfulness on held-out prompts, with intervals.
 
-Four logit differences, each a mean over prompts: F(M) the model, F(S) the model with SAEs spliced,
-F(C) the circuit, F(∅) every latent ablated. *Faithfulness* is how far from nothing to everything
-the circuit gets, and papers differ in what they call nothing and everything. All three are
-reported, by name:
+Four logit differences, each a mean over prompts: F(M) the model, F(S) the model with SAEs spliced
+in, F(C) the circuit, F(∅) every latent ablated. *Faithfulness* is how far from nothing to
+everything the circuit gets, and papers differ in what they call nothing and everything. Three
+versions are reported, by name:
 
-    vs_model    (F(C) − F(∅)) / (F(M) − F(∅))    Marks et al. 2024 (Wang et al. 2022 use the
-    difference, F(M) − F(C))
+    vs_model    (F(C) − F(∅)) / (F(M) − F(∅))    Marks et al. 2024
     vs_spliced  (F(C) − F(∅)) / (F(S) − F(∅))    charges the circuit nothing for what the SAEs lose
     raw         F(C) / F(S)                      the post: F(∅) is taken to be 0
 
-All three compare means over prompts, so that a circuit which is too sure of one prompt and too
-unsure of the next can score 1. The *gap* cannot be fooled so: it is what a learned mask minimises,
-per prompt,
+(Wang et al. 2022 use the difference F(M) − F(C).) All three compare means over prompts, so that a
+circuit which is too sure of one prompt and too unsure of the next can score 1. The *gap* cannot be
+fooled so: it is what a learned mask minimises, per prompt,
 
-    gap         mean |LD_C − LD_S| / mean |LD_∅ − LD_S|    0 = the same on every prompt, 1 = as far
-    off as nothing
+    gap         mean |LD_C − LD_S| / mean |LD_∅ − LD_S|
 
-A faithful set of nodes is not yet *the* circuit. Further down are the other questions that one asks
-of it, each with its
-source: completeness (is anything else doing the work?), minimality (is everything in it needed?),
-    stability (would another
-run have found it?), and the area measures of the MIB benchmark (is the method good at every size?).
+0 = the same on every prompt, 1 = as far off as nothing.
+
+`Evaluation` computes all of these, for as many circuits as you like. A faithful set of nodes is not
+yet *the* circuit. Further down are other questions that one asks of it, each with its source:
+minimality (is everything in it needed?), stability (would another run have found it?), and the area
+measures of the MIB benchmark (is the method good at every size?).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from course_utils.circuits.masks import SAEMasks, without
-from course_utils.circuits.splice import PatchMeans, SplicedModel, Prefix
+from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.splice import PatchMeans, Prefix, SplicedModel
 from course_utils.circuits.statistics import LEVELS, N_BOOTSTRAP, Interval, resampled_means
 from course_utils.prompts.tasks import Task
 
-NORMALISATIONS = ("vs_model", "vs_spliced", "raw")
-MEASURES = (*NORMALISATIONS, "gap")
-
+MEASURES = ("vs_model", "vs_spliced", "raw", "gap")
+"""The names of the intervals that `Faithfulness` has."""
 
 Evaluate = Callable[[SAEMasks], Float[Tensor, " n"]]
-"""The logit difference of every held-out prompt with these masks, e.g. `SplicedModel.logit_diff`
-with the rest filled in.
-"""
+"""The logit difference of every prompt with these masks; an `Evaluation` is such a function."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Faithfulness
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """The three faithfulnesses of one circuit, and the mean logit differences they are made of.
+    """The three faithfulnesses of one circuit and its gap, and the means that they are made of.
 
-    0 = no better than ablating every latent; 1 = as good as the model (or the spliced model); above
-    1, the circuit is surer than the model. ``gap`` compares prompt by prompt: 0 is best. ``n``
-    prompts.
+    Attributes:
+        vs_model, vs_spliced, raw: 0 = no better than ablating every latent (for ``raw``: than a
+            logit difference of 0); 1 = as good as the model (or the spliced model); above 1, the
+            circuit is surer than the model.
+        gap: how far the circuit is from the spliced model, prompt by prompt: 0 is best.
+        f_model, f_spliced, f_circuit, f_empty: F(M), F(S), F(C) and F(∅), mean logit differences.
+        n: how many prompts.
     """
 
     vs_model: Interval
@@ -68,81 +74,54 @@ class Faithfulness:
     f_empty: float
     n: int
 
+    @classmethod
+    def of(
+        cls,
+        circuit: Float[Tensor, " n"],
+        *,
+        model: Float[Tensor, " n"],
+        spliced_model: Float[Tensor, " n"],
+        empty: Float[Tensor, " n"],
+        n_bootstrap: int = N_BOOTSTRAP,
+        seed: int = 0,
+    ) -> Faithfulness:
+        """From the logit differences of the same prompts, in the same order.
 
-@dataclass(frozen=True)
-class References:
-    """F(M), F(S) and F(∅) for every prompt, ``[n]``: the same for every circuit, so computed once.
-
-    ``start`` is what comes before the first SAE, which circuits share too.
-    """
-
-    model: Float[Tensor, " n"]
-    spliced: Float[Tensor, " n"]
-    empty: Float[Tensor, " n"]
-    start: Prefix | None = field(default=None, repr=False)
-
-
-def references(spliced: SplicedModel, task: Task, means: PatchMeans) -> References:
-    """What every circuit of this spliced model is compared with on these prompts."""
-    empty = SAEMasks.full(means.latents, 0.0)
-    start = spliced.prefix(task.clean, lengths=task.lengths)
-    return References(
-        model=spliced.model_logit_diff(task),
-        spliced=spliced.logit_diff(task, means=means, start=start),
-        empty=spliced.logit_diff(task, masks=empty, means=means, start=start),
-        start=start,
-    )
-
-
-def faithfulness(
-    spliced: SplicedModel,
-    task: Task,
-    masks: SAEMasks,
-    means: PatchMeans,
-    *,
-    against: References | None = None,
-    n_bootstrap: int = N_BOOTSTRAP,
-    seed: int = 0,
-) -> Faithfulness:
-    """Faithfulness of the circuit ``masks`` on the prompts of ``task``; hold them out from
-    training.
-
-    Args:
-        means: the patch means that the circuit was found with (of the training prompts).
-        against: `references`, if they are at hand.
-        n_bootstrap: resamples of the prompts for the 95 % percentile intervals.
-    """
-    against = against or references(spliced, task, means)
-    circuit = spliced.logit_diff(task, masks=masks, means=means, start=against.start)
-    rows = [against.model, against.spliced, circuit, against.empty]
-    table = torch.stack([row.double().cpu() for row in rows])  # [4, n]
-    table = torch.cat(
-        [table, (table[2:] - table[1]).abs()]
-    )  # two rows more: |LD_C − LD_S| and |LD_∅ − LD_S|
-    resampled = _ratios(
-        resampled_means(table.T, n_bootstrap=n_bootstrap, seed=seed).T
-    )  # [4, n_bootstrap]
-    low, high = resampled.quantile(torch.tensor(LEVELS, dtype=torch.double), dim=-1)
-    value = _ratios(table.mean(-1))
-    intervals = [Interval(*(float(x[i]) for x in (value, low, high))) for i in range(len(MEASURES))]
-    f_model, f_spliced, f_circuit, f_empty, *_ = table.mean(-1).tolist()
-    return Faithfulness(
-        *intervals,
-        f_model=f_model,
-        f_spliced=f_spliced,
-        f_circuit=f_circuit,
-        f_empty=f_empty,
-        n=len(circuit),
-    )
+        Args:
+            circuit, model, spliced_model, empty: LD_C, LD_M, LD_S and LD_∅ of every prompt.
+            n_bootstrap: draws for the 95 % percentile intervals over prompts.
+            seed: of the draws; what has as many prompts and the same seed is drawn alike.
+        """
+        rows = [row.double().cpu() for row in (model, spliced_model, circuit, empty)]
+        off, off_empty = (rows[2] - rows[1]).abs(), (rows[3] - rows[1]).abs()
+        table = torch.stack([*rows, off, off_empty])  # [6, n]
+        means = table.mean(-1)
+        draws = _ratios(resampled_means(table.T, n_bootstrap=n_bootstrap, seed=seed).T)
+        low, high = draws.quantile(torch.tensor(LEVELS, dtype=torch.double), dim=-1)
+        ends = zip(_ratios(means).tolist(), low.tolist(), high.tolist(), strict=True)
+        vs_model, vs_spliced, raw, gap = (Interval(*three) for three in ends)
+        f_model, f_spliced, f_circuit, f_empty, *_ = means.tolist()
+        return cls(
+            vs_model=vs_model,
+            vs_spliced=vs_spliced,
+            raw=raw,
+            gap=gap,
+            f_model=f_model,
+            f_spliced=f_spliced,
+            f_circuit=f_circuit,
+            f_empty=f_empty,
+            n=len(circuit),
+        )
 
 
 def _ratios(means: Float[Tensor, "6 *samples"]) -> Float[Tensor, "4 *samples"]:
-    model, spliced, circuit, empty, off, off_empty = means
+    """The four `MEASURES`, from means: LD_M, LD_S, LD_C, LD_∅, |LD_C − LD_S|, |LD_∅ − LD_S|."""
+    model, spliced_model, circuit, empty, off, off_empty = means
     return torch.stack(
         [
             (circuit - empty) / (model - empty),
-            (circuit - empty) / (spliced - empty),
-            circuit / spliced,
+            (circuit - empty) / (spliced_model - empty),
+            circuit / spliced_model,
             off / off_empty,
         ]
     )
@@ -154,94 +133,142 @@ def nodes_per_layer(masks: SAEMasks) -> dict[str, int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The frontier
-# ---------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------
 # Many circuits, the same prompts
 # ---------------------------------------------------------------------------------------------
 
 
-class Evaluator:
-    """The logit difference of every prompt of a task with given masks: ``evaluate(masks)`` gives
-    ``[n]``.
+class Evaluation:
+    """Judges circuits of a spliced model on one set of prompts.
 
-    Masks that are `remember`-ed keep their forward pass. Others that equal one of them at the first
-    few SAEs go on from where they part, which is most of the way for a circuit without one late
-    node. The numbers are the same.
+        evaluation = Evaluation(spliced, test, means)
+        evaluation.faithfulness(circuit).vs_spliced      # an Interval
+        evaluation.logit_diff(circuit)                   # [n]; evaluation(circuit) is the same
+
+    What all circuits share is computed once, when it is first asked for: the forward pass up to the
+    first SAE, and what they are compared with, F(M), F(S) and F(∅). Logit differences are those of
+    the clean prompts, one for each prompt pair, on the CPU.
 
     Args:
-        means: what takes the place of what is not kept.
-        start: what comes before the first SAE, if it is at hand.
+        spliced: the model with its SAEs.
+        task: the prompts that judge. Hold them out from those that circuits were chosen on.
+        means: what takes the place of what a circuit leaves out: the patch means of the prompts
+            that it was chosen on.
     """
 
-    def __init__(
-        self, spliced: SplicedModel, task: Task, means: PatchMeans, start: Prefix | None = None
-    ):
+    def __init__(self, spliced: SplicedModel, task: Task, means: PatchMeans):
         self.spliced, self.task, self.means = spliced, task, means
-        self.start = start if start is not None else spliced.prefix(task.clean, lengths=task.lengths)
-        self.known: list[tuple[SAEMasks, dict[str, Prefix]]] = []
+        self._remembered: list[_RememberedPass] = []
+
+    def with_means(self, means: PatchMeans) -> Evaluation:
+        """The same prompts with something else in the place of what a circuit leaves out.
+
+        F(M) is taken over, and F(S) where the means have no part in it: they do where the error
+        policy is ``"mean"`` and the errors are others. Masks that were remembered are not.
+        """
+        other = Evaluation(self.spliced, self.task, means)
+        other.prefix, other.model = self.prefix, self.model
+        if self.spliced.error != "mean" or means.errors is self.means.errors:
+            other.spliced_model = self.spliced_model
+        return other
+
+    # -- what circuits are compared with -------------------------------------------------------
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """The clean prompts' forward pass up to the first SAE, which no mask can change."""
+        return self.spliced.prefix(self.task.clean, lengths=self.task.lengths)
+
+    @cached_property
+    def model(self) -> Float[Tensor, " n"]:
+        """Logit differences of the model itself; their mean is F(M)."""
+        return self.spliced.model_logit_diff(self.task).cpu()
+
+    @cached_property
+    def spliced_model(self) -> Float[Tensor, " n"]:
+        """Logit differences of the model with SAEs spliced in, no latent ablated: F(S)."""
+        return self._logit_diff_from(self.prefix, None)
+
+    @cached_property
+    def empty(self) -> Float[Tensor, " n"]:
+        """Logit differences with every latent ablated: F(∅)."""
+        return self._logit_diff_from(self.prefix, SAEMasks.full(self.means.latents, 0.0))
+
+    # -- circuits ------------------------------------------------------------------------------
+
+    def logit_diff(self, masks: SAEMasks) -> Float[Tensor, " n"]:
+        """The logit difference of every prompt with these masks."""
+        return self._logit_diff_from(self._last_shared_prefix(masks), masks)
 
     def __call__(self, masks: SAEMasks) -> Float[Tensor, " n"]:
-        start = min(
-            (self._start_of(masks, *known) for known in self.known),
-            key=lambda start: -start.layer,
-            default=self.start,
+        """`logit_diff`."""
+        return self.logit_diff(masks)
+
+    def faithfulness(
+        self, masks: SAEMasks, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+    ) -> Faithfulness:
+        """Faithfulness of the circuit ``masks``, with 95 % intervals over prompts.
+
+        Args:
+            masks: the circuit.
+            n_bootstrap: draws for the intervals.
+            seed: of the draws.
+        """
+        return Faithfulness.of(
+            self.logit_diff(masks),
+            model=self.model,
+            spliced_model=self.spliced_model,
+            empty=self.empty,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
         )
-        return self.spliced.logit_diff(self.task, masks=masks, means=self.means, start=start).cpu()
 
     @torch.no_grad()
     def remember(self, masks: SAEMasks) -> None:
-        """Keep the forward pass with these masks, to go on from."""
-        self.known.append(
-            (masks, self.spliced.run(self.start, masks=masks, means=self.means).prefixes)
-        )
+        """Keep the forward pass with these masks, so that masks like them take less time.
 
-    def _start_of(self, masks: SAEMasks, known: SAEMasks, starts: Mapping[str, Prefix]) -> Prefix:
-        """Before the first SAE where the masks differ."""
-        parts = [
-            name for name in self.spliced.hook_points if not torch.equal(masks[name], known[name])
-        ]
-        return starts[parts[0] if parts else self.spliced.hook_points[-1]]
-
-
-# ---------------------------------------------------------------------------------------------
-# Completeness: is anything else doing the work?
-# ---------------------------------------------------------------------------------------------
-
-
-def completeness(
-    evaluate: Evaluate, circuit: SAEMasks, everything: SAEMasks, subsets: Iterable[Iterable[Node]]
-) -> Float[Tensor, "n_subsets 2"]:
-    """F(C∖K) and F(S∖K) for each K: knock the same nodes out of the circuit and out of the whole.
-
-    A complete circuit reacts to a knock-out as the whole does: its points lie on y = x. Where the
-    whole stays above the circuit, something outside the circuit does the work that K did.
-
-    Args:
-        evaluate: logit differences of held-out prompts with given masks.
-        circuit: C.
-        everything: masks that are 1 everywhere: M (with SAEs spliced in, S).
-        subsets: the sets K of nodes of the circuit.
-
-    Returns:
-        A row a subset: mean logit difference of C∖K, then of M∖K.
-
-    Source: Wang et al. 2022, section 4 (there with |F(C∖K) − F(M∖K)|, the incompleteness score).
-    """
-    rows = []
-    for subset in subsets:
-        subset = list(subset)
-        rows.append(
-            torch.stack(
-                [
-                    evaluate(without(masks, subset)).float().mean().cpu()
-                    for masks in (circuit, everything)
-                ]
+        Masks that equal a remembered one at the first few SAEs go on from where the two part, which
+        is most of the way for a circuit without one late node. The numbers are the same, up to
+        rounding.
+        """
+        size = self.spliced.batch_size(self.task.seq_len)
+        passes = []
+        for first in range(0, len(self.task), size):
+            prompts = self.prefix[first : first + size]
+            passes.append(self.spliced.run(prompts, masks=masks, means=self.means).prefixes)
+        prefixes = {
+            name: Prefix(
+                passes[0][name].layer,
+                torch.cat([prefixes[name].resid for prefixes in passes]),
+                self.prefix.errors,
+                self.prefix.lengths,
             )
-        )
-    return torch.stack(rows)
+            for name in self.spliced.hook_points
+        }
+        copies = [mask.detach().clone() for _, mask in masks.items()]  # later changes do not count
+        self._remembered.append(_RememberedPass(SAEMasks(masks.hook_points, copies), prefixes))
+
+    def _last_shared_prefix(self, masks: SAEMasks) -> Prefix:
+        """The forward pass as far as these masks share it with masks that are remembered."""
+        shared = [remembered.shared_with(masks) for remembered in self._remembered]
+        return max([self.prefix, *shared], key=lambda prefix: prefix.layer)
+
+    def _logit_diff_from(self, prefix: Prefix, masks: SAEMasks | None) -> Float[Tensor, " n"]:
+        values = self.spliced.logit_diff_from(prefix, self.task, masks=masks, means=self.means)
+        return values.cpu()
+
+
+@dataclass(frozen=True)
+class _RememberedPass:
+    """Masks, and the forward pass with them stopped before each SAE, by hook point in order."""
+
+    masks: SAEMasks
+    prefixes: dict[str, Prefix]
+
+    def shared_with(self, masks: SAEMasks) -> Prefix:
+        """The forward pass before the first SAE where the masks differ, or before the last SAE."""
+        names = list(self.prefixes)
+        differ = [name for name in names if not torch.equal(masks[name], self.masks[name])]
+        return self.prefixes[differ[0] if differ else names[-1]]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,36 +276,26 @@ def completeness(
 # ---------------------------------------------------------------------------------------------
 
 
-def drops(
-    evaluate: Evaluate, circuit: SAEMasks, nodes: Iterable[Node]
-) -> Float[Tensor, "n_nodes n"]:
-    """How far each prompt's logit difference falls when one node leaves the circuit: LD_C −
-    LD_{C∖v} (above 0: it helped).
-
-    Source: the minimality of Wang et al. 2022, section 4, with K empty: one node at a time. Two
-        nodes that do the same work
-    both look dispensable to it.
-    """
-    whole = evaluate(circuit)
-    return torch.stack(
-        [(whole - evaluate(without(circuit, [node]))).float().cpu() for node in nodes]
-    )
-
-
 def needed(
-    dropped: Float[Tensor, "n_nodes n"],
+    lost: Float[Tensor, "n_nodes n"],
     margin: float,
     *,
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> Bool[Tensor, " n_nodes"]:
-    """Which nodes' mean drop is above the margin with 97.5 % confidence (the lower end of the 95 %
-    bootstrap interval).
+    """Which nodes a circuit needs: the mean loss without them is above a margin, beyond chance.
+
+    That is, the lower end of its 95 % bootstrap interval is above it, so with 97.5 % confidence.
+
+    Args:
+        lost: how far each prompt's logit difference falls when the node leaves, a row a node.
+        margin: in logits; more than this must be lost.
+
+    Source: the minimality of Wang et al. 2022, section 4, with K empty: one node at a time. Two
+    nodes that do the same work both look dispensable to it.
     """
-    return (
-        resampled_means(dropped.T, n_bootstrap=n_bootstrap, seed=seed).quantile(LEVELS[0], dim=0)
-        > margin
-    )
+    draws = resampled_means(lost.T, n_bootstrap=n_bootstrap, seed=seed)
+    return draws.quantile(LEVELS[0], dim=0) > margin
 
 
 # ---------------------------------------------------------------------------------------------
@@ -287,16 +304,18 @@ def needed(
 
 
 def jaccard(a: Iterable, b: Iterable) -> float:
-    """Nodes that both have, over nodes that at least one has: 1 = the same, 0 = none in common, NaN
-    if both are empty.
+    """Nodes that both have, over nodes that at least one has.
+
+    1 = the same nodes, 0 = none in common, NaN if both are empty.
     """
     a, b = set(a), set(b)
     return len(a & b) / len(a | b) if a | b else math.nan
 
 
 def nesting(small: Iterable, large: Iterable) -> float:
-    """The share of the small circuit's nodes that the large one has too: 1 = nested; NaN if the
-    small one is empty.
+    """The fraction of the small circuit's nodes that the large one has too.
+
+    1 = nested, NaN if the small one is empty.
     """
     small = set(small)
     return len(small & set(large)) / len(small) if small else math.nan
@@ -304,31 +323,14 @@ def nesting(small: Iterable, large: Iterable) -> float:
 
 def iou_per_layer(a: SAEMasks, b: SAEMasks) -> dict[str, float]:
     """`jaccard` hook point by hook point; NaN where neither circuit has a node."""
+    nodes_a, nodes_b = a.nodes(), b.nodes()
     return {
         hook_point: jaccard(
-            *({node for node in masks.nodes() if node[0] == hook_point} for masks in (a, b))
+            [node for node in nodes_a if node[0] == hook_point],
+            [node for node in nodes_b if node[0] == hook_point],
         )
         for hook_point in a.hook_points
     }
-
-
-def expected_jaccard(n_a: int, n_b: int, n: int) -> float:
-    """The mean Jaccard of two circuits of ``n_a`` and ``n_b`` nodes drawn at random from ``n``.
-
-    The overlap k is hypergeometric, P(k) = C(n_a, k)·C(n − n_a, n_b − k) / C(n, n_b), and has the
-    Jaccard k / (n_a + n_b − k).
-
-    Raises:
-        ValueError: a circuit larger than ``n``, or both empty.
-    """
-    if not (0 <= n_a <= n and 0 <= n_b <= n and n_a + n_b > 0):
-        raise ValueError(f"circuits of {n_a} and {n_b} nodes cannot be drawn from {n}.")
-    total = math.comb(n, n_b)
-    overlaps = range(max(0, n_a + n_b - n), min(n_a, n_b) + 1)
-    return sum(
-        math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / total * k / (n_a + n_b - k)
-        for k in overlaps
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,17 +338,21 @@ def expected_jaccard(n_a: int, n_b: int, n: int) -> float:
 # ---------------------------------------------------------------------------------------------
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The circuit sizes of the MIB benchmark, as shares of all edges or nodes."""
+"""The circuit sizes of the MIB benchmark, as fractions of all edges or nodes."""
 
 
 def areas(
-    fractions: Sequence[float], values: Sequence[float | Tensor], *, log: bool = False
-) -> tuple[Tensor, Tensor]:
-    """CPR and CMD: a method's faithfulness summed up over circuit sizes, f(C_k) at the fraction k
-    of all nodes.
+    fractions: Sequence[float],
+    values: Sequence[float | Float[Tensor, "*samples"]],
+    *,
+    log: bool = False,
+) -> tuple[Float[Tensor, "*samples"], Float[Tensor, "*samples"]]:
+    """CPR and CMD: a method's faithfulness summed up over circuit sizes.
+
+    With f(C_k) the faithfulness of the circuit of a fraction k of all nodes,
 
         CPR = ∫ f(C_k) dk          circuit performance ratio: higher is better; above 1, circuits
-        overshoot the model
+                                   overshoot the model
         CMD = ∫ |1 − f(C_k)| dk    circuit–model distance: 0 is best
 
     by the trapezoid rule between the sizes given (MIB: from 0.001 to 1, so that a perfect method
@@ -359,31 +365,28 @@ def areas(
             much as large ones. Not a number of the benchmark's leaderboard.
 
     Source: Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", and its code
-        (``area_under``, ``area_from_1``).
+    (``area_under``, ``area_from_1``).
 
     Raises:
-        ValueError: fractions that do not rise, lie outside 0…1, or are not as many as the values,
-            or fewer than two.
+        ValueError: fractions that do not rise, lie outside 0…1 (or are 0, with ``log``), are fewer
+            than two, or not as many as the values.
     """
     x = torch.tensor(list(fractions), dtype=torch.double)
-    if (
-        len(x) < 2
-        or len(x) != len(values)
-        or (x.diff() <= 0).any()
-        or x[0] < 0
-        or x[-1] > 1
-        or (log and x[0] == 0)
-    ):
+    rising = len(x) >= 2 and bool((x.diff() > 0).all())
+    inside = rising and x[0] >= 0 and x[-1] <= 1 and not (log and x[0] == 0)
+    if not inside or len(x) != len(values):
         raise ValueError(
-            f"wanted two or more rising fractions in 0…1, one a value (above 0 for log); found {list(fractions)}."
+            "wanted two or more rising fractions in 0…1 (above 0 for log), one for each value; "
+            f"got {list(fractions)} for {len(values)} values."
         )
     f = torch.stack([torch.as_tensor(value, dtype=torch.double) for value in values])  # [sizes, …]
     x = (x.log() - x[0].log()) / (x[-1].log() - x[0].log()) if log else x
     return torch.trapezoid(f, x, dim=0), torch.trapezoid((1 - f).abs(), x, dim=0)
 
 
-def sizes_at(fractions: Iterable[float], n: int) -> Mapping[float, int]:
-    """How many of ``n`` nodes each fraction is (rounded down, as in MIB); fractions below one node
-    are left out.
+def sizes_at(fractions: Iterable[float], n: int) -> dict[float, int]:
+    """How many of ``n`` nodes each fraction is (rounded down, as in MIB).
+
+    Fractions below one node are left out.
     """
     return {fraction: int(fraction * n) for fraction in fractions if int(fraction * n) > 0}

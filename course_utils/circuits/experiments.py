@@ -1,4 +1,4 @@
-"""Many circuits: a grid of tasks × sizes × placements × seeds, on one machine or many.
+"""Many circuits: a grid of tasks × sizes × placements × seeds, and published sizes beside ours.
 
 A sweep is a list of points, a function that turns a point into numbers, and any executor of
 `concurrent.futures`:
@@ -11,7 +11,7 @@ A sweep is a list of points, a function that turns a point into numbers, and any
 
 Each result is a line of JSON, written as soon as it is there. A sweep that is started again with
 the same file does only what is missing. A point that fails is recorded with its error, and the
-others go on.
+others go on. On other machines, the course must be installed (``pip install -e .``).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
 from course_utils import DATA
-from course_utils.circuits.evaluate import MEASURES, faithfulness, references
+from course_utils.circuits.evaluate import MEASURES, Evaluation
 from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.splice import ErrorPolicy, SplicedModel
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.prompts.tasks import available_tasks, load_task
@@ -46,16 +46,19 @@ class SweepPoint:
         task: the name of a task, or the path of one of your own.
         layers: where SAEs are spliced; None is the lab's own placement.
         error: the error policy.
-        sparsity: λ, the price of a node.
+        sparsity: λ.
         n_nodes: the wanted number of nodes; None leaves it to λ.
         steps, seed: as in `MaskSettings`.
         n_train, n_test: prompts to learn on, and to judge on (with other words).
+
+    Raises:
+        ValueError: ``layers`` that are no layer numbers.
     """
 
     lab: str = "smollm2"
-    task: str = "sva_nounpp"
-    layers: tuple[int, ...] | None = None
-    error: str = "drop"
+    task: str | Path = "sva_nounpp"
+    layers: Sequence[int] | None = None
+    error: ErrorPolicy = "drop"
     sparsity: float = 0.03
     n_nodes: int | None = None
     steps: int = 60
@@ -63,23 +66,50 @@ class SweepPoint:
     n_train: int = 256
     n_test: int = 100
 
+    def __post_init__(self) -> None:
+        """A task's path becomes text, for JSON, and layers a tuple, so that points are hashable."""
+        object.__setattr__(self, "task", str(self.task))
+        if self.layers is None:
+            return
+        if not _is_placement(self.layers):
+            raise ValueError(f"layers: wanted layer numbers, as in (5, 11); got {self.layers!r}.")
+        object.__setattr__(self, "layers", tuple(self.layers))
 
-def grid(**axes: Iterable | Any) -> list[SweepPoint]:
-    """Every combination: ``grid(task="ioi", sparsity=[0.01, 0.1], layers=[(5, 11), (17,)],
-    seed=range(3))``.
 
-    A value that is no list stands for itself. (One placement is a tuple; several are a list of
-    tuples.)
+def _is_placement(value: object) -> bool:
+    """Whether a value is one placement: one layer number or more, in a list, tuple or range."""
+    if not isinstance(value, list | tuple | range) or len(value) == 0:
+        return False
+    return all(isinstance(layer, int) for layer in value)
+
+
+def grid(**axes: Any) -> list[SweepPoint]:
+    """Every combination of the values of some fields of `SweepPoint`.
+
+        grid(task="ioi", sparsity=[0.01, 0.1], layers=[(5, 11), (17,)], seed=range(3))
+
+    has 1 × 2 × 2 × 3 points. A list (tuple, range, …) holds several values; anything else, a string
+    too, is one value for all points. ``layers`` is the exception, since a placement is itself a
+    list: ``layers=[5, 11]`` is one placement, the layers 5 and 11 together;
+    ``layers=[(5, 11), (17,)]`` are two; ``layers=[(5,), (11,)]`` are two of one layer each.
 
     Raises:
-        ValueError: a name that `SweepPoint` does not have.
+        ValueError: a name that `SweepPoint` does not have; a placement that is no layer numbers.
     """
     known = [f.name for f in fields(SweepPoint)]
     unknown = [name for name in axes if name not in known]
     if unknown:
         raise ValueError(f"a sweep has no {', '.join(unknown)}; it has {', '.join(known)}.")
-    values = [list(axis) if isinstance(axis, list | range) else [axis] for axis in axes.values()]
-    return [SweepPoint(**dict(zip(axes, row))) for row in itertools.product(*values)]
+    values = [_values_of(name, axis) for name, axis in axes.items()]
+    return [SweepPoint(**dict(zip(axes, row, strict=True))) for row in itertools.product(*values)]
+
+
+def _values_of(name: str, axis: Any) -> list:
+    """The values along one axis of a grid."""
+    is_one = isinstance(axis, str) or not isinstance(axis, Iterable)
+    if name == "layers":
+        is_one = is_one or _is_placement(axis)
+    return [axis] if is_one else list(axis)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -103,7 +133,8 @@ def learn_and_judge(point: SweepPoint) -> dict[str, Any]:
     lab = _lab(point.lab)
     train = load_task(point.task, lab.tokenizer, "train", n=point.n_train, verbose=False)
     test = load_task(point.task, lab.tokenizer, "test", n=point.n_test, verbose=False)
-    spliced = SplicedModel(lab, point.layers or spec_of(point.lab).placement, point.error)
+    layers = spec_of(point.lab).placement if point.layers is None else point.layers
+    spliced = SplicedModel(lab, layers, point.error)
     means = spliced.patch_means(train.patch)
     begin = time.perf_counter()
     learned = learn_masks(
@@ -117,14 +148,12 @@ def learn_and_judge(point: SweepPoint) -> dict[str, Any]:
         progress=False,
     )
     seconds = time.perf_counter() - begin
-    found = faithfulness(
-        spliced, test, learned.masks, means, against=references(spliced, test, means)
-    )
+    faithfulness = Evaluation(spliced, test, means).faithfulness(learned.masks)
     return {
         "n_nodes": learned.n_nodes,
         "seconds": seconds,
-        "n": found.n,
-        **{name: asdict(getattr(found, name)) for name in MEASURES},
+        "n": faithfulness.n,
+        **{name: asdict(getattr(faithfulness, name)) for name in MEASURES},
     }
 
 
@@ -133,9 +162,11 @@ def learn_and_judge(point: SweepPoint) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class CanSubmit(Protocol):
-    """What is asked of an executor: ``submit(function, argument)`` gives something with ``done()``
-    and ``result()``.
+    """What is asked of an executor: a way to submit work.
+
+    ``submit(function, argument)`` gives something with ``done()``, ``result()`` and ``cancel()``.
     """
 
     def submit(self, function: Callable, /, *args: Any) -> Any: ...
@@ -176,36 +207,29 @@ def sweep(
         ValueError: a line of ``path`` is not a sweep's.
     """
     points, path = list(dict.fromkeys(points)), Path(path)
-    done = {found.point: found for found in read_results(path)} if path.exists() else {}
-    missing = [point for point in points if point not in done or done[point].error is not None]
+    results = {result.point: result for result in read_results(path)} if path.exists() else {}
+    missing = [
+        point for point in points if point not in results or results[point].error is not None
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     _drop_cut_off_line(path)
+    n_done, n_failed = len(points) - len(missing), 0
     with (
         open(path, "a") as file,
-        tqdm(
-            total=len(points),
-            initial=len(points) - len(missing),
-            desc=path.stem,
-            disable=not progress,
-        ) as bar,
+        tqdm(total=len(points), initial=n_done, desc=path.stem, disable=not progress) as bar,
     ):
-        failed = 0
-        for found in _worked(missing, work, executor):
-            done[found.point] = found
-            failed += found.error is not None
-            file.write(
-                json.dumps(
-                    {"point": asdict(found.point), "result": found.result, "error": found.error}
-                )
-                + "\n"
-            )
+        for result in _results_of(missing, work, executor):
+            results[result.point] = result
+            file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
-            bar.set_postfix(failed=failed)
+            n_failed += result.error is not None
+            bar.set_postfix(failed=n_failed)
             bar.update()
     for point in points:
-        if done[point].error is not None:
-            print(f"failed: {point}\n  {done[point].error.splitlines()[-1]}")
-    return [done[point] for point in points]
+        error = results[point].error
+        if error is not None:
+            print(f"failed: {point}\n  {error.splitlines()[-1]}")
+    return [results[point] for point in points]
 
 
 def read_results(path: str | Path) -> list[SweepResult]:
@@ -214,41 +238,34 @@ def read_results(path: str | Path) -> list[SweepResult]:
     Raises:
         ValueError: a line is not a sweep's; the message says which.
     """
-    found: dict[SweepPoint, SweepResult] = {}
+    results: dict[SweepPoint, SweepResult] = {}
     lines = Path(path).read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            point = SweepPoint(
-                **{
-                    **record["point"],
-                    "layers": record["point"]["layers"] and tuple(record["point"]["layers"]),
-                }
-            )
-            found[point] = SweepResult(point, record["result"], record["error"])
+            point = SweepPoint(**record["point"])
+            results[point] = SweepResult(point, record["result"], record["error"])
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: not a sweep's result ({error}).") from error
-    return list(found.values())
+    return list(results.values())
 
 
 def _drop_cut_off_line(path: Path) -> None:
-    """Take away a last line that a crash left without an end, so that the next starts on a line of
-    its own.
-    """
+    """Take away a last line that a crash left without an end, so that the next starts afresh."""
     if path.exists():
         whole, newline, _ = path.read_text().rpartition("\n")
         path.write_text(whole + newline)
 
 
-def _worked(
+def _results_of(
     points: list[SweepPoint], work: Callable, executor: CanSubmit | None
 ) -> Iterator[SweepResult]:
     """The results as they come."""
     if executor is None:
         for point in points:
-            yield _result_of(point, lambda: work(point))  # noqa: B023
+            yield _result_of(point, work, point)
         return
     waiting = {point: executor.submit(work, point) for point in points}
     try:
@@ -263,9 +280,10 @@ def _worked(
             future.cancel()
 
 
-def _result_of(point: SweepPoint, get: Callable[[], dict[str, Any]]) -> SweepResult:
+def _result_of(point: SweepPoint, call: Callable[..., dict[str, Any]], *args: Any) -> SweepResult:
+    """What a call gives for a point, or how it fails."""
     try:
-        return SweepResult(point, result=get())
+        return SweepResult(point, result=call(*args))
     except Exception:
         return SweepResult(point, error=traceback.format_exc().strip())
 
@@ -280,8 +298,14 @@ PUBLISHED_DIR = DATA / "published"
 
 @dataclass(frozen=True)
 class PublishedCircuit:
-    """A row of the post: a behaviour, the task of this course that is made like the post's, the
-    size of a circuit in nodes, and its faithfulness F(C) / F(S)."""
+    """A circuit of the post.
+
+    Attributes:
+        task: the task of this course that is made like the post's.
+        behaviour: the post's name for it.
+        nodes: the size of the circuit.
+        faithfulness: F(C) / F(S), ``raw`` in `Faithfulness`.
+    """
 
     task: str
     behaviour: str
@@ -292,9 +316,9 @@ class PublishedCircuit:
 def published_circuits(lab_name: str) -> list[PublishedCircuit]:
     """The post's circuits for a lab; none where it has none."""
     path = PUBLISHED_DIR / f"{lab_name}.json"
-    return (
-        [PublishedCircuit(**row) for row in json.loads(path.read_text())] if path.exists() else []
-    )
+    if not path.exists():
+        return []
+    return [PublishedCircuit(**row) for row in json.loads(path.read_text())]
 
 
 def beside_published(
@@ -305,14 +329,13 @@ def beside_published(
     n_test: int = 100,
     **settings,
 ) -> list[dict]:
-    """Learn a mask of each published size, and judge it as the post does and on prompts with other
-    words.
+    """Learn a mask of each published size, and judge it as the post does: by F(C) / F(S).
 
     Args:
         spliced: the lab of the post, with its SAEs.
         circuits: from `published_circuits`. Those whose task this course does not have are left
             out.
-        n_train, n_test: prompts to learn on, and to judge on.
+        n_train, n_test: prompts to learn on, and to judge on (with other words).
         settings: of `learn_masks`.
 
     Returns:
@@ -323,17 +346,19 @@ def beside_published(
     for circuit in circuits:
         if circuit.task not in available_tasks():
             continue
-        train, test = (
-            load_task(circuit.task, spliced.lab.tokenizer, split, n=n, verbose=False)
-            for split, n in (("train", n_train), ("test", n_test))
-        )
+        train = load_task(circuit.task, spliced.lab.tokenizer, "train", n=n_train, verbose=False)
+        test = load_task(circuit.task, spliced.lab.tokenizer, "test", n=n_test, verbose=False)
         means = spliced.patch_means(train.patch)
         learned = learn_masks(spliced, train, means=means, n_nodes=circuit.nodes, **settings)
-        found = faithfulness(
-            spliced, test, learned.masks, means, against=references(spliced, test, means)
-        )
+        faithfulness = Evaluation(spliced, test, means).faithfulness(learned.masks)
         rows.append(
-            {"behaviour": circuit.behaviour, "nodes, published": circuit.nodes, "F(C)/F(S), published": circuit.faithfulness,
-             "nodes, ours": learned.n_nodes, "F(C)/F(S), ours": str(found.raw), "prompts": found.n}
-        )  # fmt: skip
+            {
+                "behaviour": circuit.behaviour,
+                "nodes, published": circuit.nodes,
+                "F(C)/F(S), published": circuit.faithfulness,
+                "nodes, ours": learned.n_nodes,
+                "F(C)/F(S), ours": str(faithfulness.raw),
+                "prompts": faithfulness.n,
+            }
+        )
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,16 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_utils import DATA
-from course_utils.circuits.evaluate import (
-    MEASURES,
-    Faithfulness,
-    References,
-    faithfulness,
-    nodes_per_layer,
-    references,
-)
+from course_utils.circuits.evaluate import MEASURES, Evaluation, Faithfulness, nodes_per_layer
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.splice import PatchMeans, SplicedModel
+from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import Interval
 from course_utils.prompts.tasks import Task
 
@@ -29,8 +22,15 @@ MASKS_DIR = DATA / "masks"
 
 @dataclass(frozen=True)
 class Point:
-    """One circuit on the frontier: how it was found, how large it is, how faithful on held-out
-    prompts.
+    """One circuit on the frontier.
+
+    Attributes:
+        method: how it was found.
+        n_nodes: how many nodes it has; 0 is a circuit too.
+        faithfulness: on held-out prompts.
+        per_layer: how many nodes each hook point has.
+        sparsity: λ, for a learned mask.
+        seed: of the method, where it has one.
     """
 
     method: str
@@ -60,14 +60,19 @@ class Frontier:
         self,
         method: str,
         masks: SAEMasks,
-        found: Faithfulness,
+        faithfulness: Faithfulness,
         *,
         sparsity: float | None = None,
         seed: int | None = None,
     ) -> Point:
-        """Add a circuit."""
+        """Add a circuit, and how faithful it is on held-out prompts."""
         point = Point(
-            method, masks.get_num_latents(), found, nodes_per_layer(masks), sparsity, seed
+            method=method,
+            n_nodes=masks.get_num_latents(),
+            faithfulness=faithfulness,
+            per_layer=nodes_per_layer(masks),
+            sparsity=sparsity,
+            seed=seed,
         )
         self.points.append(point)
         return point
@@ -79,10 +84,8 @@ class Frontier:
 
     def of_method(self, method: str) -> list[Point]:
         """A method's points, from few nodes to many."""
-        return sorted(
-            (point for point in self.points if point.method == method),
-            key=lambda point: point.n_nodes,
-        )
+        points = [point for point in self.points if point.method == method]
+        return sorted(points, key=lambda point: point.n_nodes)
 
     def rows(self) -> list[dict[str, object]]:
         """A table: one row a point, ready for ``pandas.DataFrame``."""
@@ -107,7 +110,7 @@ class Frontier:
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Frontier:
+    def load(cls, path: str | Path) -> Frontier:
         """Read what `save` wrote.
 
         Raises:
@@ -125,30 +128,36 @@ class Frontier:
 
 
 def _faithfulness_from(record: dict) -> Faithfulness:
-    return Faithfulness(**{**record, **{name: Interval(**record[name]) for name in MEASURES}})
+    intervals = {name: Interval(**record[name]) for name in MEASURES}
+    return Faithfulness(**{**record, **intervals})
 
 
 def score_frontier(
     frontier: Frontier,
     method: str,
-    scores: dict[str, Float[Tensor, "seq d_sae"]],
+    scores: Mapping[str, Float[Tensor, "seq d_sae"]],
     sizes: Iterable[int],
-    spliced: SplicedModel,
-    task: Task,
-    means: PatchMeans,
+    evaluation: Evaluation,
     *,
     rank: str = "abs",
-    against: References | None = None,
     seed: int | None = None,
 ) -> list[Point]:
-    """Cut circuits of several sizes from one set of scores, and add each to the frontier."""
-    against = against or references(spliced, task, means)
+    """Cut circuits of several sizes from one set of scores, and add each to the frontier.
+
+    Args:
+        frontier: gets a point for each size.
+        method: the name of what made the scores.
+        scores: one score a node, by hook point.
+        sizes: numbers of nodes; 0 is allowed.
+        evaluation: judges the circuits.
+        rank: ``"abs"`` (largest |score| first) or ``"signed"`` (largest score first).
+        seed: noted with each point.
+
+    Returns:
+        The new points, in the order of ``sizes``.
+    """
     points = []
     for size in sizes:
         masks = SAEMasks.from_scores(scores, size, rank=rank)
-        points.append(
-            frontier.add(
-                method, masks, faithfulness(spliced, task, masks, means, against=against), seed=seed
-            )
-        )
+        points.append(frontier.add(method, masks, evaluation.faithfulness(masks), seed=seed))
     return points

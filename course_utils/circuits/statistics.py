@@ -1,11 +1,11 @@
-"""95 % bootstrap intervals over prompts: draw as many prompts again, with replacement, and see how
-far a statistic of their means moves.
+"""Intervals over prompts, proportions, and how well a number tells two kinds of case apart.
 
-What is compared on the same prompts is drawn together: the interval of a ratio of two means uses
-the same draws for both.
+A *bootstrap interval* comes from drawing as many prompts again, with replacement, and seeing how
+far a statistic of their means moves. What is compared on the same prompts is drawn together: the
+interval of a ratio of two means uses the same draws for both.
 
-Source: Efron and Tibshirani 1993, chapter 13 (percentile intervals). Shares of cases have a Wilson
-    interval instead.
+Source: Efron and Tibshirani 1993, chapter 13 (percentile intervals). Proportions have a Wilson
+interval instead.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 N_BOOTSTRAP = 1000
 LEVELS = (0.025, 0.975)
+"""The ends of every interval, as quantiles: 95 % of the draws lie between them."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,24 @@ class Interval:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+# ---------------------------------------------------------------------------------------------
+# Means over prompts, and what is made of them
+# ---------------------------------------------------------------------------------------------
+
+
 def resampled_means(
     values: Float[Tensor, "n *rest"], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> Float[Tensor, "n_bootstrap *rest"]:
-    """The mean over prompts (axis 0) in each of ``n_bootstrap`` draws. The same n and seed give the
-    same draws.
+    """The mean over prompts (axis 0) in each of ``n_bootstrap`` draws, in float64 on the CPU.
+
+    The same n and seed give the same draws.
     """
     n = len(values)
     rows = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed))
-    counts = torch.zeros(n_bootstrap, n, dtype=torch.double).scatter_add_(
-        1, rows, torch.ones(n_bootstrap, n, dtype=torch.double)
-    )
-    return (counts @ values.detach().double().cpu().reshape(n, -1) / n).reshape(
-        n_bootstrap, *values.shape[1:]
-    )
+    ones = torch.ones(n_bootstrap, n, dtype=torch.double)
+    counts = torch.zeros(n_bootstrap, n, dtype=torch.double).scatter_add_(1, rows, ones)
+    columns = values.detach().double().cpu().reshape(n, -1)
+    return (counts @ columns / n).reshape(n_bootstrap, *values.shape[1:])
 
 
 def bootstrap(
@@ -59,12 +67,17 @@ def bootstrap(
 ) -> Interval:
     """A statistic of means over prompts, with its interval.
 
+    (`scipy.stats.bootstrap` would give each statistic draws of its own. Here the same n and seed
+    give every statistic the same draws, whichever rows it is made of.)
+
     Args:
         statistic: gets the mean of each row, in order, as tensors of any one shape: ``lambda c, s:
             c / s``.
         rows: numbers of the same prompts, in the same order.
+        n_bootstrap: how often to draw.
+        seed: of the draws.
     """
-    table = torch.stack([torch.as_tensor(row).double().cpu() for row in rows], dim=1)  # [n, rows]
+    table = torch.stack([row.double().cpu() for row in rows], dim=1)  # [n, rows]
     draws = statistic(*resampled_means(table, n_bootstrap=n_bootstrap, seed=seed).T)
     low, high = draws.quantile(torch.tensor(LEVELS, dtype=torch.double)).tolist()
     return Interval(float(statistic(*table.mean(0))), low, high)
@@ -75,8 +88,13 @@ def mean_interval(values: Float[Tensor, " n"], *, seed: int = 0) -> Interval:
     return bootstrap(lambda mean: mean, [values], seed=seed)
 
 
+def mean_intervals(values: Float[Tensor, "n m"], *, seed: int = 0) -> list[Interval]:
+    """The interval of each column's mean."""
+    return [mean_interval(column, seed=seed) for column in values.T]
+
+
 def ratio_interval(
-    above: Float[Tensor, " n"], below: Float[Tensor, " n"], *, seed: int = 0
+    above: Float[Tensor, " n_above"], below: Float[Tensor, " n_below"], *, seed: int = 0
 ) -> Interval:
     """mean(above) / mean(below) with its interval. Both hold a value for each of the same prompts.
 
@@ -85,44 +103,47 @@ def ratio_interval(
     """
     if above.shape != below.shape:
         raise ValueError(
-            f"a ratio over the same prompts is wanted: {list(above.shape)} above, {list(below.shape)} below."
+            "a ratio needs the same prompts above and below its line: there are "
+            f"{list(above.shape)} above, {list(below.shape)} below."
         )
     return bootstrap(lambda a, b: a / b, [above, below], seed=seed)
 
 
-def mean_intervals(values: Float[Tensor, "n m"], *, seed: int = 0) -> list[Interval]:
-    """The interval of each column's mean."""
-    return [mean_interval(column, seed=seed) for column in values.T]
+# ---------------------------------------------------------------------------------------------
+# Cases that are true or false
+# ---------------------------------------------------------------------------------------------
 
 
-def proportion(yes: Bool[Tensor, " n"] | Float[Tensor, " n"] | Sequence[bool]) -> Interval:
-    """The share of True with its 95 % Wilson interval, which does not collapse where all or none
-    are.
+def proportion(yes: Bool[Tensor, " n"] | Float[Tensor, " n"] | Sequence[bool | float]) -> Interval:
+    """How many of the cases are True, with a 95 % Wilson interval.
 
-    A case may also be True by part: 0.2 is one draw in five. The interval is then a little wider
-    than it need be.
+    It does not collapse where all or none are. A case may also be True by part: 0.2 is one draw in
+    five. The interval is then a little wider than it need be.
 
     Source: Wilson 1927.
 
     Raises:
-        ValueError: of nothing there is no share.
+        ValueError: there are no cases.
     """
-    n, k, z = len(yes), sum(float(x) for x in yes), 1.959964
+    n, n_true = len(yes), sum(float(x) for x in yes)
     if n == 0:
-        raise ValueError("a share of no cases at all.")
-    centre, half = (
-        (k + z * z / 2) / (n + z * z),
-        z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z),
-    )
-    return Interval(k / n, max(0.0, centre - half), min(1.0, centre + half))
+        raise ValueError("a proportion of no cases at all: give one case or more.")
+    ends: Any = proportion_confint(n_true, n, alpha=2 * LEVELS[0], method="wilson")
+    low, high = ends  # numbers, since n_true is one
+    return Interval(n_true / n, max(0.0, float(low)), min(1.0, float(high)))
 
 
 def auc(values: Float[Tensor, " n"], yes: Bool[Tensor, " n"]) -> float:
-    """The chance that a value from the ``yes`` cases is above one from the others, ties counting
-    half (the area under the ROC curve).
+    """The chance that a value from the ``yes`` cases is above one from the others.
 
-    1 = every ``yes`` is above every other, 0.5 = no difference, 0 = every ``yes`` is below. NaN
-    where one side is empty.
+    Ties count half. It is the area under the ROC curve, and Mann and Whitney's U as a share of all
+    pairs. 1 = every ``yes`` is above every other, 0.5 = no difference, 0 = every ``yes`` is below.
+    NaN where one side is empty.
     """
-    a, b = values[yes][:, None], values[~yes][None]
-    return ((a > b).double() + 0.5 * (a == b).double()).mean().item()
+    n_yes = int(yes.sum())
+    n_other = len(yes) - n_yes
+    if n_yes == 0 or n_other == 0:
+        return math.nan
+    ranks = rankdata(values.detach().double().cpu().numpy())  # ties get their mean rank
+    lowest = n_yes * (n_yes + 1) / 2  # the sum of ranks if every yes is below every other
+    return float((ranks[yes.cpu().numpy()].sum() - lowest) / (n_yes * n_other))
