@@ -17,9 +17,7 @@ def scores(body):
 
 def ig(share=lambda j, steps: j / steps, divide=True, sign=1):
     def integrated_gradient(gradient_at, clean, patch, steps):
-        total = sum(
-            gradient_at(clean + share(j, steps) * (patch - clean)) for j in range(steps)
-        )
+        total = sum(gradient_at(clean + share(j, steps) * (patch - clean)) for j in range(steps))
         return sign * total / (steps if divide else 1) * (clean - patch)
 
     return integrated_gradient

@@ -1,9 +1,11 @@
-"""Unwritten exercises run the course's version, written ones the reader's, and `check` says what is
-what.
-"""
+"""Unwritten exercises run the course's version, written ones the reader's; `check` says which."""
+
+import importlib
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from course_utils.teaching.workbook import Checked, Workbook, Wrong, compare
 
@@ -75,17 +77,18 @@ def test_an_unfinished_thing_that_the_reader_calls_is_the_readers_error():
     ],
 )
 def test_check_says_what_is_what(body, status, says):
-    found = book.checked(attempt(body))
-    assert found.status == status and says in found.says
+    checked = book.checked(attempt(body))
+    assert checked.status == status and says in checked.says
 
 
-def test_an_error_in_check_shows_the_readers_line_and_not_the_courses():
-    found = book.checked(attempt("return undefined"))
-    assert "<reader>" in found.says and "exercises.py" not in found.says
+def test_an_error_in_check_shows_the_readers_line_and_not_the_checkers():
+    says = book.checked(attempt("return undefined")).says
+    assert 'File "<reader>", line 2, in double' in says and "workbook.py" not in says
 
 
-def test_the_signs():
-    assert [str(Checked(s, "f"))[0] for s in ("right", "open", "wrong")] == ["✅", "⏳", "❌"]
+@pytest.mark.parametrize(("status", "sign"), [("right", "✅"), ("open", "⏳"), ("wrong", "❌")])
+def test_what_is_said_begins_with_a_sign(status, sign):
+    assert str(Checked(status, "f: the words.")) == f"{sign} f: the words."
 
 
 def test_other_names_and_other_arguments_are_refused():
@@ -108,3 +111,62 @@ def test_compare_is_relative_to_the_size_of_what_is_right():
     compare(torch.tensor([1000.05]), torch.tensor([1000.0]))
     with pytest.raises(Wrong):
         compare(torch.tensor([0.05]), torch.tensor([0.0]))
+    compare(torch.tensor([0.05]), torch.tensor([0.0]), tolerance=1e12)
+
+
+def test_the_first_known_wrong_answer_that_fits_counts():
+    with pytest.raises(Wrong, match="^first$"):
+        compare(2.0, 1.0, {"neither": 3.0, "first": 2.0, "second": 2.0})
+
+
+def test_a_right_answer_is_right_even_if_it_is_listed_as_wrong():
+    compare(1.0, 1.0, {"this is 1": 1.0})
+
+
+@given(
+    right=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5),
+    at=st.integers(0, 4),
+    share=st.floats(-0.01, 0.01),
+)
+def test_an_answer_is_right_up_to_the_tolerance_and_no_further(right, at, share):
+    right = torch.tensor(right, dtype=torch.double)
+    answer, size = right.clone(), right.abs().max()
+    answer[at % len(right)] += share * size
+    assume(size > 1e-3 and not 0.9e-3 < abs(share) < 1.1e-3)
+    if abs(share) < 1e-3:
+        compare(answer, right, tolerance=1e-3)
+    else:
+        with pytest.raises(Wrong, match="off by up to"):
+            compare(answer, right, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_checker_can_name_every_mistake_that_it_knows(monkeypatch, number):
+    """Each differs in some comparison from the right answer, and from those listed before it."""
+    notebook = importlib.import_module(f"course_utils.teaching.nb0{number}")
+    known, nameable = set(), set()
+
+    def look(answer, right, wrong=None, *, what="it", tolerance=1e-4):
+        before = [right]
+        for says, value in (wrong or {}).items():
+            known.add(says)
+            if not any(is_same(value, other) for other in before):
+                nameable.add(says)
+            before.append(value)
+
+    monkeypatch.setattr(notebook, "compare", look)
+    for name, solution in notebook.book.solutions.items():
+        notebook.book.checkers[name](solution)
+    unnamed = {says for says in known - nameable if not says.startswith(MADE_FROM_THE_ANSWER)}
+    assert len(known) > 15 and not unnamed
+
+
+MADE_FROM_THE_ANSWER = "latents without ties are right"
+
+
+def is_same(answer, right):
+    try:
+        compare(answer, right)
+    except Wrong:
+        return False
+    return True
