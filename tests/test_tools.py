@@ -11,17 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import N_LAYERS, session_tokenizer, tiny_hf_model, tiny_tokenizer
+from conftest import N_LAYERS, session_tokenizer, tiny_hf_model, tiny_sae, tiny_tokenizer
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from course_utils.labs.layers import LayerStack
 from course_utils.prompts.grammar import VOCABULARIES
 from course_utils.prompts.sessions import KEYS
-from tools import collect_activations, finetune_saes, train_saes
+from tools import collect_activations, finetune_saes, measure_saes, train_saes
 from tools.collect_activations import (
     SESSIONS,
     SHARES,
@@ -40,6 +38,8 @@ from tools.train_saes import (
     training_prompts,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -51,7 +51,8 @@ def workplace(tmp_path_factory):
     tiny_tokenizer().save_pretrained(folder / "model")
     people = VOCABULARIES["train"].people
     lines = [
-        f"The {people[i]} near the {people[-i - 1]} is by the {people[i // 2]}. The {people[i]} was near the {people[i // 3]}."
+        f"The {people[i]} near the {people[-i - 1]} is by the {people[i // 2]}. "
+        f"The {people[i]} was near the {people[i // 3]}."
         for i in range(60)
     ]
     (folder / "corpus.txt").write_text("\n".join(lines))
@@ -60,9 +61,10 @@ def workplace(tmp_path_factory):
 
 def run_training(workplace, name, tokens, monkeypatch=None):
     arguments = [
-        "--model", workplace / "model", "--corpus", workplace / "corpus.txt", "--layers", 1, 2, "--width", 32, "--k", 4, "--seq-len", 8,
-        "--batch-size", 6, "--dtype", "float32", "--device", "cpu", "--tokens", tokens, "--checkpoints", workplace / name, "--out", workplace / f"{name}-out",
-        "--log-every", 10, "--lab", "tiny",
+        "--model", workplace / "model", "--corpus", workplace / "corpus.txt", "--layers", 1, 2,
+        "--width", 32, "--k", 4, "--seq-len", 8, "--batch-size", 6, "--dtype", "float32",
+        "--device", "cpu", "--tokens", tokens, "--checkpoints", workplace / name, "--out",
+        workplace / f"{name}-out", "--log-every", 10, "--lab", "tiny",
     ]  # fmt: skip
     train_saes.main([str(argument) for argument in arguments])
     return {
@@ -154,8 +156,10 @@ def test_finetuning_brings_the_spliced_model_closer(workplace):
 
     before = divergence()
     arguments = [
-        "--model", workplace / "model", "--corpus", workplace / "corpus.txt", "--layers", 1, 2, "--k", 4, "--seq-len", 8, "--batch-size", 6, "--lab", "tiny",
-        "--dtype", "float32", "--device", "cpu", "--steps", 60, "--lr", 3e-3, "--checkpoints", workplace / "tuned", "--out", workplace / "tuned-out",
+        "--model", workplace / "model", "--corpus", workplace / "corpus.txt", "--layers", 1, 2,
+        "--k", 4, "--seq-len", 8, "--batch-size", 6, "--lab", "tiny", "--dtype", "float32",
+        "--device", "cpu", "--steps", 60, "--lr", 3e-3, "--checkpoints", workplace / "tuned",
+        "--out", workplace / "tuned-out",
     ]  # fmt: skip
     finetune_saes.main([str(argument) for argument in arguments])
     assert divergence() < before
@@ -325,8 +329,9 @@ def coder(tmp_path_factory):
 def collect(coder: Path, name: str, n_shards: int, *more: object) -> dict[str, Path]:
     """Run the tool; the shards by name."""
     arguments = [
-        "--lab", "tiny", "--model", coder / "model", "--corpus", coder / "english.txt", "--layers", *HOOKS, "--tokens", n_shards * PER_SHARD,
-        "--seq-len", SEQ_LEN, "--batch-size", BATCH, "--device", "cpu", "--out", coder / name, *more,
+        "--lab", "tiny", "--model", coder / "model", "--corpus", coder / "english.txt", "--layers",
+        *HOOKS, "--tokens", n_shards * PER_SHARD, "--seq-len", SEQ_LEN, "--batch-size", BATCH,
+        "--device", "cpu", "--out", coder / name, *more,
     ]  # fmt: skip
     collect_activations.main([str(argument) for argument in arguments])
     return {path.name: path for path in sorted((coder / name).glob("shard_*"))}
@@ -492,9 +497,11 @@ def typed_into_python(lines: list[str]) -> str:
 
 def test_a_transcript_is_what_python_itself_shows():
     lines = [
-        "age = {'Bob': 1, 'Kim': None, \"O'Neil\": 'x'}", "age['Bob']", "age['Kim']", "age['Ann']", "age[\"O'Neil\"]", "age[\"O'Hara\"]",
-        "age['Ann'] = 3", "age['Ann']", "del age['Bob']", "age['Bob']", "'Bob' in age", "age.get('Bob')", "len(age)", "age.update(Bob=2)", "age",
-        "x = [4, 5]  # two", "x[1]", "x[2]", "x[-3]", "x[1:]", "x.append(6)", "x[2]", "x['a']", "print('said')", "None", "1 / 0",
+        "age = {'Bob': 1, 'Kim': None, \"O'Neil\": 'x'}", "age['Bob']", "age['Kim']", "age['Ann']",
+        "age[\"O'Neil\"]", "age[\"O'Hara\"]", "age['Ann'] = 3", "age['Ann']", "del age['Bob']",
+        "age['Bob']", "'Bob' in age", "age.get('Bob')", "len(age)", "age.update(Bob=2)", "age",
+        "x = [4, 5]  # two", "x[1]", "x[2]", "x[-3]", "x[1:]", "x.append(6)", "x[2]", "x['a']",
+        "print('said')", "None", "1 / 0",
     ]  # fmt: skip
     shown = transcript(lines)
     assert shown == typed_into_python(lines)
@@ -651,8 +658,9 @@ def test_a_stream_that_starts_at_a_step_goes_on_as_the_one_from_the_start(tmp_pa
 
 def test_saes_that_train_on_kept_activations_rebuild_those_held_out(coder, collected):
     arguments = [
-        "--activations", coder / "kept", "--layers", 1, 2, "--width", 32, "--k", 4, "--seq-len", 8, "--batch-size", 6, "--dtype", "float32",
-        "--device", "cpu", "--tokens", 6 * 7 * 250, "--checkpoints", coder / "build", "--out", coder / "saes", "--lab", "tiny",
+        "--activations", coder / "kept", "--layers", 1, 2, "--width", 32, "--k", 4, "--seq-len", 8,
+        "--batch-size", 6, "--dtype", "float32", "--device", "cpu", "--tokens", 6 * 7 * 250,
+        "--checkpoints", coder / "build", "--out", coder / "saes", "--lab", "tiny",
     ]  # fmt: skip
     train_saes.main([str(argument) for argument in arguments])
     kept = KeptActivations(coder / "kept", [1, 2])
@@ -699,6 +707,27 @@ def test_finetuning_from_kept_activations_brings_the_spliced_model_closer(coder,
     for layer, sae in saes_in(coder / "unmoved").items():
         torch.testing.assert_close(sae.W_enc, rough[layer].W_enc, atol=2e-3, rtol=1e-2)
         assert (fine[layer].W_enc - rough[layer].W_enc).abs().max() > 0.02
+
+
+def test_an_sae_is_measured_the_same_in_one_part_and_in_many():
+    torch.manual_seed(0)
+    x, sae = torch.randn(300, 16), tiny_sae()
+    x[::50] *= 100  # six unusual tokens
+    whole, parts = measure_saes.Account(sae), measure_saes.Account(sae)
+    whole.add(x)
+    for part in x.split(60):
+        parts.add(part)
+    row = whole.row()
+    assert parts.row() == pytest.approx(row, rel=1e-4)
+    f = sae.encode(x)
+    error, usual = (x - sae.decode(f)).pow(2).sum(1), x.norm(dim=1) < 100
+    assert row["n_tokens"] == 300 and row["share_of_usual_tokens"] == 0.98
+    assert row["l0"] == pytest.approx((f > 0).sum(1).float().mean().item())
+    assert row["dead"] == pytest.approx((f > 0).sum(0).eq(0).float().mean().item())
+    for name, rows in (("", slice(None)), ("_usual_tokens", usual)):
+        variance = (x[rows] - x[rows].mean(0)).pow(2).sum()
+        expected = (error[rows].sum() / variance).item()
+        assert row[f"unexplained_variance{name}"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_answer_is_due_after_a_closing_bracket_and_a_line_break(coder, collected):

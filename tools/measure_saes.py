@@ -1,9 +1,9 @@
 """Measure a lab's SAEs on held-out text and on held-out prompts, and write
 data/saes/<lab>/metrics.json.
 
-python -m tools.measure_saes --lab smollm2 --corpus english.txt
-python -m tools.measure_saes --lab qwen-coder --activations build/activations/qwen-coder --tasks
-dict_key dict_value list_index
+    python -m tools.measure_saes --lab smollm2 --corpus english.txt
+    python -m tools.measure_saes --lab qwen-coder --tasks dict_key dict_value list_index \\
+        --activations build/activations/qwen-coder
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 
 import torch
+from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from course_utils.circuits.splice import SplicedModel
-from course_utils.circuits.statistics import Interval
+from course_utils.circuits.statistics import Interval, bootstrap
 from course_utils.labs.catalog import SAES_DIR
 from course_utils.labs.lab import Lab, hook_point, load_lab
 from course_utils.labs.loading import load_model
@@ -28,99 +29,93 @@ from tools.train_saes import KeptActivations, Sequences, read_paragraphs, residu
 GAPS = (3, 6, 9, 15)
 
 
-@torch.no_grad()
+class Spread:
+    """Σ‖x − mean‖², over rows that come in parts."""
+
+    def __init__(self) -> None:
+        self.n, self.sum, self.squares = 0, torch.zeros(1, dtype=torch.double), 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        x = x.double()
+        self.n += len(x)
+        self.sum = self.sum + x.sum(0)
+        self.squares += x.pow(2).sum().item()
+
+    def value(self) -> float:
+        return self.squares - self.sum.pow(2).sum().item() / self.n
+
+
+class Account:
+    """What one SAE does with tokens that come in parts: unexplained variance, L0, latents that
+    never fire.
+
+    "Usual tokens" are those no longer than 6 times the median token of the first part: in the early
+    layers one token in forty is ten times longer than the others, and rules the total.
+    """
+
+    def __init__(self, sae: SAE):
+        self.sae = sae
+        self.error = self.usual_error = self.l0 = 0.0
+        self.spread, self.usual_spread = Spread(), Spread()
+        self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+        self.median: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, x: torch.Tensor) -> None:
+        """Some tokens ``[n, d_model]``."""
+        norms = x.norm(dim=1)
+        if self.median is None:
+            self.median = norms.median()
+        usual = norms < 6 * self.median
+        f = self.sae.encode(x)
+        error = (x - self.sae.decode(f)).pow(2).sum(1)
+        self.error += error.sum().item()
+        self.usual_error += error[usual].sum().item()
+        self.l0 += (f > 0).sum().item()
+        self.fired |= (f > 0).any(0)
+        self.spread.add(x)
+        self.usual_spread.add(x[usual])
+
+    def row(self) -> dict[str, float]:
+        """What metrics.json has."""
+        n = self.spread.n
+        return {
+            "unexplained_variance": self.error / self.spread.value(),
+            "unexplained_variance_usual_tokens": self.usual_error / self.usual_spread.value(),
+            "share_of_usual_tokens": self.usual_spread.n / n,
+            "l0": self.l0 / n,
+            "dead": 1 - self.fired.float().mean().item(),
+            "n_tokens": n,
+        }
+
+
 def on_kept(lab: Lab, kept: KeptActivations) -> dict[str, dict[str, dict[str, float]]]:
     """`on_text`, for each part of held-out activations by itself: how narrow is what the SAEs
     know?
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    rows: dict[str, dict[str, dict[str, float]]] = {part: {} for part in SHARES}
     for layer, sae in lab.saes.items():
         name = hook_point(layer)
         for kind, part in enumerate(SHARES):
-            x = kept.held_out[name][kept.kind == kind].float()
-            f = sae.encode(x)
-            error, usual = (
-                (x - sae.decode(f)).pow(2).sum(1),
-                x.norm(dim=1) < 6 * x.norm(dim=1).median(),
-            )
-            spread = lambda rows: (x[rows] - x[rows].mean(0)).pow(2).sum().item()  # noqa: E731
-            found.setdefault(part, {})[name] = {
-                "unexplained_variance": error.sum().item() / spread(slice(None)),
-                "unexplained_variance_usual_tokens": error[usual].sum().item() / spread(usual),
-                "share_of_usual_tokens": usual.float().mean().item(),
-                "l0": (f > 0).sum(1).float().mean().item(),
-                "dead": 1 - (f > 0).any(0).float().mean().item(),
-                "n_tokens": len(x),
-            }
-    return found
+            account = Account(sae)
+            account.add(kept.held_out[name][kept.kind == kind].float())
+            rows[part][name] = account.row()
+    return rows
 
 
-@torch.no_grad()
-def on_text(lab: Lab, tokens: torch.Tensor) -> dict[int, dict[str, float]]:
-    """Per layer, on held-out text: unexplained variance, L0 and latents that never fire. BOS left
-    out.
-
-    "usual tokens" are those no longer than 6 times the median token: in the early layers one token
-    in forty is ten times longer than the others, and rules the total.
-    """
+def on_text(lab: Lab, tokens: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Per SAE, on held-out text, BOS left out."""
     model, _ = load_model(lab.name, dtype=torch.bfloat16)
-    sums = {
-        layer: dict.fromkeys(("error", "usual_error", "n", "n_usual", "l0"), 0.0)
-        for layer in lab.sae_layers
-    }
-    fired = {layer: torch.zeros(sae.cfg.d_sae, dtype=torch.bool) for layer, sae in lab.saes.items()}
-    moments: dict[tuple[int, str], list[torch.Tensor]] = {}
-    medians: dict[int, torch.Tensor] = {}
+    accounts = {hook_point(layer): Account(sae) for layer, sae in lab.saes.items()}
     for batch in tqdm(tokens.split(64), desc="held-out text"):
         for name, x in residuals(model, batch, lab.sae_layers).items():
-            layer = int(name.split(".")[1])
-            x = x.flatten(0, 1).float()
-            sae, total = lab.saes[layer], sums[layer]
-            f = sae.encode(x)
-            error = (x - sae.decode(f)).pow(2).sum(1)
-            usual = x.norm(dim=1) < 6 * medians.setdefault(layer, x.norm(dim=1).median())
-            for kind, rows in (("all", slice(None)), ("usual", usual)):
-                first, second, count = moments.setdefault(
-                    (layer, kind), [torch.zeros(x.shape[1], dtype=torch.double), 0.0, 0]
-                )
-                part = x[rows].double()
-                moments[layer, kind] = [
-                    first + part.sum(0),
-                    second + part.pow(2).sum().item(),
-                    count + len(part),
-                ]
-            total["error"] += error.sum().item()
-            total["usual_error"] += error[usual].sum().item()
-            total["n_usual"] += usual.sum().item()
-            total["n"] += len(x)
-            total["l0"] += (f > 0).sum().item()
-            fired[layer] |= (f > 0).any(0)
-
-    def variance(layer: int, kind: str) -> float:
-        first, second, count = moments[layer, kind]
-        return second - (first.pow(2).sum() / count).item()
-
-    return {
-        layer: {
-            "unexplained_variance": total["error"] / variance(layer, "all"),
-            "unexplained_variance_usual_tokens": total["usual_error"] / variance(layer, "usual"),
-            "share_of_usual_tokens": total["n_usual"] / total["n"],
-            "l0": total["l0"] / total["n"],
-            "dead": 1 - fired[layer].float().mean().item(),
-            "n_tokens": int(total["n"]),
-        }
-        for layer, total in sums.items()
-    }
+            accounts[name].add(x.flatten(0, 1).float())
+    return {name: account.row() for name, account in accounts.items()}
 
 
 def kept(model: torch.Tensor, spliced: torch.Tensor, seed: int = 0) -> Interval:
     """mean(spliced) / mean(model) with a 95 % bootstrap interval over prompts."""
-    samples = torch.randint(
-        len(model), (2000, len(model)), generator=torch.Generator().manual_seed(seed)
-    )
-    ratios = spliced[samples].mean(1) / model[samples].mean(1)
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Interval((spliced.mean() / model.mean()).item(), low, high)
+    return bootstrap(lambda s, m: s / m, [spliced, model], n_bootstrap=2000, seed=seed)
 
 
 def placements(lab: Lab) -> dict[str, list[int]]:
@@ -143,19 +138,24 @@ def on_prompts(lab: Lab, tasks: list[str], n: int) -> list[dict[str, object]]:
         )
         model = SplicedModel(lab).model_logit_diff(test)
         for place, layers in placements(lab).items():
-            for error in (
-                ("drop",) if len(layers) == 1 and lab.name != "smollm2" else ("drop", "mean")
-            ):
+            single = len(layers) == 1 and lab.name != "smollm2"
+            for error in ("drop",) if single else ("drop", "mean"):
                 spliced = SplicedModel(lab, layers, error)
                 means = spliced.patch_means(train.patch) if error == "mean" else None
-                share = kept(model, spliced.logit_diff(test, means=means))
+                left = kept(model, spliced.logit_diff(test, means=means))
                 rows.append(
                     {
-                        "task": name, "placement": place, "layers": layers, "error": error, "n": len(test),
-                        "model_logit_diff": model.mean().item(), "accuracy": (model > 0).float().mean().item(), "kept": vars(share),
+                        "task": name,
+                        "placement": place,
+                        "layers": layers,
+                        "error": error,
+                        "n": len(test),
+                        "model_logit_diff": model.mean().item(),
+                        "accuracy": (model > 0).float().mean().item(),
+                        "kept": vars(left),
                     }
-                )  # fmt: skip
-                print(f"{name:14} {place:9} {error:5} kept {share}", flush=True)
+                )
+                print(f"{name:14} {place:9} {error:5} kept {left}", flush=True)
     return rows
 
 
@@ -191,16 +191,14 @@ def main() -> None:
         metrics["held_out_text"] = on_kept(lab, KeptActivations(args.activations, lab.sae_layers))
         rows = {
             f"{part} {name}": row
-            for part, found in metrics["held_out_text"].items()
-            for name, row in found.items()
+            for part, of_part in metrics["held_out_text"].items()
+            for name, row in of_part.items()
         }
     else:
         _, held_out = read_paragraphs(args.corpus)
         sequences = Sequences(held_out, [], lab.tokenizer, seq_len=32, seed=0)
         n = min(args.sequences, len(sequences))
-        rows = metrics["held_out_text"] = {
-            hook_point(layer): row for layer, row in on_text(lab, sequences.batch(0, n)).items()
-        }
+        rows = metrics["held_out_text"] = on_text(lab, sequences.batch(0, n))
     for name, row in rows.items():
         print(name, {key: round(value, 3) for key, value in row.items()})
     path.write_text(json.dumps(metrics, indent=1) + "\n")
