@@ -109,8 +109,9 @@ class LearnedMask:
         settings: those that it was learned with.
         interrupted: whether steps are left. ``learn_masks(…, resume=this)`` goes on.
         optimizer_state: Adam's, to go on from.
-        candidate_error: with ``candidates="firing"``, the mean over training prompts of |LD with
-            all latents − LD with the candidates|, for this mask; None if all were candidates.
+        candidate_error: with ``candidates="firing"``, the mean over training prompts of |LD of the
+            circuit with all latents that were left out − LD of the circuit|; None if all were
+            candidates.
     """
 
     masks: SAEMasks
@@ -443,7 +444,7 @@ class MaskLearner:
             settings=self.settings,
             interrupted=not self.done,
             optimizer_state=copy.deepcopy(self.learning.optimizer.state_dict()),
-            candidate_error=self._candidate_error(masks) if firing_only else None,
+            candidate_error=self._candidate_error(masks, theta) if firing_only else None,
         )
 
     # -- which latents can matter ---------------------------------------------------------------
@@ -491,19 +492,14 @@ class MaskLearner:
         wide[..., self.kept[name]] = theta
         return wide
 
-    def _candidate_error(self, masks: SAEMasks) -> float:
-        """The mean over training prompts of |LD with all latents − LD with the candidates|."""
-        narrow = [mask[..., self.kept[name]] for name, mask in masks.items()]
-        with_all = self.spliced.logit_diff_from(
-            self.prefix, self.task, masks=masks, means=self.means
+    def _candidate_error(self, masks: SAEMasks, theta: Mapping[str, Tensor]) -> float:
+        """How far latents that were left out move LD, when they join the circuit ``masks``."""
+        joined = [mask.masked_fill(theta[name].isneginf(), 1) for name, mask in masks.items()]
+        circuit, with_left_out = (
+            self.spliced.logit_diff_from(self.prefix, self.task, masks=both, means=self.means)
+            for both in (masks, SAEMasks(masks.hook_points, joined))
         )
-        with_candidates = self.narrow.logit_diff_from(
-            self.prefix,
-            self.task,
-            masks=SAEMasks(masks.hook_points, narrow),
-            means=self.narrow_means,
-        )
-        return (with_all - with_candidates).abs().mean().item()
+        return (with_left_out - circuit).abs().mean().item()
 
 
 @torch.no_grad()
