@@ -8,7 +8,8 @@ import torch
 from conftest import make_lab
 
 from course_utils.circuits.optimize import learn_masks
-from tools import benchmark
+from course_utils.circuits.splice import SplicedModel
+from tools import benchmark, count_passes
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "benchmarks" / "cpu.json"
@@ -34,11 +35,10 @@ def test_ratios_are_of_the_same_work_done_twice(bench):
 
 
 def test_library_and_plain_recipe_agree(bench):
-    found = bench.agreement(steps=12)
-    assert found["nodes_agree"] >= 0.99 and found["nodes_on_in_both"] <= min(
-        found["nodes_on"], found["nodes_on_plain"]
-    )
-    assert found["ig_relative_difference"] < 1e-4 and found["faithfulness_difference"] < 1e-4
+    row = bench.agreement(steps=12)
+    assert row["nodes_agree"] >= 0.99
+    assert row["nodes_on_in_both"] <= min(row["nodes_on"], row["nodes_on_plain"])
+    assert row["ig_relative_difference"] < 1e-4 and row["faithfulness_difference"] < 1e-4
 
 
 def test_the_arithmetic_is_that_of_the_layers_after_the_first_sae(bench, task):
@@ -72,6 +72,66 @@ def test_plain_units_are_seconds_per_prompt(bench):
     assert set(units) == {"both", "fwd", "single"} and all(
         0 < value < 5 for value in units.values()
     )
+
+
+CELLS = (
+    """
+from course_utils import Evaluation, SplicedModel, atp, integrated_gradients, learn_masks
+from course_utils.circuits.attribution import activation_patching, random_nodes, random_scores
+from course_utils.circuits.frontier import Frontier, score_frontier
+spliced = SplicedModel(lab)
+""",
+    """
+means = spliced.patch_means(task.patch)
+evaluation = Evaluation(spliced, task, means)
+scores = atp(spliced, task[:4])
+nodes = random_nodes(scores, 3, seed=0)
+activation_patching(spliced, task[:2], nodes)
+""",
+    """
+integrated_gradients(spliced, task[:4], steps=5)
+integrated_gradients(spliced, task[:4], steps=5, means=means, baseline="mean")
+random_scores(spliced, task, seed=0)
+print("nobody sees this")
+""",
+    """
+learn_masks(spliced, task, means=means, steps=2, batch_size=8, progress=False)
+frontier = Frontier.of(spliced, task)
+score_frontier(frontier, "AtP", scores, [3, 6], evaluation)
+saved = frontier.save()
+""",
+)
+
+
+@pytest.fixture
+def counted(task, tmp_path, monkeypatch):
+    """What the plain recipe would do in place of `CELLS`, with two SAEs and twelve prompts."""
+    monkeypatch.setattr(count_passes, "ROOT", tmp_path)
+    (tmp_path / "solutions").mkdir()
+    passes = count_passes.PlainPasses()
+    with passes.counting():
+        count_passes.run_cells(CELLS, lab=make_lab(), task=task)
+    return passes.counts
+
+
+def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
+    both = 4 + 2 * 4 * 5 * 2 + 2 * 8  # AtP; IG twice: five points for two SAEs; two steps of eight
+    forward = (
+        12 * (1 + 2 * 3)  # F(M), and F(C), F(S), F(∅) of two circuits
+        + 2 * (3 + 2)  # activation patching: clean, patch, and three nodes
+        + 4 * (1 + 2 + 1)  # the latents that AtP and IG compare
+        + 2 * 12  # random scores
+        + 2 * 8  # F(S) at every step
+    )
+    assert counted == {6: {"single": 12, "both": both, "fwd": forward}}
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.glob("build/benchmark/masks/*/frontier_*.json"))
+
+
+def test_nothing_is_counted_any_more_afterwards(counted, task):
+    before = {length: dict(kinds) for length, kinds in counted.items()}
+    learn_masks(SplicedModel(make_lab()), task, steps=1, batch_size=2, progress=False)
+    assert counted == before
 
 
 def test_the_readme_shows_the_measured_table():

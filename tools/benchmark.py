@@ -1,8 +1,7 @@
 """How fast is the library, and does it compute the same? Against the published recipe in
 `plain_recipe.py`.
 
-    make benchmark                                        # about an hour on two cores, into
-    build/benchmark/
+    make benchmark              # all of it: over an hour on two cores, into build/benchmark/
     python -m tools.benchmark --only ratios agreement     # some parts
     python -m tools.benchmark --out data/benchmarks       # what the README shows
 
@@ -17,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import platform
 import statistics
@@ -25,34 +25,29 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_utils.circuits.attribution import (
-    activation_patching,
-    atp,
-    integrated_gradients,
-    largest_change,
-    random_nodes,
-    random_scores,
-)
+from course_utils.circuits.attribution import integrated_gradients
 from course_utils.circuits.evaluate import Evaluation
-from course_utils.circuits.frontier import Frontier, score_frontier
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import MaskSettings, learn_masks
+from course_utils.circuits.optimize import LearnedMask, MaskSettings, learn_masks
 from course_utils.circuits.saes import decode, encode
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import Lab, load_lab
-from course_utils.labs.layers import LayerStack
 from course_utils.labs.requirements import fast_dtype, matrix_rate
 from course_utils.prompts.tasks import Task, load_task
+from tools.build_notebooks import sources, unexecuted
+from tools.count_passes import PlainPasses, run_cells
+from tools.keep_outputs import code_cells
 from tools.plain_recipe import PlainSplice, weights_with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [5, 11, 17, 23, 29]
-SVA_PRICE, IOI_PRICE = 0.03, 0.003
+SVA_SPARSITY, IOI_SPARSITY = 0.03, 0.003
 BATCH = 16
 
 
@@ -134,18 +129,16 @@ def machine(device: torch.device) -> dict[str, object]:
             for line in text.splitlines()
             if ":" in line
         }
-        name = f"{field.get('model name', name)}, family {field.get('cpu family')} model {field.get('model')}"
+        family = f"family {field.get('cpu family')} model {field.get('model')}"
+        name = f"{field.get('model name', name)}, {family}"
+    name = f"{name}, {torch.get_num_threads()} threads"
     dtypes = [torch.float32] + ([torch.bfloat16] if fast_dtype(device) == torch.bfloat16 else [])
+    size = 2048 if device.type == "cpu" else None
     return {
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{name}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else name,
         "torch": torch.__version__,
         "matrix_gflops": {
-            str(dtype).removeprefix("torch."): matrix_rate(
-                dtype, device, 2048 if device.type == "cpu" else None
-            )
-            for dtype in dtypes
+            str(dtype).removeprefix("torch."): matrix_rate(dtype, device, size) for dtype in dtypes
         },
     }
 
@@ -158,14 +151,20 @@ def machine(device: torch.device) -> dict[str, object]:
 class Bench:
     """A lab on a task, both ways."""
 
-    def __init__(self, lab: Lab, task: Task, price: float, layers: list[int] = LAYERS):
-        self.lab, self.task, self.price, self.device = lab, task, price, lab.device
+    def __init__(self, lab: Lab, task: Task, sparsity: float, layers: list[int] = LAYERS):
+        self.lab, self.task, self.sparsity, self.device = lab, task, sparsity, lab.device
         self.fast, self.plain = SplicedModel(lab, layers), PlainSplice(lab, layers)
         self.means = self.fast.patch_means(task.patch)
 
     def settings(self, steps: int, **changes) -> MaskSettings:
-        return MaskSettings(
-            **{"sparsity": self.price, "steps": steps, "batch_size": BATCH, **changes}
+        settings = MaskSettings(sparsity=self.sparsity, steps=steps, batch_size=BATCH)
+        return replace(settings, **changes)
+
+    def learn(self, steps: int, **changes) -> LearnedMask:
+        """A mask, by the library."""
+        settings = self.settings(steps, **changes)
+        return learn_masks(
+            self.fast, self.task, means=self.means, settings=settings, progress=False
         )
 
     def published(self, work: Callable[[], object]) -> Callable[[], object]:
@@ -196,7 +195,7 @@ class Bench:
             ),
             f"learning a mask, {steps} steps of {BATCH} prompts": (
                 self.published(lambda: plain.learn_masks(task, means, settings)),
-                lambda: learn_masks(fast, task, means=means, settings=settings, progress=False),
+                lambda: self.learn(steps),
             ),
             f"integrated gradients, 10 points, {len(few)} prompts": (
                 self.published(lambda: plain.integrated_gradients(few, batch_size=BATCH)),
@@ -207,36 +206,33 @@ class Bench:
                 judge,
             ),
         }
-        found = {}
+        rows = {}
         for name, (slow, quick) in work.items():
-            found[name] = pairs(slow, quick, self.device, repeats)
-            print(name, found[name], flush=True)
-        return found
+            rows[name] = pairs(slow, quick, self.device, repeats)
+            print(name, rows[name], flush=True)
+        return rows
 
     def fast_step(self, *, n: int = 8, repeats: int = 3, **changes) -> float:
         """Seconds of one step of learning a mask by the library, its set-up taken off."""
-        run = lambda steps: learn_masks(
-            self.fast,
-            self.task,
-            means=self.means,
-            settings=self.settings(steps, **changes),
-            progress=False,
-        )
-        run(1)
+        self.learn(1, **changes)
         return statistics.median(
-            (seconds(lambda: run(n + 1), self.device) - seconds(lambda: run(1), self.device)) / n
-            for _ in range(repeats)
+            self._per_step(lambda steps: self.learn(steps, **changes), n) for _ in range(repeats)
         )
 
     def plain_step(self, *, weights: bool = True, whole_once: bool = False, n: int = 3) -> float:
         """Seconds of one step of the plain recipe, its set-up taken off."""
-        run = lambda steps: self.plain.learn_masks(
-            self.task, self.means, self.settings(steps), whole_once=whole_once
-        )
+
+        def learn(steps: int) -> object:
+            settings = self.settings(steps)
+            return self.plain.learn_masks(self.task, self.means, settings, whole_once=whole_once)
+
         with weights_with_gradients(self.lab) if weights else nullcontext():
-            return (
-                seconds(lambda: run(n + 1), self.device) - seconds(lambda: run(1), self.device)
-            ) / n
+            return self._per_step(learn, n)
+
+    def _per_step(self, learn: Callable[[int], object], n: int) -> float:
+        """Seconds of each of ``n`` steps more than one."""
+        many = seconds(lambda: learn(n + 1), self.device)
+        return (many - seconds(lambda: learn(1), self.device)) / n
 
     def ladder(self, repeats: int) -> dict[str, float]:
         """Seconds per mask step as one change after another is made: the rungs in turn, the median
@@ -266,13 +262,7 @@ class Bench:
         def count(steps: int) -> int:
             counter = FlopCounterMode(display=False)
             with counter:
-                learn_masks(
-                    self.fast,
-                    self.task,
-                    means=self.means,
-                    settings=self.settings(steps),
-                    progress=False,
-                )
+                self.learn(steps)
             return counter.get_total_flops()
 
         flops, step = count(2) - count(1), self.fast_step(**timing)
@@ -284,11 +274,8 @@ class Bench:
 
     def agreement(self, steps: int) -> dict[str, float]:
         """How far library and plain recipe are apart, with the same seed."""
-        settings = self.settings(steps)
-        learned = learn_masks(
-            self.fast, self.task, means=self.means, settings=settings, progress=False
-        )
-        masks, _ = self.plain.learn_masks(self.task, self.means, settings)
+        learned = self.learn(steps)
+        masks, _ = self.plain.learn_masks(self.task, self.means, self.settings(steps))
         ours = torch.cat([(m > 0).flatten() for m in learned.masks.masks])
         theirs = torch.cat([(m > 0).flatten() for m in masks.masks])
         few = self.task[: BATCH // 2]
@@ -320,115 +307,32 @@ class Bench:
 
 
 def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
-    """All that notebook 04 computes (full profile), by the library; and what the same costs in
+    """All that notebook 04 computes: its own cells by the library; and what the same would cost in
     passes of the plain recipe.
 
-    The plain recipe is not run to its end (it takes over an hour): its passes are timed, and
-    counted.
+    The plain recipe is not run to its end (it takes over an hour): its passes are counted, and
+    timed per prompt on prompts of the two tasks, whichever is nearer in length.
     """
-    test_n, sample, steps, n_saes, price = (
-        100,
-        48,
-        60,
-        len(LAYERS),
-        {"sva": [0.003, 0.03, 0.1, 0.3], "ioi": [0.001, 0.003]},
-    )
-    sva = {
-        split: load_task(
-            "sva_nounpp", lab.tokenizer, split, n=256 if split == "train" else test_n, verbose=False
-        )
-        for split in ("train", "test")
+    [source] = [source for source in sources() if source.name.startswith("04")]
+    cells = [cell.source for cell in code_cells(unexecuted(source, solved=True))]
+    passes = PlainPasses()
+    with passes.counting():
+        fast = seconds(lambda: run_cells(cells), lab.device)
+    units = {}
+    for name, sparsity in (("sva_nounpp", SVA_SPARSITY), ("ioi", IOI_SPARSITY)):
+        task = load_task(name, lab.tokenizer, n=64, verbose=False)
+        units[task.seq_len] = plain_units(Bench(lab, task, sparsity), repeats)
+    plain = 0.0
+    for length, kinds in passes.counts.items():
+        unit = units[min(units, key=lambda measured: abs(measured - length))]
+        plain += sum(n * unit[kind] for kind, n in kinds.items())
+    return {
+        "plain_s": plain,
+        "fast_s": fast,
+        "ratio": plain / fast,
+        "plain_prompts_by_length": passes.counts,
+        "plain_seconds_per_prompt_by_length": units,
     }
-    ioi = load_task("ioi", lab.tokenizer, "train", verbose=False)
-    new_names = load_task("ioi", lab.tokenizer, "test", n=84, verbose=False)
-    spliced = SplicedModel(lab, LAYERS)
-
-    def sva_part():
-        train, test = sva["train"], sva["test"]
-        means = spliced.patch_means(train.patch)
-        evaluation = Evaluation(spliced, test, means)
-        scored = train[:48]
-        scores = {
-            "AtP": atp(spliced, scored),
-            "IG": integrated_gradients(spliced, scored),
-            "IG to means": integrated_gradients(spliced, scored, means=means, baseline="mean"),
-            "largest change": largest_change(spliced, train),
-            "random": random_scores(spliced, train, seed=0),
-        }
-        activation_patching(spliced, train[:24], random_nodes(scores["AtP"], sample, seed=0))
-        frontier = Frontier.of(spliced, test)
-        for sparsity in price["sva"]:
-            masks = learn_masks(
-                spliced, train, means=means, sparsity=sparsity, steps=steps, progress=False
-            ).masks
-            evaluation.faithfulness(masks)
-        for method, score in scores.items():
-            score_frontier(frontier, method, score, [13, 17, 37, 558, 1116], evaluation)
-
-    def ioi_part():
-        train, test, scored = ioi[:256], ioi[516:600], ioi[:24]
-        means = spliced.patch_means(train.patch)
-        evaluation = Evaluation(spliced, test, means)
-        with_new_names = Evaluation(spliced, new_names, means)
-        frontier = Frontier.of(spliced, test)
-        for sparsity in price["ioi"]:
-            masks = learn_masks(
-                spliced, train, means=means, sparsity=sparsity, steps=steps, progress=False
-            ).masks
-            evaluation.faithfulness(masks)
-            with_new_names.faithfulness(masks)
-        scores = {
-            "AtP": atp(spliced, train),
-            "IG": integrated_gradients(spliced, scored, steps=5),
-            "IG to means": integrated_gradients(
-                spliced, scored, steps=5, means=means, baseline="mean"
-            ),
-            "largest change": largest_change(spliced, train),
-            "random": random_scores(spliced, train, seed=0),
-        }
-        for method, score in scores.items():
-            score_frontier(frontier, method, score, [2608, 4876, 9752], evaluation)
-
-    # prompts that go through the plain recipe forward (fwd), forward and back (both), or one by one
-    # (single)
-    masks_of = lambda task, n: {"both": n * steps * BATCH, "fwd": n * steps * BATCH}  # noqa: E731
-    counts = {
-        "sva": [
-            {"single": 256},  # means
-            {"fwd": test_n + 3 * test_n * (4 + 5 * 5)},  # F(M); F(C), F(S), F(∅) of every circuit
-            {"both": 48, "fwd": 48},  # AtP
-            {"both": 2 * 48 * 10 * n_saes, "fwd": 3 * 48},  # IG twice
-            {"fwd": (sample + 2) * 24},  # activation patching
-            {"fwd": 4 * 256},  # largest change, random
-            masks_of("sva", 4),
-        ],
-        "ioi": [
-            {"single": 256},
-            {"fwd": 84 + 3 * 84 * (2 + 2 + 5 * 3)},
-            {"both": 256, "fwd": 256},
-            {"both": 2 * 24 * 5 * n_saes, "fwd": 3 * 24},
-            {"fwd": 4 * 256},
-            masks_of("ioi", 2),
-        ],
-    }
-    result = {}
-    for name, part, task, sparsity in (
-        ("sva", sva_part, sva["train"], 0.03),
-        ("ioi", ioi_part, ioi[:64], 0.003),
-    ):
-        unit = plain_units(Bench(lab, task[:64], sparsity), repeats)
-        plain = sum(n * unit[kind] for row in counts[name] for kind, n in row.items())
-        fast = seconds(part, lab.device)
-        result[name] = {
-            "plain_s": plain,
-            "fast_s": fast,
-            "ratio": plain / fast,
-            "plain_seconds_per_prompt": unit,
-        }
-    plain, fast = (
-        sum(result[name][key] for name in ("sva", "ioi")) for key in ("plain_s", "fast_s")
-    )
-    return {"plain_s": plain, "fast_s": fast, "ratio": plain / fast, "parts": result}
 
 
 def plain_units(bench: Bench, repeats: int) -> dict[str, float]:
@@ -479,25 +383,25 @@ def same_frontier(lab: Lab, schedules: dict[str, dict], seeds: int) -> dict[str,
     evaluation = Evaluation(spliced, test, means)
     rows = []
     for name, changes in schedules.items():
-        for price in (0.01, 0.03, 0.1, 0.3):
-            for seed in range(seeds):
-                begin = time.perf_counter()
-                learned = learn_masks(
-                    spliced,
-                    train,
-                    means=means,
-                    sparsity=price,
-                    seed=seed,
-                    progress=False,
-                    **changes,
-                )
-                took = time.perf_counter() - begin
-                found = evaluation.faithfulness(learned.masks)
-                rows.append(
-                    {"schedule": name, "sparsity": price, "seed": seed, "nodes": learned.n_nodes, "seconds": took,
-                     "vs_spliced": found.vs_spliced.value, "gap": found.gap.value, "n": found.n}
-                )  # fmt: skip
-                print(rows[-1], flush=True)
+        for sparsity, seed in itertools.product((0.01, 0.03, 0.1, 0.3), range(seeds)):
+            settings = MaskSettings(sparsity=sparsity, seed=seed, **changes)
+            begin = time.perf_counter()
+            learned = learn_masks(spliced, train, means=means, settings=settings, progress=False)
+            took = time.perf_counter() - begin
+            scores = evaluation.faithfulness(learned.masks)
+            rows.append(
+                {
+                    "schedule": name,
+                    "sparsity": sparsity,
+                    "seed": seed,
+                    "nodes": learned.n_nodes,
+                    "seconds": took,
+                    "vs_spliced": scores.vs_spliced.value,
+                    "gap": scores.gap.value,
+                    "n": scores.n,
+                }
+            )
+            print(rows[-1], flush=True)
     return {"schedules": schedules, "rows": rows}
 
 
@@ -516,10 +420,14 @@ def random_sae(x: torch.Tensor, d_sae: int, l0: int = 64) -> JumpReLUSAE:
     )
     before = x[:64] @ directions.T
     threshold = before.kthvalue(d_sae - l0, dim=1).values.mean()
-    sae.load_state_dict(
-        {"W_enc": directions.T.contiguous(), "W_dec": directions / l0, "b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(x.shape[1]),
-         "threshold": torch.full((d_sae,), threshold.item())}
-    )  # fmt: skip
+    weights = {
+        "W_enc": directions.T.contiguous(),
+        "W_dec": directions / l0,
+        "b_enc": torch.zeros(d_sae),
+        "b_dec": torch.zeros(x.shape[1]),
+        "threshold": torch.full((d_sae,), threshold.item()),
+    }
+    sae.load_state_dict(weights)
     return sae
 
 
@@ -545,108 +453,108 @@ def with_random_saes(lab: Lab, task: Task, layers: list[int], d_sae: int, l0: in
     it, BOS left out.
     """
     torch.manual_seed(0)
-    stack = LayerStack(lab.hf_model, lab.tokenizer.bos_token_id)
-    x, done, saes = stack.embed(task.clean[:16]), 0, {}
+    x, after, saes = lab.stack.embed(task.clean[:16]), -1, {}
     with torch.no_grad():
         for layer in layers:
-            x, done = stack.run(x, range(done, layer + 1)), layer + 1
+            x, after = lab.stack.run(x, range(after + 1, layer + 1)), layer
             saes[layer] = random_sae(x.flatten(0, 1).float(), d_sae, l0)
             x = decode(saes[layer], encode(saes[layer], x))
     return Lab(lab.name, lab.hf_model, lab.tokenizer, saes)
 
 
-def measured(bench: Bench, **changes) -> dict[str, float]:
+def measured(bench: Bench, **changes) -> dict[str, float | None]:
     """Seconds and memory of a mask step, and of its set-up."""
-    run = lambda steps: learn_masks(
-        bench.fast,
-        bench.task,
-        means=bench.means,
-        settings=bench.settings(steps, **changes),
-        progress=False,
-    )
     return {
         "step_s": bench.fast_step(n=8, repeats=2, **changes),
-        "set_up_s": seconds(lambda: run(1), bench.device),
-        "peak_mb": peak_mb(lambda: run(2), bench.device),
+        "set_up_s": seconds(lambda: bench.learn(1, **changes), bench.device),
+        "peak_mb": peak_mb(lambda: bench.learn(2, **changes), bench.device),
     }
+
+
+def sva_bench(lab: Lab, n: int, layers: list[int] = LAYERS) -> Bench:
+    """``n`` prompts of subject-verb agreement."""
+    return Bench(lab, load_task("sva_nounpp", lab.tokenizer, n=n, verbose=False), 0.03, layers)
+
+
+def by_prompts(lab: Lab, n: int) -> dict[str, object]:
+    """A mask step with ``n`` prompts to learn on, and integrated gradients on a quarter of them."""
+    bench = sva_bench(lab, n)
+    few = bench.task[: n // 4]
+    ig = seconds(lambda: integrated_gradients(bench.fast, few, steps=10), lab.device)
+    return {"x": n, "ig_of_a_quarter_s": ig, **measured(bench)}
+
+
+def by_width(lab: Lab, task: Task, width: int) -> dict[str, object]:
+    """A mask step with random SAEs of a width, and the same with only latents that fire."""
+    bench = Bench(with_random_saes(lab, task, LAYERS, width), task, 0.03)
+    ever_on = {name: int((f != 0).any(0).sum()) for name, f in bench.means.latents.items()}
+    row = {"x": width, "ever_on_in_patch_prompts": ever_on, **measured(bench)}
+    row["only_firing"] = measured(bench, candidates="firing")
+    print("width", row, flush=True)
+    return row
 
 
 def scaling(lab: Lab) -> dict[str, list[dict]]:
     """Cost of a mask step by number of prompts, sequence length, number of SAEs, and SAE width."""
-    found: dict[str, list[dict]] = {
-        "prompts": [],
-        "sequence length": [],
-        "SAEs": [],
-        "SAE width": [],
-    }
-    for n in (16, 64, 256):
-        task = load_task("sva_nounpp", lab.tokenizer, n=n, verbose=False)
-        bench = Bench(lab, task, 0.03)
-        ig = seconds(lambda: integrated_gradients(bench.fast, task[: n // 4], steps=10), lab.device)
-        found["prompts"].append({"x": n, "ig_of_a_quarter_s": ig, **measured(bench)})
-    for seq in (8, 16, 32, 64):
-        found["sequence length"].append(
-            {"x": seq, **measured(Bench(lab, random_task(lab, BATCH, seq), 0.003))}
-        )
-    for layers in (LAYERS[:1], LAYERS[:2], LAYERS, lab.sae_layers[1:]):  # all begin after layer 5
-        bench = Bench(
-            lab, load_task("sva_nounpp", lab.tokenizer, n=64, verbose=False), 0.03, layers
-        )
-        found["SAEs"].append({"x": len(layers), "layers": layers, **measured(bench)})
     task = load_task("sva_nounpp", lab.tokenizer, n=64, verbose=False)
-    for width in (4096, 16384, 131072):
-        bench = Bench(with_random_saes(lab, task, LAYERS, width), task, 0.03)
-        ever_on = {name: int((f != 0).any(0).sum()) for name, f in bench.means.latents.items()}
-        row = {"x": width, "ever_on_in_patch_prompts": ever_on, **measured(bench)}
-        row["only_firing"] = measured(bench, candidates="firing")
-        found["SAE width"].append(row)
-        print("width", row, flush=True)
-        del bench
-        gc.collect()
-    return found
+    some_layers = (LAYERS[:1], LAYERS[:2], LAYERS, lab.sae_layers[1:])  # all begin after layer 5
+    return {
+        "prompts": [by_prompts(lab, n) for n in (16, 64, 256)],
+        "sequence length": [
+            {"x": seq, **measured(Bench(lab, random_task(lab, BATCH, seq), 0.003))}
+            for seq in (8, 16, 32, 64)
+        ],
+        "SAEs": [
+            {"x": len(layers), "layers": layers, **measured(sva_bench(lab, 64, layers))}
+            for layers in some_layers
+        ],
+        "SAE width": [by_width(lab, task, width) for width in (4096, 16384, 131072)],
+    }
 
 
-def qwen_sized(rate_gflops: float, device: torch.device) -> dict[str, object]:
+def qwen_sized(rate_gflops: float, device: torch.device) -> dict[str, Any]:
     """A mask step on random weights in the exact shape of Qwen2.5-Coder-1.5B, with four SAEs: real
     cost, meaningless answers.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        tie_word_embeddings=True, rope_theta=1e6, max_position_embeddings=32768,
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True,
+        max_position_embeddings=32768,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(device)
+    with device:
+        model = Qwen2ForCausalLM(config)
     tokenizer = load_lab("smollm2", layers=[5]).tokenizer
     bare = Lab("qwen-sized", model, tokenizer, {})
     task = random_task(bare, BATCH, 24)
     layers = [6, 13, 20, 26]
     bench = Bench(with_random_saes(bare, task, layers, 2048, l0=32), task, 0.01, layers)
-    once = bench.settings(1)
-    learn_masks(bench.fast, task, means=bench.means, settings=once, progress=False)
-    found = {
+    bench.learn(1)
+    record: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_step": task.clean.numel(),
         "step": bench.arithmetic(rate_gflops, n=2, repeats=1),
-        "peak_mb": peak_mb(
-            lambda: learn_masks(bench.fast, task, means=bench.means, settings=once, progress=False),
-            device,
-        ),
+        "peak_mb": peak_mb(lambda: bench.learn(1), device),
         "plain_step_s": bench.plain_step(n=1),
         "plain_step_without_graph_for_weights_s": bench.plain_step(weights=False, n=1),
     }
-    found["ratio"] = found["plain_step_s"] / found["step"]["step_s"]
-    if found["peak_mb"]:
-        found["gemma-2-9b, on paper"] = gemma_2_9b_on_paper(found)
-    return found
+    record["ratio"] = record["plain_step_s"] / record["step"]["step_s"]
+    if record["peak_mb"]:
+        record["gemma-2-9b, on paper"] = gemma_2_9b_on_paper(record)
+    return record
 
 
 def gemma_2_9b_on_paper(qwen: dict) -> dict[str, float]:
-    """What the post's own setting needs for a mask step of 16 prompts of 24 tokens, reckoned from
+    """What the post's own setting needs for a mask step of 16 prompts of 24 tokens, estimated from
     its shape and from the activations measured on Qwen's: both keep, per token and layer after the
-    first SAE, a few rows of d_model and of d_mlp."""
-    activations = lambda layers, d_model, d_mlp: layers * (16 * d_model + 4 * d_mlp)  # noqa: E731
+    first SAE, a few rows of d_model and of d_mlp.
+    """
+
+    def activations(layers: int, d_model: int, d_mlp: int) -> int:
+        return layers * (16 * d_model + 4 * d_mlp)
+
     per_number = qwen["peak_mb"] / activations(28 - 7, 1536, 8960)
     layers, d_model, d_mlp, width, parameters, vocab = 42, 3584, 14336, 16384, 9.24e9, 256_000
     body = parameters - vocab * d_model
@@ -668,34 +576,31 @@ def summary(record: dict) -> str:
     """What the README shows: the machine, a row per piece of work, and how far the two are apart.
     In Markdown.
     """
-    rows = [
-        f"On {record['machine']['device']} (float32, {record['machine']['matrix_gflops']['float32']:.0f} GFLOP/s):",
-        "",
-    ]
+    gflops = record["machine"]["matrix_gflops"]["float32"]
+    rows = [f"On {record['machine']['device']} (float32, {gflops:.0f} GFLOP/s):", ""]
     rows += ["| work | plain | library | times faster |", "|---|---|---|---|"]
     for task, work in record["ratios"].items():
         for name, row in work.items():
             spread = f"{row['ratio']:.1f} ({row['ratio_min']:.1f}–{row['ratio_max']:.1f})"
-            rows.append(
-                f"| {task}: {name} | {row['plain_s']:.1f} s | {row['fast_s']:.1f} s | {spread} |"
-            )
+            times = f"{row['plain_s']:.1f} s | {row['fast_s']:.1f} s"
+            rows.append(f"| {task}: {name} | {times} | {spread} |")
     row = record["notebook 04"]
-    rows.append(
-        f"| all that notebook 04 computes | {row['plain_s'] / 60:.0f} min (reckoned) | {row['fast_s'] / 60:.1f} min | {row['ratio']:.1f} |"
-    )
+    times = f"{row['plain_s'] / 60:.0f} min (estimated) | {row['fast_s'] / 60:.1f} min"
+    rows.append(f"| all that notebook 04 computes | {times} | {row['ratio']:.1f} |")
     agreement = record["agreement"].values()
+    nodes = min(row["nodes_agree"] for row in agreement)
+    scores = max(row["ig_relative_difference"] for row in agreement)
+    faithfulness = max(row["faithfulness_difference"] for row in agreement)
+    sva, ioi = (record["arithmetic"][name] for name in ("sva_nounpp", "ioi"))
+    fractions = [row["fraction_of_bound"] for row in (sva, ioi, record["qwen"]["step"])]
     rows += [
         "",
-        f"From the same seed, the two agree on {min(row['nodes_agree'] for row in agreement):.2%} of the nodes; their attribution scores "
-        f"differ by {max(row['ig_relative_difference'] for row in agreement):.0e} of their size, and faithfulness by "
-        f"{max(row['faithfulness_difference'] for row in agreement):.0e}.",
+        f"From the same seed, the two agree on {nodes:.2%} of the nodes; their attribution scores",
+        f"differ by {scores:.0e} of their size, and faithfulness by {faithfulness:.0e}.",
         "",
-        "A step of learning a mask runs at {sva:.0%} (agreement), {ioi:.0%} (IOI) and {qwen:.0%} (a model of Qwen2.5-Coder-1.5B's shape) of the "
-        "speed of a large matrix product.".format(
-            sva=record["arithmetic"]["sva_nounpp"]["fraction_of_bound"],
-            ioi=record["arithmetic"]["ioi"]["fraction_of_bound"],
-            qwen=record["qwen"]["step"]["fraction_of_bound"],
-        ),
+        "A step of learning a mask runs at {:.0%} (agreement), {:.0%} (IOI) and {:.0%} "
+        "(a model of\nQwen2.5-Coder-1.5B's shape) of the speed of a large matrix "
+        "product.".format(*fractions),
     ]
     return "\n".join(rows)
 
@@ -760,7 +665,10 @@ def main() -> None:
     task_of = {
         name: load_task(name, lab.tokenizer, n=64, verbose=False) for name in ("sva_nounpp", "ioi")
     }
-    sva, ioi = Bench(lab, task_of["sva_nounpp"], SVA_PRICE), Bench(lab, task_of["ioi"], IOI_PRICE)
+    sva, ioi = (
+        Bench(lab, task_of["sva_nounpp"], SVA_SPARSITY),
+        Bench(lab, task_of["ioi"], IOI_SPARSITY),
+    )
     work = {
         "ratios": lambda: {
             "sva_nounpp": sva.ratios(args.repeats, steps=10),
@@ -776,13 +684,10 @@ def main() -> None:
     }
     for part in args.only:
         print(f"== {part}", flush=True)
-        begin = time.perf_counter()
-        record["notebook 04" if part == "notebook" else part] = work[part]()
-        print(
-            json.dumps(record["notebook 04" if part == "notebook" else part], indent=1),
-            f"({time.perf_counter() - begin:.0f} s)",
-            flush=True,
-        )
+        begin, name = time.perf_counter(), "notebook 04" if part == "notebook" else part
+        record[name] = work[part]()
+        took = f"({time.perf_counter() - begin:.0f} s)"
+        print(json.dumps(record[name], indent=1), took, flush=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
     if "scaling" in record:
         figure(record).savefig(path.with_suffix(".png"), dpi=110)

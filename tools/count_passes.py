@@ -1,0 +1,127 @@
+"""Run a notebook's own cells, and count what the plain recipe would have had to do in their
+place.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from course_utils.circuits import attribution, frontier, optimize
+from course_utils.circuits.attribution import AttributionSettings
+from course_utils.circuits.evaluate import Evaluation
+from course_utils.circuits.optimize import MaskSettings
+from course_utils.circuits.splice import SplicedModel
+from course_utils.prompts.tasks import Task
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class PlainPasses:
+    """How many prompts the plain recipe would have to run for what the library is asked to do.
+
+    Attributes:
+        counts: ``counts[length][kind]``, with prompts of a length that go forward and back
+            (``"both"``), forward (``"fwd"``), or forward one at a time (``"single"``).
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[int, Counter[str]] = defaultdict(Counter)
+        self._inside = False
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count while this is open, whoever calls; a call inside another is part of that one."""
+        counted: list[tuple[Any, str, Callable[..., None]]] = [
+            (SplicedModel, "patch_means", self._patch_means),
+            (Evaluation, "__init__", self._evaluation),
+            (Evaluation, "faithfulness", self._faithfulness),
+            (optimize, "learn_masks", self._learn_masks),
+            (attribution, "atp", self._atp),
+            (attribution, "integrated_gradients", self._integrated_gradients),
+            (attribution, "activation_patching", self._activation_patching),
+            (attribution, "largest_change", self._both_prompts_of),
+            (attribution, "random_scores", self._both_prompts_of),
+        ]
+        with ExitStack() as stack:
+            for owner, name, count in counted:
+                new = self._with_count(getattr(owner, name), count)
+                stack.enter_context(mock.patch.object(owner, name, new))
+            yield
+
+    def _with_count(self, work: Callable, count: Callable[..., None]) -> Callable:
+        @functools.wraps(work)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return work(*args, **kwargs)
+            self._inside = True
+            try:
+                count(*args, **kwargs)
+                return work(*args, **kwargs)
+            finally:
+                self._inside = False
+
+        return call
+
+    def _add(self, tokens: torch.Tensor, **per_prompt: int) -> None:
+        for kind, passes in per_prompt.items():
+            self.counts[tokens.shape[1]][kind] += passes * len(tokens)
+
+    def _patch_means(self, spliced: SplicedModel, tokens: torch.Tensor, *args, **kwargs) -> None:
+        self._add(tokens, single=1)
+
+    def _evaluation(self, evaluation, spliced: SplicedModel, task: Task, *args, **kwargs) -> None:
+        self._add(task.clean, fwd=1)  # F(M)
+
+    def _faithfulness(self, evaluation: Evaluation, *args, **kwargs) -> None:
+        self._add(evaluation.task.clean, fwd=3)  # F(C), F(S), F(∅)
+
+    def _learn_masks(
+        self, spliced: SplicedModel, task: Task, *, settings=None, means=None, resume=None,
+        progress=True, **changes,
+    ) -> None:  # fmt: skip
+        settings = replace(settings or MaskSettings(), **changes)
+        passes = settings.steps * settings.batch_size
+        self._add(task.clean[:1], both=passes, fwd=passes)
+
+    def _atp(self, spliced: SplicedModel, task: Task, **settings) -> None:
+        self._add(task.clean, both=1)
+        self._latents_of(task, **settings)
+
+    def _integrated_gradients(self, spliced: SplicedModel, task: Task, **settings) -> None:
+        steps = settings.get("steps", AttributionSettings.steps)
+        self._add(task.clean, both=steps * len(spliced.layers), fwd=1)
+        self._latents_of(task, **settings)
+
+    def _latents_of(self, task: Task, *, baseline: str = "patch", **settings) -> None:
+        self._add(task.clean, fwd=1 if baseline == "patch" else 0)
+
+    def _activation_patching(self, spliced: SplicedModel, task: Task, nodes, **settings) -> None:
+        self._add(task.clean, fwd=len(list(nodes)) + 2)
+
+    def _both_prompts_of(self, spliced: SplicedModel, task: Task, **settings) -> None:
+        self._add(task.clean, fwd=2)
+
+
+def run_cells(cells: Iterable[str], **names: Any) -> None:
+    """Run a notebook's code cells, in their folder and without a picture, with some names given;
+    what they save goes to build/.
+    """
+    with (
+        mock.patch.object(frontier, "MASKS_DIR", ROOT / "build" / "benchmark" / "masks"),
+        mock.patch.dict("os.environ", {"MPLBACKEND": "agg"}),
+        chdir(ROOT / "solutions"),
+        redirect_stdout(io.StringIO()),
+    ):
+        namespace = {"__name__": "__main__", **names}
+        for cell in cells:
+            exec(cell, namespace)
