@@ -64,7 +64,7 @@ def assert_same_run(one, other):
 
 
 def test_the_temperature_starts_at_one_and_ends_at_its_maximum():
-    settings = MaskSettings(steps=50, tau_max=200)
+    settings = MaskSettings(steps=50, tau_max=200.0)
     taus = [temperature(step, settings) for step in range(50)]
     assert taus[0] == 1 and taus[-1] == pytest.approx(200) and max(taus) <= 200 * (1 + 1e-9)
     ratios = [b / a for a, b in zip(taus, taus[1:])]
@@ -482,6 +482,7 @@ def test_the_bar_counts_the_steps_and_is_closed(spliced, task, monkeypatch):
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -508,6 +509,7 @@ def test_the_ends_of_the_ranges_are_allowed(spliced, task):
     learn_masks(spliced, task, n_nodes=240, steps=1, batch_size=12, progress=False)
 
 
+@pytest.mark.usefixtures("wrong_types")
 def test_too_few_prompts_are_refused_before_anything_is_run(task):
     with pytest.raises(ValueError, match="batch_size=13, but there are only 12"):
         MaskLearner(SimpleNamespace(), task, None, MaskSettings(batch_size=13))

@@ -95,6 +95,35 @@ def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task
     assert found == pytest.approx(plain.faithfulness(task, masks, means), abs=1e-4, rel=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"per_position": False}, {"n_nodes": 20}], ids=str)
+def test_settings_of_learning_mean_the_same_in_both(lab, task, changes):
+    """The size is wanted of all latents here; in this lab, all of them fire."""
+    settings = replace(SETTINGS, steps=12, **changes)
+    fast, plain = SplicedModel(lab), PlainSplice(lab, lab.sae_layers)
+    means = fast.patch_means(task.patch)
+    learned = learn_masks(fast, task, means=means, settings=settings, progress=False)
+    masks, losses = plain.learn_masks(task, means, settings)
+    faithfulness_losses = [record["faithfulness_loss"] for record in learned.history]
+    assert losses == pytest.approx(faithfulness_losses, abs=1e-4, rel=1e-3)
+    for name, mask in masks.items():
+        assert (learned.masks[name] == mask).float().mean() >= 0.99
+
+
+def test_running_the_unmasked_pass_once_per_prompt_changes_no_number(lab, task):
+    plain = PlainSplice(lab, lab.sae_layers)
+    means = plain.patch_means(task)
+    masks, losses = plain.learn_masks(task, means, SETTINGS)
+    masks_once, losses_once = plain.learn_masks(task, means, SETTINGS, whole_once=True)
+    assert losses_once == pytest.approx(losses, abs=1e-5)
+    for mask, once in zip(masks.masks, masks_once.masks, strict=True):
+        assert (mask == once).float().mean() >= 0.99
+
+
+def test_mean_errors_are_asked_for(lab, task):
+    with pytest.raises(ValueError, match="error='mean' needs means"):
+        PlainSplice(lab, lab.sae_layers, error="mean").logit_diff(task.clean, task)
+
+
 def test_gradients_of_weights_change_nothing_but_the_time(lab, task):
     plain = PlainSplice(lab, lab.sae_layers)
     means = plain.patch_means(task)

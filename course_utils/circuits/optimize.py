@@ -38,7 +38,7 @@ from course_utils.prompts.tasks import Task
 
 Candidates = Literal["all", "firing"]
 
-Record = dict[str, float]
+Record = dict[str, int | float]
 """What one step was like: ``step`` (from 0), ``loss``, ``faithfulness_loss`` (its first term),
 ``n_on`` (nodes with θ > 0 after the step), ``tau`` and ``sparsity`` (τ and λ in the step).
 """
