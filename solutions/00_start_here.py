@@ -34,17 +34,12 @@ import pandas as pd
 import psutil
 import torch
 
+from course_utils import Evaluation, Frontier, SAEMasks, SplicedModel, estimate, load_lab, load_task
 from course_utils.circuits.attribution import random_scores
-from course_utils.circuits.evaluate import Evaluation
-from course_utils.circuits.frontier import Frontier
-from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.splice import SplicedModel
 from course_utils.display.figures import circuit_figure, show
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import LABS, spec_of
-from course_utils.labs.lab import load_lab
-from course_utils.labs.requirements import estimate, fast_dtype, matrix_rate, usual_device
-from course_utils.prompts.tasks import load_task
+from course_utils.labs.requirements import fast_dtype, matrix_rate, usual_device
 
 started = time.perf_counter()
 

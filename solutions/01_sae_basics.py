@@ -50,21 +50,13 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from course_utils import Lab, load_lab
 from course_utils.circuits.explain import Context, logit_lens, top_contexts
 from course_utils.circuits.reconstruction import loss_recovered, residual_stream, text_loss
 from course_utils.circuits.statistics import ratio_interval
-from course_utils.display.figures import (
-    ValueAxis,
-    curves_figure,
-    directions_figure,
-    estimates_figure,
-    histograms_figure,
-    scatter_figure,
-    show,
-)
+from course_utils.display import figures
 from course_utils.display.html import coloured_contexts
 from course_utils.labs.catalog import spec_of
-from course_utils.labs.lab import Lab, load_lab
 from course_utils.prompts.text import load_text
 from course_utils.teaching.nb01 import check, exercise
 
@@ -199,8 +191,8 @@ stored = {p: int((rows.norm(dim=1) > 0.5).sum()) for p, rows in features.items()
 title = "Features stored in two dimensions: " + ", ".join(
     f"{n} of 5 at p = {p:g}" for p, n in stored.items()
 )
-show(
-    directions_figure({f"p = {p:g}": rows for p, rows in features.items()}, title),
+figures.show(
+    figures.directions_figure({f"p = {p:g}": rows for p, rows in features.items()}, title),
     alt=f"Four panels with the directions of five features in the plane, as arrows. {title}.",
 )
 
@@ -415,8 +407,8 @@ worst = cosines.amax(dim=1).min()
 title = (
     f"The SAE's five directions (rings) on the true ones (arrows): the worst cosine is {worst:.3f}"
 )
-show(
-    directions_figure(
+figures.show(
+    figures.directions_figure(
         {"feature directions": unit}, title, learned={"feature directions": pentagon.W_dec}
     ),
     alt=f"Five arrows of length 1 and five rings in the plane. {title}.",
@@ -498,8 +490,8 @@ _, true_size, found_size = matched(relu_sae)
 shrinkage = size_lost(true_size, found_size)
 title = f"L1 makes latents too small: by {shrinkage:.2f} on average"
 sample = torch.arange(0, len(true_size), len(true_size) // 800)
-show(
-    scatter_figure(
+figures.show(
+    figures.scatter_figure(
         true_size[sample],
         {"ReLU + L1": found_size[sample]},
         "true size of the feature",
@@ -628,8 +620,10 @@ title = "True size minus latent, where it is on: " + ", ".join(
     f"{name} {gap:+.2f}" for name, gap in gaps.items()
 )
 scatters = {name: found[sample] for name, (_, _, found) in sizes.items()}
-show(
-    scatter_figure(true_size[sample], scatters, "true size of the feature", "its latent", title),
+figures.show(
+    figures.scatter_figure(
+        true_size[sample], scatters, "true size of the feature", "its latent", title
+    ),
     alt=f"Four scatter plots of latents against the features they stand for, with the line of equality. {title}.",
 )
 print(
@@ -907,8 +901,8 @@ smooth = {
     for name, values in history.items()
 }
 title = f"Training loss of three SAEs over {STEPS} steps (L1's includes its penalty)"
-show(
-    curves_figure(
+figures.show(
+    figures.curves_figure(
         {"loss (summed over d_model)": smooth}, "step", title, log=["loss (summed over d_model)"]
     ),
     alt=f"Three falling curves. {title}.",
@@ -987,9 +981,9 @@ table.round(2)
 # %%
 title = "Size of reconstructions, against the size that would fit best: "
 title += ", ".join(f"{name} {value - 1:+.0%}" for name, value in table["γ"].items())
-axis = ValueAxis("γ (1 = right size)", reference=1.0)
-show(
-    estimates_figure(table["γ"].to_dict(), axis, title, bars=True),
+axis = figures.ValueAxis("γ (1 = right size)", reference=1.0)
+figures.show(
+    figures.estimates_figure(table["γ"].to_dict(), axis, title, bars=True),
     alt=f"A bar for each of three SAEs. {title}.",
 )
 
@@ -1006,8 +1000,8 @@ title = "Latents on for a token (middle 90 %): " + ", ".join(
     f"{name} {text}" for name, text in ends.items()
 )
 differing = {name: n for name, n in per_token.items() if name != "TopK"}
-show(
-    histograms_figure(differing, "latents on (L0 of one token)", "held-out tokens", title),
+figures.show(
+    figures.histograms_figure(differing, "latents on (L0 of one token)", "held-out tokens", title),
     alt=f"Histograms of the number of latents that are on for a token, for ReLU + L1 and JumpReLU. {title}.",
 )
 
@@ -1024,8 +1018,8 @@ title = "Never on, or for more than a tenth of the training tokens: " + ", ".joi
     for name, share in often.items()
 )
 log_often = {name: share.clamp(min=1e-5).log10() for name, share in often.items()}
-show(
-    histograms_figure(log_often, "log10 of the share of tokens", "latents", title),
+figures.show(
+    figures.histograms_figure(log_often, "log10 of the share of tokens", "latents", title),
     alt=f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}.",
 )
 
@@ -1168,8 +1162,8 @@ with torch.no_grad():
     }
 same, same_by_chance = ((cosine > 0.7).float().mean().item() for cosine in best.values())
 title = f"Latents with a twin (cosine above 0.7): {same:.0%} from another start, {same_by_chance:.0%} by chance"
-show(
-    histograms_figure(
+figures.show(
+    figures.histograms_figure(
         best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title
     ),
     alt=f"Two histograms of cosines between decoder rows. {title}.",

@@ -48,22 +48,13 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.circuits.masks import SAEMasks
+from course_utils import SAEMasks, SplicedModel, estimate, load_lab, load_task
 from course_utils.circuits.reconstruction import error_growth
-from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import mean_interval, mean_intervals, ratio_interval
-from course_utils.display.figures import (
-    ValueAxis,
-    estimates_figure,
-    lines_figure,
-    picture,
-    show,
-)
+from course_utils.display.figures import ValueAxis, estimates_figure, lines_figure, picture, show
 from course_utils.display.widgets import explore_splices
 from course_utils.labs.catalog import LABS, spec_of
-from course_utils.labs.lab import hook_point, load_lab
-from course_utils.labs.requirements import estimate
-from course_utils.prompts.tasks import load_task
+from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb02 import check, exercise
 
 started = time.perf_counter()

@@ -53,23 +53,14 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from course_utils import Evaluation, SAEMasks, SplicedModel, learn_masks, load_lab, load_task
 from course_utils.circuits.attribution import largest_change, random_scores
-from course_utils.circuits.evaluate import Evaluation
-from course_utils.circuits.masks import MaskError, SAEMasks
-from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel, logit_diff
+from course_utils.circuits.masks import MaskError
+from course_utils.circuits.splice import logit_diff
 from course_utils.circuits.statistics import mean_interval
-from course_utils.display.figures import (
-    ValueAxis,
-    circuit_figure,
-    estimates_figure,
-    node_map_figure,
-    running_mean_figure,
-    show,
-)
+from course_utils.display import figures
 from course_utils.labs.catalog import spec_of
-from course_utils.labs.lab import hook_point, load_lab
-from course_utils.prompts.tasks import load_task
+from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb03 import check, exercise
 
 started = time.perf_counter()
@@ -310,8 +301,8 @@ effects = {
 }
 at_subject = lost[LABELS[SUBJECT]]
 title = f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, {at_subject.mean():.2f} at the subject alone"
-figure = estimates_figure(effects, "logit difference lost", title)
-show(
+figure = figures.estimates_figure(effects, "logit difference lost", title)
+figures.show(
     figure,
     alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.",
 )
@@ -656,8 +647,8 @@ by_position = sum((mask > 0).sum(1) for mask in circuit.masks)
 busiest = sorted(by_position.argsort(descending=True)[:2].tolist())
 there = " and ".join(LABELS[position] for position in busiest)
 title = f"{int(by_position[busiest].sum())} of {circuit.get_num_latents()} nodes sit at {there}"
-show(
-    circuit_figure(circuit, test, title),
+figures.show(
+    figures.circuit_figure(circuit, test, title),
     alt=f"A grid of node counts by layer and position. {title}.",
 )
 
@@ -670,8 +661,8 @@ name = max(circuit.hook_points[:-1], key=lambda name: (circuit[name] > 0).sum())
 often = ((circuit[name] > 0).sum(0) > 1).sum().item()
 on_somewhere = (circuit[name] > 0).any(0).sum().item()
 title = f"{name}: {often} of {on_somewhere} latents are kept at more than one position"
-show(
-    node_map_figure(circuit[name], LABELS, title),
+figures.show(
+    figures.node_map_figure(circuit[name], LABELS, title),
     alt=f"A map of kept nodes, positions by latents. {title}.",
 )
 
@@ -861,8 +852,8 @@ for label, part in removed.items():
 # %%
 own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
 title = f"The distractor's nodes: {own:.2f} of {evaluation.spliced_model.mean():.2f} is lost; ignoring positions, {wide:.2f}"
-figure = estimates_figure(effects, "logit difference lost", title)
-show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
+figure = figures.estimates_figure(effects, "logit difference lost", title)
+figures.show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
@@ -909,9 +900,9 @@ for n in (10, 100, 1000):
 # %%
 zero, mean = (effects[label]["100"] for label in effects)
 title = f"100 random nodes: zero moves the prediction by {zero.value:.2g} nats, the mean by {mean.value:.2g}"
-axis = ValueAxis("KL from the spliced model (nats)", log=True)
-figure = estimates_figure(effects, axis, title, place_label="random nodes ablated")
-show(
+axis = figures.ValueAxis("KL from the spliced model (nats)", log=True)
+figure = figures.estimates_figure(effects, axis, title, place_label="random nodes ablated")
+figures.show(
     figure,
     alt=f"KL divergence against the number of random nodes ablated, for two baselines, on a log scale. {title}.",
 )
@@ -1118,8 +1109,10 @@ sample = torch.randperm(n, generator=generator)[: round(effective["published"])]
 fewer = relative_error({name: f[sample].mean(0) for name, f in latents.items()}, means.latents)
 published = errors["published"][-1]
 title = f"After {n} prompts the published mean is {published:.0%} off; the mean over {len(sample)} random prompts, {fewer:.0%}"
-figure = running_mean_figure(weights, errors, title)
-show(figure, alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}.")
+figure = figures.running_mean_figure(weights, errors, title)
+figures.show(
+    figure, alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}."
+)
 
 # %% [markdown]
 # So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all

@@ -48,33 +48,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_utils.circuits.attribution import (
+from course_utils import (
+    Evaluation,
+    Frontier,
+    SAEMasks,
+    SplicedModel,
     activation_patching,
     atp,
+    estimate,
     integrated_gradients,
-    largest_change,
-    random_nodes,
-    random_scores,
+    learn_masks,
+    load_lab,
+    load_task,
 )
-from course_utils.circuits.evaluate import MEASURES, Evaluation, nodes_per_layer
+from course_utils.circuits.attribution import largest_change, random_nodes, random_scores
+from course_utils.circuits.evaluate import MEASURES, nodes_per_layer
 from course_utils.circuits.experiments import beside_published, published_circuits
-from course_utils.circuits.frontier import Frontier, score_frontier
-from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel
-from course_utils.display.figures import (
-    circuit_figure,
-    frontier_figure,
-    history_figure,
-    scatter_figure,
-    show,
-)
+from course_utils.circuits.frontier import score_frontier
+from course_utils.display import figures
 from course_utils.display.html import coloured_prompt
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import spec_of
-from course_utils.labs.lab import load_lab
-from course_utils.labs.requirements import estimate
-from course_utils.prompts.tasks import load_task
 from course_utils.teaching.nb04 import check, exercise
 
 started = time.perf_counter()
@@ -373,8 +367,8 @@ spearman = {
 title = f"Rank correlation with activation patching ({len(sample)} nodes): " + ", ".join(
     f"{k} {v:.2f}" for k, v in spearman.items()
 )
-show(
-    scatter_figure(truth, estimates, "activation patching", "estimate", title),
+figures.show(
+    figures.scatter_figure(truth, estimates, "activation patching", "estimate", title),
     alt=f"Two scatter plots of estimated against true effects of {len(sample)} single nodes. {title}.",
 )
 
@@ -553,8 +547,8 @@ learned.masks.print_mask_statistics()
 
 # %%
 title = f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are left after {len(learned.history)} steps"
-show(
-    history_figure(learned.history, title),
+figures.show(
+    figures.history_figure(learned.history, title),
     alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.",
 )
 
@@ -640,7 +634,7 @@ def headline(frontier, n_nodes):
 
 title = headline(frontier, learned.n_nodes)
 said = f"Faithfulness on held-out prompts against the number of nodes, a line per method. {title}."
-show(frontier_figure(frontier, title), alt=said, save_as="frontier")
+figures.show(figures.frontier_figure(frontier, title), alt=said, save_as="frontier")
 pd.DataFrame(frontier.rows())
 
 # %% [markdown]
@@ -736,8 +730,9 @@ pd.DataFrame(at_size)
 # %%
 small = min((m for m in circuits.values() if m.get_num_latents() > 0), key=SAEMasks.get_num_latents)
 title = f"The smallest learned circuit: {small.get_num_latents()} nodes, {sum(n > 0 for n in nodes_per_layer(small).values())} layers"
-show(
-    circuit_figure(small, test, title), alt=f"A grid of node counts by layer and position. {title}."
+figures.show(
+    figures.circuit_figure(small, test, title),
+    alt=f"A grid of node counts by layer and position. {title}.",
 )
 pd.DataFrame(
     [
@@ -831,8 +826,8 @@ for method, score in ioi_scores.items():
 
 # %%
 title = headline(ioi, ioi.of_method("learned mask")[-1].n_nodes)
-show(
-    frontier_figure(ioi, title),
+figures.show(
+    figures.frontier_figure(ioi, title),
     alt=f"Faithfulness on held-out IOI prompts against the number of nodes. {title}.",
 )
 if not QUICK:

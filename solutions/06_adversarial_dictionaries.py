@@ -52,44 +52,26 @@ from torch import Tensor
 started = time.perf_counter()
 
 # %%
-from course_utils.circuits.attribution import integrated_gradients, random_scores
-from course_utils.circuits.evaluate import Evaluation
+from course_utils import (
+    Evaluation,
+    Frontier,
+    SplicedModel,
+    estimate,
+    integrated_gradients,
+    learn_masks,
+    load_lab,
+    load_task,
+)
+from course_utils.circuits.attribution import random_scores
 from course_utils.circuits.experiments import published_circuits
-from course_utils.circuits.frontier import Frontier, score_frontier
-from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.frontier import score_frontier
 from course_utils.circuits.statistics import auc, mean_interval, proportion, ratio_interval
 from course_utils.display import figures
-from course_utils.display.figures import show
 from course_utils.display.html import answer_html
 from course_utils.display.widgets import play
-from course_utils.labs.lab import load_lab
-from course_utils.labs.requirements import estimate
-from course_utils.prompts.sessions import (
-    DICTIONARIES,
-    KEYS,
-    MISSING,
-    SAYS_MISSING,
-    SessionError,
-    missing_key,
-    read_session,
-)
-from course_utils.prompts.tasks import load_task
+from course_utils.prompts import sessions
 from course_utils.prompts.text import load_text
-from course_utils.studies.dictionaries import (
-    FAMILIES,
-    HONEST,
-    LAST,
-    QUERIED,
-    Clamp,
-    answers,
-    answers_each,
-    answers_with,
-    attacks,
-    read_latents,
-    tamper,
-    twin,
-)
+from course_utils.studies import dictionaries
 from course_utils.teaching.nb06 import check, exercise
 
 # %% tags=["parameters"]
@@ -184,7 +166,7 @@ check(p_missing)
 
 # %%
 missing_ids = [
-    lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in SAYS_MISSING
+    lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in sessions.SAYS_MISSING
 ]
 rows, first_tokens = [], Counter()
 for name, task in tasks.items():
@@ -194,9 +176,9 @@ for name, task in tasks.items():
     ):
         top = [lab.tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
         first_tokens.update(top)
-        is_missing = lab.tokenizer.decode([right[0]]) in SAYS_MISSING
+        is_missing = lab.tokenizer.decode([right[0]]) in sessions.SAYS_MISSING
         hits = (
-            [token in SAYS_MISSING for token in top]
+            [token in sessions.SAYS_MISSING for token in top]
             if is_missing
             else (logits.argmax(-1) == right).tolist()
         )
@@ -331,7 +313,7 @@ for name, frontier in frontiers.items():
     best = max(frontier.of_method("learned mask"), key=lambda point: point.n_nodes)
     rival = next(point for point in frontier.of_method("IG") if point.n_nodes == best.n_nodes)
     title = f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, IG {rival.faithfulness.vs_spliced.value:.2f}"
-    show(
+    figures.show(
         figures.frontier_figure(frontier, title),
         alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.",
     )
@@ -476,14 +458,19 @@ check(separations)
 # that we claim of them later is measured with other keys.
 
 # %%
-sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
-sites = [(LAYERS[1], QUERIED), (LAYERS[2], LAST)] if QUICK else sites
-where = {QUERIED: "the queried key", LAST: "']"}
+sites = [(layer, place) for layer in LAYERS for place in (dictionaries.QUERIED, dictionaries.LAST)]
+sites = [(LAYERS[1], dictionaries.QUERIED), (LAYERS[2], dictionaries.LAST)] if QUICK else sites
+where = {dictionaries.QUERIED: "the queried key", dictionaries.LAST: "']"}
 hook_point = dict(zip(LAYERS, spliced.hook_points))
-honest = {family: attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST}
+honest = {
+    family: dictionaries.attacks(family, N_KNOWN, split="train", seed=SEED)
+    for family in dictionaries.HONEST
+}
 known_missing, known_present = (
     found.latents
-    for found in answers_each(spliced, honest, read=sites, progress="training keys").values()
+    for found in dictionaries.answers_each(
+        spliced, honest, read=sites, progress="training keys"
+    ).values()
 )
 
 
@@ -552,16 +539,16 @@ check(hold)
 def held(site, like):
     """The telling latents of a site, held at their means over honest prompts of one kind."""
     layer, place = site
-    return Clamp(
+    return dictionaries.Clamp(
         {(hook_point[layer], i): like[site][:, i].mean().item() for i in sum(TELLING[site], [])},
         place,
     )
 
 
-site = LAYERS[1], QUERIED
+site = LAYERS[1], dictionaries.QUERIED
 clamp = held(site, known_present)
 values = {i: value for (_, i), value in clamp.values.items()}
-[session] = attacks(HONEST[0], 1, split="train", seed=SEED + 1)
+[session] = dictionaries.attacks(dictionaries.HONEST[0], 1, split="train", seed=SEED + 1)
 tokens = torch.tensor(
     [
         [
@@ -576,7 +563,7 @@ by_hand = keep.run(
 )
 p_by_hand = p_missing(by_hand.logits.detach().float().cpu(), missing_ids)
 torch.testing.assert_close(
-    p_by_hand, answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02
+    p_by_hand, dictionaries.answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02
 )
 print(
     f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as the library has it"
@@ -588,20 +575,23 @@ print(
 
 # %%
 tried_missing, tried_present = (
-    attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST
+    dictionaries.attacks(family, N_TRIED, split="train", seed=SEED + 1)
+    for family in dictionaries.HONEST
 )
 to_value = {
     site: 1
-    - answers_with(keep, tried_missing, held(site, known_present), progress=name_of(site)).p_missing
+    - dictionaries.answers_with(
+        keep, tried_missing, held(site, known_present), progress=name_of(site)
+    ).p_missing
     for site in sites
 }
 to_error = {
-    site: answers_with(
+    site: dictionaries.answers_with(
         keep, tried_present, held(site, known_missing), progress=name_of(site)
     ).p_missing
     for site in sites
 }
-plain = [answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
+plain = [dictionaries.answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
 rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
 rows += [
     (
@@ -629,8 +619,14 @@ pd.DataFrame(
 
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
-SEEN = max((site for site in deciding if site[1] == QUERIED), default=(LAYERS[1], QUERIED))
-VERDICT = min((site for site in deciding if site[1] == LAST), default=(LAYERS[2], LAST))
+SEEN = max(
+    (site for site in deciding if site[1] == dictionaries.QUERIED),
+    default=(LAYERS[1], dictionaries.QUERIED),
+)
+VERDICT = min(
+    (site for site in deciding if site[1] == dictionaries.LAST),
+    default=(LAYERS[2], dictionaries.LAST),
+)
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
 circuit = circuits["dict_key", SIZES["dict_key"][-1]]
 nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
@@ -676,9 +672,11 @@ def signal(site, latents):
 
 
 # %%
-unseen_missing, unseen_present = (attacks(family, N_HONEST, seed=SEED) for family in HONEST)
+unseen_missing, unseen_present = (
+    dictionaries.attacks(family, N_HONEST, seed=SEED) for family in dictionaries.HONEST
+)
 unseen = {"missing": unseen_missing, "present": unseen_present}
-missing, present = answers_each(
+missing, present = dictionaries.answers_each(
     spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys"
 ).values()
 says = {
@@ -692,7 +690,7 @@ both_kinds = {
 }
 aucs = {label: auc(values, is_present) for label, values in both_kinds.items()}
 title = f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
-show(
+figures.show(
     figures.histograms_figure(says, "signal", "prompts", title),
     alt=f"Four histograms of what the latents say of honest prompts. {title}.",
 )
@@ -714,7 +712,7 @@ def strangers(site, like, seed):
         i for i in before.argsort(descending=True).tolist() if i not in sum(TELLING[site], [])
     ]
     drawn = random.Random(seed).sample(others[: 4 * len(moves)], len(moves))
-    return Clamp(
+    return dictionaries.Clamp(
         {
             (hook_point[site[0]], i): max(0.0, before[i].item() + move)
             for i, move in zip(drawn, moves)
@@ -727,8 +725,8 @@ def strangers(site, like, seed):
 asked_missing, asked_present = unseen_missing[:N_TEST], unseen_present[:N_TEST]
 forced = {}
 for label, site in LABELLED.items():
-    up = answers_with(keep, asked_missing, held(site, known_present), progress=label)
-    down = answers_with(keep, asked_present, held(site, known_missing), progress=label)
+    up = dictionaries.answers_with(keep, asked_missing, held(site, known_present), progress=label)
+    down = dictionaries.answers_with(keep, asked_present, held(site, known_missing), progress=label)
     forced[f"{label} held as for a repeat: values"] = proportion(~up.says_missing)
     stands_there = [
         token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)
@@ -742,7 +740,9 @@ for label, site in LABELLED.items():
         ("present", asked_present, known_missing),
     ):
         draws = [
-            answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw)).says_missing
+            dictionaries.answers_with(
+                keep, asked[draw::N_DRAWS], strangers(site, like, draw)
+            ).says_missing
             for draw in range(N_DRAWS)
         ]
         turned = torch.cat(draws) if kind == "present" else ~torch.cat(draws)
@@ -758,7 +758,7 @@ title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {
 x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
 axis = figures.ValueAxis(x_label, percent=True)
 figure = figures.estimates_figure(forced, axis, title, bars=True, horizontal=True, highlight=orange)
-show(figure, alt=f"Bars with intervals. {title}.")
+figures.show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen*
@@ -784,8 +784,10 @@ show(figure, alt=f"Bars with intervals. {title}.")
 # adds the key `'Ann'`.
 
 # %%
-examples = {family: attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
-says_python = {MISSING: "KeyError"}
+examples = {
+    family: dictionaries.attacks(family, 1, seed=SEED)[0] for family in dictionaries.FAMILIES
+}
+says_python = {sessions.MISSING: "KeyError"}
 rows = [
     {"family": f.name, "an example": session.prompt, "Python": says_python.get(session.outcome(), session.outcome())}
     for f, session in examples.items()
@@ -826,10 +828,12 @@ check(predicted_share)
 # answers closed for now.
 
 # %%
-asked = {family: attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
-twin_of = {family: twin(family) for family in FAMILIES}
-asked |= {other: attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
-got = answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
+asked = {
+    family: dictionaries.attacks(family, N_ATTACKS, seed=SEED) for family in dictionaries.FAMILIES
+}
+twin_of = {family: dictionaries.twin(family) for family in dictionaries.FAMILIES}
+asked |= {other: dictionaries.attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
+got = dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
 
 
 # %%
@@ -844,7 +848,7 @@ rows = [
     {"family": family.name, "looks": "present" if family.lures else "absent", "seen says there": predicted(SEEN, family),
      "verdict says there": predicted(VERDICT, family), "signal of seen": signal(SEEN, got[family].latents).mean().item(),
      "signal of verdict": signal(VERDICT, got[family].latents).mean().item()}
-    for family in FAMILIES
+    for family in dictionaries.FAMILIES
 ]  # fmt: skip
 pd.DataFrame(rows).round(2)
 
@@ -858,8 +862,11 @@ pd.DataFrame(rows).round(2)
 # value from other nonsense.
 
 # %%
-fooled = {family: proportion(got[family].fooled(family.lures)) for family in FAMILIES}
-of_twins = {family: proportion(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
+fooled = {family: proportion(got[family].fooled(family.lures)) for family in dictionaries.FAMILIES}
+of_twins = {
+    family: proportion(got[twin_of[family]].fooled(family.lures))
+    for family in dictionaries.FAMILIES
+}
 control = {True: proportion(~missing.says_missing), False: proportion(present.says_missing)}
 
 
@@ -874,7 +881,7 @@ def most_said(family, n):
 rows = [
     {"family": family.name, "fooled": str(fooled[family]), "twin": str(of_twins[family]), "honest": str(control[family.lures]),
      "says a digit": got[family].says_value.float().mean().item(), "most said": most_said(family, 3), "by the twin": most_said(twin_of[family], 1)}
-    for family in FAMILIES
+    for family in dictionaries.FAMILIES
 ]  # fmt: skip
 print(
     f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind"
@@ -882,23 +889,26 @@ print(
 pd.DataFrame(rows).round(2)
 
 # %%
-label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
+label_of = {
+    family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in dictionaries.FAMILIES
+}
 over = [
     label_of[family]
-    for family in FAMILIES
+    for family in dictionaries.FAMILIES
     if fooled[family].low > max(control[family.lures].high, of_twins[family].high)
 ]
-title = f"{len(over)} of {len(FAMILIES)} families (orange) fool more often than honest prompts and than their twins"
+title = f"{len(over)} of {len(dictionaries.FAMILIES)} families (orange) fool more often than honest prompts and than their twins"
 bars = dict(
     sorted(
-        ((label_of[family], fooled[family]) for family in FAMILIES), key=lambda item: -item[1].value
+        ((label_of[family], fooled[family]) for family in dictionaries.FAMILIES),
+        key=lambda item: -item[1].value,
     )
 )
 bars |= {"honest, key missing": control[True], "honest, key present": control[False]}
 x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
 axis = figures.ValueAxis(x_label, percent=True)
 figure = figures.estimates_figure(bars, axis, title, bars=True, horizontal=True, highlight=over)
-show(figure, alt=f"Bars with intervals. {title}.")
+figures.show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
 # Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name
@@ -916,24 +926,26 @@ show(figure, alt=f"Bars with intervals. {title}.")
 
 # %%
 says_there = torch.tensor(
-    [1 - got[family].says_missing.float().mean().item() for family in FAMILIES]
+    [1 - got[family].says_missing.float().mean().item() for family in dictionaries.FAMILIES]
 )
 guesses = {
-    label: torch.tensor([predicted(site, family) for family in FAMILIES])
+    label: torch.tensor([predicted(site, family) for family in dictionaries.FAMILIES])
     for label, site in LABELLED.items()
 }
 ranks = {
     label: pd.Series(guess).corr(pd.Series(says_there), method="spearman")
     for label, guess in guesses.items()
 }
-title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(
+title = f"Each point a family; rank correlation over {len(dictionaries.FAMILIES)}: " + ", ".join(
     f"{label} {rank:.2f}" for label, rank in ranks.items()
 )
-names = [family.name.partition(":")[0] for family in FAMILIES]
+names = [family.name.partition(":")[0] for family in dictionaries.FAMILIES]
 figure = figures.scatter_figure(
     says_there, guesses, "the model says there", "the latents say there", title, names=names
 )
-show(figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}.")
+figures.show(
+    figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}."
+)
 
 
 # %%
@@ -953,9 +965,11 @@ def auc_among(families):
 
 
 of_both_kinds = [
-    family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95
+    family
+    for family, there in zip(dictionaries.FAMILIES, says_there.tolist())
+    if 0.05 < there < 0.95
 ]
-rows = {"all families together": auc_among(FAMILIES)} | {
+rows = {"all families together": auc_among(dictionaries.FAMILIES)} | {
     family.name: auc_among([family]) for family in of_both_kinds
 }
 pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
@@ -964,7 +978,7 @@ pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
 for label, site in LABELLED.items():
     pairs = [
         (family.name, predicted(site, family), there)
-        for family, there in zip(FAMILIES, says_there.tolist())
+        for family, there in zip(dictionaries.FAMILIES, says_there.tolist())
     ]
     off = [
         f"{name} ({guess:.2f}, measured {there:.2f})"
@@ -972,7 +986,7 @@ for label, site in LABELLED.items():
         if abs(guess - there) > 0.3
     ]
     print(
-        f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} families: {'; '.join(off)}"
+        f"{label} is off by more than 0.3 for {len(off)} of {len(dictionaries.FAMILIES)} families: {'; '.join(off)}"
     )
 
 # %% [markdown]
@@ -1018,16 +1032,17 @@ check(lift)
 
 # %%
 rng = random.Random(SEED)
-luring = [family for family in FAMILIES if family.lures]
+luring = [family for family in dictionaries.FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
-    session = missing_key(
-        KEYS["test"], DICTIONARIES["test"], rng
+    session = sessions.missing_key(
+        sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng
     )  # one query, and several ways to tamper with its dictionary
-    groups.append([tamper(session, luring, rng) for _ in range(CANDIDATES)])
+    groups.append([dictionaries.tamper(session, luring, rng) for _ in range(CANDIDATES)])
 candidates = sum(groups, [])
 seen_says = signal(
-    SEEN, {SEEN: read_latents(spliced, candidates, SEEN[0], progress="seen latents only")}
+    SEEN,
+    {SEEN: dictionaries.read_latents(spliced, candidates, SEEN[0], progress="seen latents only")},
 )
 choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
 print(
@@ -1036,7 +1051,7 @@ print(
 print(*(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
 # %%
-result = answers(spliced, candidates, read=[VERDICT], progress="candidates")
+result = dictionaries.answers(spliced, candidates, read=[VERDICT], progress="candidates")
 fools = result.fooled(True).view(GROUPS, CANDIDATES)
 rows = {"by chance": {"fooled": str(mean_interval(fools.float().mean(1))), "lift": 1.0}}
 for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.latents))):
@@ -1096,19 +1111,22 @@ to_mend = {family: asked[family][:N_MEND] for family in working} | {
 cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()}
 cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
 cured = {
-    name: answers_each(keep, to_mend, clamp=cure, progress=name) for name, cure in cures.items()
+    name: dictionaries.answers_each(keep, to_mend, clamp=cure, progress=name)
+    for name, cure in cures.items()
 }
 
 
 # %%
-def is_right(found, sessions):
+def is_right(found, asked_of):
     """Whether each answer is Python's: an error message for a missing key, the very value for one
     that is there.
     """
     return torch.tensor(
         [
-            (token in SAYS_MISSING) if s.outcome() == MISSING else token == s.outcome()
-            for token, s in zip(found.top, sessions)
+            (token in sessions.SAYS_MISSING)
+            if s.outcome() == sessions.MISSING
+            else token == s.outcome()
+            for token, s in zip(found.top, asked_of)
         ]
     )
 
@@ -1167,7 +1185,7 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 @torch.no_grad()
 def respond(dictionary, query):
     """What the playground shows for what was typed."""
-    session = read_session(dictionary, query, lab.tokenizer, one_token=True)
+    session = sessions.read_session(dictionary, query, lab.tokenizer, one_token=True)
     ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
     run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
     rising = TELLING[SEEN][0][:2]
@@ -1194,7 +1212,7 @@ def respond(dictionary, query):
 
 def as_typed(family):
     """An example of a family, if it can be typed into two lines."""
-    session = attacks(family, 1, seed=SEED + 1)[0]
+    session = dictionaries.attacks(family, 1, seed=SEED + 1)[0]
     plain = not (session.before or session.between or session.comment) and session.query.startswith(
         "'"
     )
@@ -1203,7 +1221,7 @@ def as_typed(family):
 
 to_try = {
     family.name: as_typed(family)
-    for family in (*HONEST, *FAMILIES[: 1 if QUICK else None])
+    for family in (*dictionaries.HONEST, *dictionaries.FAMILIES[: 1 if QUICK else None])
     if as_typed(family)
 }
 play(
@@ -1211,7 +1229,7 @@ play(
     "{'Bob': 1, 'Mary Ann': 2, 'Max': 4, 'Kim': 7, 'Luke': 5}",
     "Ann",
     to_try,
-    refused=SessionError,
+    refused=sessions.SessionError,
 )
 
 # %% [markdown]
@@ -1223,7 +1241,7 @@ print(
 )
 for name in forced:
     print(f"{name}: {forced[name]}")
-for family in FAMILIES:
+for family in dictionaries.FAMILIES:
     print(
         f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)"
     )
