@@ -915,9 +915,9 @@ by_layer = {
 by_layer = {layer: some for layer, some in by_layer.items() if some}
 lens, writes_plural = {}, {}
 for layer, some in by_layer.items():
-    found_here = explain.logit_lens(lab, layer, some, stack=spliced.stack)
+    found_here = explain.logit_lens(lab, layer, some)
     lens |= {(layer, i): found_here[i] for i in some}
-    plural = explain.lens_difference(lab, layer, some, verbs, stack=spliced.stack)
+    plural = explain.lens_difference(lab, layer, some, verbs)
     writes_plural |= {(layer, i): x for i, x in zip(some, plural.tolist())}
 
 # %%

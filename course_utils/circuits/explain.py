@@ -1,8 +1,9 @@
-"""What does a latent mean? Where it fires, what it writes, and what happens when it is forced.
+"""What does a latent mean? Where it fires, and what it writes.
 
-None of the three is proof by itself: a latent's strongest contexts may be unlike its usual ones,
-what it writes directly is not all that it does through later layers, and forcing a value may leave
-what the model ever sees. Together they make a story that can be wrong, and be tested.
+Neither is proof by itself: a latent's strongest contexts may be unlike its usual ones, and what it
+writes directly is not all that it does through later layers. Together with what happens when the
+latent is held at another value (`interventions`), they make a story that can be wrong, and be
+tested.
 """
 
 from __future__ import annotations
@@ -16,11 +17,7 @@ from torch import Tensor
 
 from course_utils.circuits.saes import encode
 from course_utils.labs.lab import Lab
-from course_utils.labs.layers import LayerStack
 from course_utils.prompts.tokens import one_token
-
-Node = tuple[str, int, int]
-"""(hook point, position, latent), as `SAEMasks.nodes` lists them."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +36,17 @@ class Context:
 
     @property
     def word(self) -> str:
-        """The whole word in which it fires most: its token, with the pieces before and after that
-        belong to it.
-        """
+        """The whole word in which it fires most: the token, and the pieces around it."""
         first = last = self.peak
-        while (
-            first > 0 and self.tokens[first][:1].isalpha() and self.tokens[first - 1][-1:].isalpha()
-        ):
+        while first > 0 and self._is_one_word(first - 1):
             first -= 1
-        while (
-            last + 1 < len(self.tokens)
-            and self.tokens[last][-1:].isalpha()
-            and self.tokens[last + 1][:1].isalpha()
-        ):
+        while last + 1 < len(self.tokens) and self._is_one_word(last):
             last += 1
         return "".join(self.tokens[first : last + 1]).strip()
+
+    def _is_one_word(self, i: int) -> bool:
+        """Whether a token and the next one meet in the middle of a word."""
+        return self.tokens[i][-1:].isalpha() and self.tokens[i + 1][:1].isalpha()
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,11 @@ class LatentCard:
     fires: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-@torch.no_grad()
+# ---------------------------------------------------------------------------------------------
+# Where it fires
+# ---------------------------------------------------------------------------------------------
+
+
 def top_contexts(
     lab: Lab,
     layer: int,
@@ -89,21 +86,21 @@ def top_contexts(
     after: int = 3,
     batch_size: int = 32,
 ) -> dict[int, list[Context]]:
-    """The texts in which latents fire most, one context a text.
+    """The texts in which latents fire most, one context per text.
 
     Args:
         layer: whose SAE.
         tokens: texts of one length, BOS first.
-        k: contexts a latent; fewer where it fires in fewer texts.
+        k: contexts per latent; fewer where it fires in fewer texts.
         before, after: how many tokens around the peak.
 
     Returns:
         Contexts by latent, the strongest first.
     """
-    found = contexts_by_layer(
+    contexts = contexts_by_layer(
         lab, {layer: latents}, tokens, k=k, before=before, after=after, batch_size=batch_size
     )
-    return {latent: found[layer, latent] for latent in latents}
+    return {latent: contexts[layer, latent] for latent in latents}
 
 
 @torch.no_grad()
@@ -118,97 +115,96 @@ def contexts_by_layer(
     skip: int = 0,
     batch_size: int = 32,
 ) -> dict[tuple[int, int], list[Context]]:
-    """`top_contexts` for latents of several layers, by (layer, latent): each text goes through the
-    model once.
+    """`top_contexts` for latents of several layers, by (layer, latent).
+
+    Each text goes through the model once.
 
     Args:
         skip: do not look for peaks at so many tokens after BOS, where activations are unlike those
             further on.
+
+    Raises:
+        ValueError: the texts are no longer than what is skipped.
     """
-    stack = LayerStack(lab.hf_model, lab.tokenizer.bos_token_id)
-    latents = {layer: list(latents[layer]) for layer in sorted(latents)}
+    stack = lab.stack
+    texts = tokens[:, stack.first :]  # what the latents are of: BOS is left out
+    if skip >= texts.shape[1]:
+        raise ValueError(f"texts of {texts.shape[1]} tokens, and {skip} of them are to be skipped.")
     pieces: dict[int, list[Tensor]] = {layer: [] for layer in latents}
     for batch in tokens.split(batch_size):
-        x, layer = stack.embed(batch), -1
-        for here, wanted in latents.items():
-            x, layer = stack.run(x, range(layer + 1, here + 1)), here
-            pieces[here].append(encode(lab.saes[here], x)[..., wanted].cpu())
-    found: dict[tuple[int, int], list[Context]] = {}
-    for layer, wanted in latents.items():
-        f = torch.cat(pieces[layer])  # [n, seq - 1, len(wanted)]: BOS is left out
-        for column, latent in enumerate(wanted):
-            found[layer, latent] = _strongest(lab, f[..., column], tokens, k, before, after, skip)
-    return found
-
-
-def _strongest(
-    lab: Lab,
-    f: Float[Tensor, "n seq_without_bos"],
-    tokens: Tensor,
-    k: int,
-    before: int,
-    after: int,
-    skip: int,
-) -> list[Context]:
-    strongest, where = f[:, skip:].max(dim=1)
-    contexts = []
-    for row in strongest.argsort(descending=True)[:k].tolist():
-        if strongest[row] <= 0:
-            break
-        peak = where[row].item() + skip
-        first = max(0, peak - before)
-        window = slice(first, peak + after + 1)
-        text = [lab.tokenizer.decode([token]) for token in tokens[row, 1:][window].tolist()]
-        contexts.append(Context(text, f[row, window].tolist(), peak - first))
+        for layer, x in stack.walk(batch, latents):
+            f = encode(lab.saes[layer], x)
+            pieces[layer].append(f[..., list(latents[layer])].cpu())
+    contexts: dict[tuple[int, int], list[Context]] = {}
+    for layer in sorted(latents):
+        f = torch.cat(pieces[layer])  # [n, seq without BOS, latents of this layer]
+        for latent, values in zip(latents[layer], f.unbind(-1), strict=True):
+            contexts[layer, latent] = [
+                _context(lab, values[row], texts[row], peak, before, after)
+                for row, peak in _peaks(values, k, skip)
+            ]
     return contexts
 
 
-@torch.no_grad()
-def logit_lens(
-    lab: Lab, layer: int, latents: Sequence[int], *, k: int = 8, stack: LayerStack | None = None
-) -> dict[int, dict[str, list[str]]]:
-    """Which tokens a latent would make likelier, and which less so, if its decoder row went
-    straight to the final norm and the unembedding.
+def _peaks(f: Float[Tensor, "n seq"], k: int, skip: int) -> list[tuple[int, int]]:
+    """The ``k`` texts in which a latent is largest, and where: (text, position) pairs.
 
-    Args:
-        stack: the model's layers, if they are at hand (`SplicedModel.stack`).
+    Texts in which it does not fire are left out.
+    """
+    strongest, where = f[:, skip:].max(dim=1)
+    rows = strongest.argsort(descending=True)[:k].tolist()
+    return [(row, int(where[row]) + skip) for row in rows if strongest[row] > 0]
+
+
+def _context(
+    lab: Lab,
+    f: Float[Tensor, " seq"],
+    tokens: Int[Tensor, " seq"],
+    peak: int,
+    before: int,
+    after: int,
+) -> Context:
+    """What stands around a peak."""
+    first = max(0, peak - before)
+    window = slice(first, peak + after + 1)
+    return Context(_as_text(lab, tokens[window]), f[window].tolist(), peak - first)
+
+
+def _as_text(lab: Lab, tokens: Int[Tensor, " n"]) -> list[str]:
+    return [lab.tokenizer.decode([token]) for token in tokens.tolist()]
+
+
+# ---------------------------------------------------------------------------------------------
+# What it writes
+# ---------------------------------------------------------------------------------------------
+
+
+def logit_lens(
+    lab: Lab, layer: int, latents: Sequence[int], *, k: int = 8
+) -> dict[int, dict[str, list[str]]]:
+    """Which tokens a latent makes likelier, and which less so, on the direct path to the output.
+
+    That is: if its decoder row went straight to the final norm and the unembedding.
 
     Returns:
         By latent: ``{"promotes": [...], "suppresses": [...]}``, ``k`` tokens each, the strongest
         first.
     """
-    latents = list(latents)
-    logits = _lens(lab, layer, latents, stack)
-    text = lambda ids: [lab.tokenizer.decode([i]) for i in ids.tolist()]  # noqa: E731
     return {
         latent: {
-            "promotes": text(logits[i].topk(k).indices),
-            "suppresses": text((-logits[i]).topk(k).indices),
+            "promotes": _as_text(lab, logits.topk(k).indices),
+            "suppresses": _as_text(lab, (-logits).topk(k).indices),
         }
-        for i, latent in enumerate(latents)
+        for latent, logits in zip(latents, _lens(lab, layer, latents), strict=True)
     }
 
 
-def _lens(
-    lab: Lab, layer: int, latents: list[int], stack: LayerStack | None
-) -> Float[Tensor, "latents vocab"]:
-    stack = stack or LayerStack(lab.hf_model, lab.tokenizer.bos_token_id)
-    rows = lab.saes[layer].W_dec[latents].to(lab.dtype)
-    at_zero = stack.norm(torch.zeros_like(rows[:1]))
-    return stack.logits(stack.norm(rows) - at_zero).float()
-
-
-@torch.no_grad()
 def lens_difference(
-    lab: Lab,
-    layer: int,
-    latents: Sequence[int],
-    pairs: Sequence[tuple[str, str]],
-    *,
-    stack: LayerStack | None = None,
+    lab: Lab, layer: int, latents: Sequence[int], pairs: Sequence[tuple[str, str]]
 ) -> Float[Tensor, " latents"]:
-    """By the `logit_lens`: how much more a latent promotes the first token of each pair than the
-    second, averaged over the pairs.
+    """How much more a latent promotes the first token of each pair than the second.
+
+    By the `logit_lens`: a difference of logits, averaged over the pairs.
 
     Args:
         pairs: e.g. ``[(" are", " is"), (" were", " was")]``; each is one token.
@@ -218,5 +214,16 @@ def lens_difference(
     """
     more = [one_token(lab.tokenizer, text) for text, _ in pairs]
     less = [one_token(lab.tokenizer, text) for _, text in pairs]
-    logits = _lens(lab, layer, list(latents), stack)
+    logits = _lens(lab, layer, latents)
     return (logits[:, more] - logits[:, less]).mean(1).cpu()
+
+
+@torch.no_grad()
+def _lens(lab: Lab, layer: int, latents: Sequence[int]) -> Float[Tensor, "latents vocab"]:
+    """The logits that decoder rows make by themselves, in float32.
+
+    A norm with a bias makes logits out of nothing at all, which are taken off.
+    """
+    rows = lab.saes[layer].W_dec[list(latents)].to(lab.dtype)
+    of_nothing = lab.stack.norm(torch.zeros_like(rows[:1]))
+    return lab.stack.logits(lab.stack.norm(rows) - of_nothing).float()
