@@ -73,7 +73,8 @@ pd.Series(
 needs = estimate(LAB)
 print(needs)
 print(
-    f"  A step of learning a mask will take about {needs.seconds_per_step(device):.2f} s here; a mask takes 60."
+    f"  A step of learning a mask will take about {needs.seconds_per_step(device):.2f} s here; "
+    "a mask takes 60."
 )
 
 # %% [markdown]
@@ -97,7 +98,8 @@ pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 path = root / "data" / "masks" / "sva_nounpp" / f"circuits_{LAB}.json"
 if not path.exists():
     raise RuntimeError(
-        f"The repository has no circuit for {LAB!r} yet: notebook 04 finds one. Here, set LAB = 'smollm2'."
+        f"The repository has no circuit for {LAB!r} yet: notebook 04 finds one. Here, set LAB = "
+        "'smollm2'."
     )
 circuits = {
     name: SAEMasks.from_json(record) for name, record in json.loads(path.read_text()).items()
@@ -151,7 +153,8 @@ for seed in range(5):
 
 # %%
 print(
-    f"faithfulness of the circuit: {found.vs_spliced} (1 = as good as the spliced model, 0 = as every latent at its mean; {found.n} sentences)"
+    f"faithfulness of the circuit: {found.vs_spliced} (1 = as good as the spliced model, 0 = as "
+    f"every latent at its mean; {found.n} sentences)"
 )
 print(f"of five random circuits of its size: {', '.join(f'{value:.2f}' for value in chance)}")
 

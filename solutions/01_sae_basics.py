@@ -78,12 +78,10 @@ if LAYER is None:
     LAYER = spec_of(LAB).placement[len(spec_of(LAB).placement) // 2]
 QUICK = PROFILE == "quick"
 TOY_LR = 5e-3
-TOY_STEPS, TOY_STARTS = (
-    (600, 6) if QUICK else (1500, 8)
-)  # training steps of the toys, and how often each is started
-N_TRAIN, N_TEST = (
-    (100, 16) if QUICK else (None, 100)
-)  # pieces of 31 tokens to train on and to judge on; None: all there are
+# training steps of the toys, and how often each is started
+TOY_STEPS, TOY_STARTS = (600, 6) if QUICK else (1500, 8)
+# pieces of 31 tokens to train on and to judge on; None: all there are
+N_TRAIN, N_TEST = (100, 16) if QUICK else (None, 100)
 D_SAE, STEPS = (256, 150) if QUICK else (1024, 500)  # latents and training steps of your own SAE
 
 # %% [markdown]
@@ -209,7 +207,8 @@ figures.show(
 # %%
 for p, n in n_stored.items():
     print(
-        f"p = {p:g}: features stored by each of {TOY_STARTS} starts: {sorted(n.tolist(), reverse=True)}"
+        f"p = {p:g}: features stored by each of {TOY_STARTS} starts: "
+        f"{sorted(n.tolist(), reverse=True)}"
     )
 
 # %% [markdown]
@@ -425,7 +424,8 @@ for loss, sae in toy_runs:
     cosines_of_start = (unit @ sae.W_dec.detach().T).amax(dim=1)
     n_found = (cosines_of_start > 0.98).sum()
     print(
-        f"loss {loss:.4f}: {n_found} of 5 directions found, the worst cosine is {cosines_of_start.min():.2f}"
+        f"loss {loss:.4f}: {n_found} of 5 directions found, the worst cosine is "
+        f"{cosines_of_start.min():.2f}"
     )
 
 # %% [markdown]
@@ -501,7 +501,8 @@ figures.show(
     alt=f"A cloud of points below the line on which latents would equal features. {title}.",
 )
 print(
-    f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is on, n = {len(true_size):,} held-out features"
+    f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is on, n = "
+    f"{len(true_size):,} held-out features"
 )
 
 # %% [markdown]
@@ -607,9 +608,8 @@ toy_saes = {
     "Gated": GatedSAE(48, 96),
 }
 for name, sae in list(toy_saes.items())[1:]:
-    l1 = (
-        2 * TOY_L1 if name == "Gated" else 0.0
-    )  # twice as much, found by trying, makes it about as sparse
+    # twice as much, found by trying, makes it about as sparse
+    l1 = 2 * TOY_L1 if name == "Gated" else 0.0
     train(sae, next_examples, TOY_STEPS, l1=l1, lr=TOY_LR, name=name)
 
 # %%
@@ -624,7 +624,10 @@ figures.show(
     figures.scatter_figure(
         true_size[sample], scatters, "true size of the feature", "its latent", title
     ),
-    alt=f"Four scatter plots of latents against the features they stand for, with the line of equality. {title}.",
+    alt=(
+        "Four scatter plots of latents against the features they stand for, with the "
+        f"line of equality. {title}."
+    ),
 )
 print(
     "there while their latent was silent: "
@@ -756,9 +759,8 @@ test_tokens = load_text(lab.tokenizer, "held_out", n=N_TEST)
 print(lab.tokenizer.decode(test_tokens[0, 1:]))
 
 # %%
-resid = residual_stream(
-    lab, LAYER, test_tokens, progress=True
-)  # [text, position, d_model]; BOS is left out
+# [text, position, d_model]; BOS is left out
+resid = residual_stream(lab, LAYER, test_tokens, progress=True)
 typical = resid.norm(dim=2).median()
 
 
@@ -774,7 +776,8 @@ variance_left = x_test.var(dim=0).sum() / resid.flatten(0, 1).var(dim=0).sum()
 print(f"after layer {LAYER}: {len(x_test):,} held-out tokens, d_model {x_test.shape[1]}")
 print(f"length: {typical:.0f} (median), at most {longest:.0f}")
 print(
-    f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up to {sink:,.0f}"
+    f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up "
+    f"to {sink:,.0f}"
 )
 print(f"the variance without them is {variance_left:.1%} of the variance with them")
 
@@ -802,7 +805,8 @@ for name, a, b in (("latents", mine[0], f), ("reconstructions", mine[1], x_hat))
 l0, dead = l0_and_dead(f)
 shipped_ev = explained_variance(x_test, x_hat).item()
 print(
-    f"{f.shape[1]:,} latents, of which {l0:.0f} are on for a token (L0), and {dead:,} for none of these {len(f):,} tokens"
+    f"{f.shape[1]:,} latents, of which {l0:.0f} are on for a token (L0), and {dead:,} for none "
+    f"of these {len(f):,} tokens"
 )
 print(f"explained variance: {shipped_ev:.3f}")
 
@@ -920,7 +924,8 @@ with torch.no_grad():
 own["JumpReLU"] = own.pop("BatchTopK")
 own["JumpReLU"].activation = lambda pre: jumprelu(pre, threshold)
 print(
-    f"threshold {threshold:.2f}, where the typical activation has length {x_train.norm(dim=1).median():.0f}"
+    f"threshold {threshold:.2f}, where the typical activation has length "
+    f"{x_train.norm(dim=1).median():.0f}"
 )
 
 # %% [markdown]
@@ -941,9 +946,8 @@ def gamma(x: Tensor, x_hat: Tensor) -> float:
 
 # %%
 with torch.no_grad():
-    often = {
-        name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()
-    }  # share of training tokens, a latent
+    # share of training tokens, a latent
+    often = {name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()}
 
 
 @torch.no_grad()
@@ -1002,7 +1006,10 @@ title = "Latents on for a token (middle 90 %): " + ", ".join(
 differing = {name: n for name, n in per_token.items() if name != "TopK"}
 figures.show(
     figures.histograms_figure(differing, "latents on (L0 of one token)", "held-out tokens", title),
-    alt=f"Histograms of the number of latents that are on for a token, for ReLU + L1 and JumpReLU. {title}.",
+    alt=(
+        "Histograms of the number of latents that are on for a token, for ReLU + L1 "
+        f"and JumpReLU. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -1020,7 +1027,9 @@ title = "Never on, or for more than a tenth of the training tokens: " + ", ".joi
 log_often = {name: share.clamp(min=1e-5).log10() for name, share in often.items()}
 figures.show(
     figures.histograms_figure(log_often, "log10 of the share of tokens", "latents", title),
-    alt=f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}.",
+    alt=(
+        f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -1133,7 +1142,8 @@ losses["noise"] = loss_with(with_noise)
 added = {name: losses[name] - losses["model"] for name in ("SAE", "noise")}
 ratio = ratio_interval(added["SAE"], added["noise"])
 print(
-    f"loss added: {added['SAE'].mean():.3f} nats a token by the SAE, {added['noise'].mean():.3f} by noise of the same size"
+    f"loss added: {added['SAE'].mean():.3f} nats a token by the SAE, "
+    f"{added['noise'].mean():.3f} by noise of the same size"
 )
 print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval over pieces")
 
@@ -1161,7 +1171,10 @@ with torch.no_grad():
         "shuffled rows": (rows @ twin.W_dec[:, torch.randperm(rows.shape[1])].T).amax(dim=1),
     }
 same, same_by_chance = ((cosine > 0.7).float().mean().item() for cosine in best.values())
-title = f"Latents with a twin (cosine above 0.7): {same:.0%} from another start, {same_by_chance:.0%} by chance"
+title = (
+    f"Latents with a twin (cosine above 0.7): {same:.0%} from another start, "
+    f"{same_by_chance:.0%} by chance"
+)
 figures.show(
     figures.histograms_figure(
         best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title
@@ -1183,19 +1196,23 @@ print(
 
 # %%
 print(
-    f"Superposition: {stored[1.0]} features in 2 dimensions at p = 1, {stored[densities[-1]]} at p = {densities[-1]:g}."
+    f"Superposition: {stored[1.0]} features in 2 dimensions at p = 1, {stored[densities[-1]]} "
+    f"at p = {densities[-1]:g}."
 )
 print(f"The SAE of the toy: all directions found with cosines of {worst:.3f} or more.")
 toy_gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
 print(
-    f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean size of {true_size.mean():.2f}."
+    f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean size of "
+    f"{true_size.mean():.2f}."
 )
 for name, row in table.iterrows():
     print(
-        f"{name}: L0 {row['L0']:.0f}, explained variance {row['explained variance']:.2f}, γ {row['γ']:.2f} (held-out tokens)."
+        f"{name}: L0 {row['L0']:.0f}, explained variance {row['explained variance']:.2f}, γ "
+        f"{row['γ']:.2f} (held-out tokens)."
     )
 print(
-    f"The shipped SAE: explained variance {shipped_ev:.2f}, loss recovered {recovered['mean']} against the mean."
+    f"The shipped SAE: explained variance {shipped_ev:.2f}, loss recovered {recovered['mean']} "
+    "against the mean."
 )
 print(f"Its error costs {ratio} times what noise of its length costs.")
 print(f"From another start, {same:.0%} of the latents have a twin; by chance {same_by_chance:.0%}.")

@@ -65,13 +65,14 @@ started = time.perf_counter()
 
 # %% tags=["parameters"]
 LAB = "smollm2"
+# layers from one SAE to the next; another lab wants others, that lead to layers with an SAE
 GAPS = [
     30,
     15,
     9,
     6,
     3,
-]  # layers from one SAE to the next; another lab wants others, that lead to layers with an SAE
+]
 PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
@@ -126,7 +127,8 @@ model_ld = {name: SplicedModel(lab).model_logit_diff(task).cpu() for name, task 
 for name, task in test.items():
     right, pair = (model_ld[name] > 0).float().mean(), task.pairs[0]
     print(
-        f"{name}: {pair.clean_prefix!r} → {pair.clean_answer!r}; LD {mean_interval(model_ld[name])}, right on {right:.0%}"
+        f"{name}: {pair.clean_prefix!r} → {pair.clean_answer!r}; LD "
+        f"{mean_interval(model_ld[name])}, right on {right:.0%}"
     )
 
 # %% [markdown]
@@ -139,7 +141,8 @@ for name, task in test.items():
 def look(x, hook):
     length = x.norm(dim=-1)
     print(
-        f"{hook.name}: {list(x.shape)}, length at BOS {length[:, 0].mean():.0f}, elsewhere {length[:, 1:].median():.0f} (median)"
+        f"{hook.name}: {list(x.shape)}, length at BOS {length[:, 0].mean():.0f}, elsewhere "
+        f"{length[:, 1:].median():.0f} (median)"
     )
 
 
@@ -231,7 +234,8 @@ for layers in ([11], lab.sae_layers):
     theirs = SplicedModel(lab, layers, error="drop").run(prompts).logits
     torch.testing.assert_close(by_hand, theirs, atol=1e-2, rtol=1e-3)
     print(
-        f"{len(layers)} SAEs: logits up to {theirs.abs().max():.0f}, largest difference {(by_hand - theirs).abs().max():.1e}"
+        f"{len(layers)} SAEs: logits up to {theirs.abs().max():.0f}, largest difference "
+        f"{(by_hand - theirs).abs().max():.1e}"
     )
 
 # %% [markdown]
@@ -329,7 +333,8 @@ kept_logits = run_with(keep_changes(prompts, lab.sae_layers), prompts)
 model_logits = run_with({}, prompts)
 torch.testing.assert_close(kept_logits, model_logits, atol=1e-2, rtol=1e-3)
 print(
-    f"ten SAEs, errors kept: logits differ from the model's own by at most {(kept_logits - model_logits).abs().max():.1e}"
+    "ten SAEs, errors kept: logits differ from the model's own by at most "
+    f"{(kept_logits - model_logits).abs().max():.1e}"
 )
 
 # %% [markdown]
@@ -540,13 +545,19 @@ for name in tasks:
 
 # %%
 first, last = (mean_interval(added["drop", k]) for k in (numbers[0], numbers[-1]))
-title = f"From {numbers[0]} to {numbers[-1]} SAEs, the cost on text goes from {first.value:.2f} to {last.value:.2f} nats a token"
+title = (
+    f"From {numbers[0]} to {numbers[-1]} SAEs, the cost on text goes from "
+    f"{first.value:.2f} to {last.value:.2f} nats a token"
+)
 figure = lines_figure(
     panels, numbers, "number of SAEs", title, levels={label: float(label != CE) for label in panels}
 )
 show(
     figure,
-    alt=f"Line plots against the number of SAEs: cross-entropy added, logit difference kept on two tasks. {title}.",
+    alt=(
+        "Line plots against the number of SAEs: cross-entropy added, logit difference "
+        f"kept on two tasks. {title}."
+    ),
 )
 table = {
     (label, line): map(str, intervals)
@@ -583,11 +594,13 @@ for label in next(iter(helps.values())):
     higher = [k for k in numbers if helps[k][label].low > 0]
     lower = [k for k in numbers if helps[k][label].high < 0]
     print(
-        f"{label}: with the mean clearly higher with {higher or 'no number of'} SAEs, clearly lower with {lower or 'no number of'}"
+        f"{label}: with the mean clearly higher with {higher or 'no number of'} SAEs, clearly "
+        f"lower with {lower or 'no number of'}"
     )
 tail = ratio_interval(added["drop", numbers[0]], added["drop", numbers[-1]])
 print(
-    f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbers[-1]} SAEs cost on text, errors dropped."
+    f"The SAE after layer {placements[0][0]} alone costs {tail} of what {numbers[-1]} SAEs cost "
+    "on text, errors dropped."
 )
 
 # %% [markdown]
@@ -633,10 +646,16 @@ dearest = max(lab.sae_layers, key=lambda layer: alone[layer].mean())
 cheapest = min(lab.sae_layers, key=lambda layer: alone[layer].mean())
 mean_of = lambda values: pd.Series({layer: value.mean().item() for layer, value in values.items()})  # noqa: E731
 rank = mean_of(relative).corr(mean_of(alone), method="spearman")
-title = f"One SAE: dearest on text after layer {dearest}, cheapest after {cheapest}; rank correlation of error and cost {rank:.2f}"
+title = (
+    f"One SAE: dearest on text after layer {dearest}, cheapest after {cheapest}; rank "
+    f"correlation of error and cost {rank:.2f}"
+)
 show(
     lines_figure(panels, lab.sae_layers, "the SAE is after layer", title, levels={"LD kept": 1.0}),
-    alt=f"Three line plots over layers: relative error, cross-entropy added, logit difference kept. {title}.",
+    alt=(
+        "Three line plots over layers: relative error, cross-entropy added, logit "
+        f"difference kept. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -707,7 +726,8 @@ for label in excess[numbers[-1]]:
         [k for k in excess if excess[k][label].high < 0],
     )
     print(
-        f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less with {less or 'no number of'}"
+        f"{label}: clearly more than the sum with {more or 'no number of'} SAEs, clearly less "
+        f"with {less or 'no number of'}"
     )
 
 # %% [markdown]
@@ -747,12 +767,18 @@ panels = {
 }
 end = {kind: mean_interval(most[kind].relative[:, -1]) for kind in kinds}
 off, noise = f"{end['sae'].value:.0%}", f"{end['random'].value:.0%}"
-title = f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {off} of its length, random noise by {noise}"
+title = (
+    f"Error growth over layers: {numbers[-1]} SAEs leave the stream off by {off} of "
+    f"its length, random noise by {noise}"
+)
 show(
     lines_figure(
         panels, range(lab.n_layers), "after layer", title, bands=True, marks=placements[-1]
     ),
-    alt=f"The relative error of the residual stream, layer by layer, for SAE errors and two kinds of noise as long. {title}.",
+    alt=(
+        "The relative error of the residual stream, layer by layer, for SAE errors "
+        f"and two kinds of noise as long. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -783,10 +809,12 @@ steps
 # %%
 last = placements[-1][-1]
 print(
-    f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} of what adding squares says."
+    f"After the last SAE the stream is off by {ratio_interval(after[:, -1], expected[:, -1])} "
+    "of what adding squares says."
 )
 print(
-    f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would add to the clean stream."
+    f"That SAE adds {ratio_interval(own[:, -1], relative[last])} times the error that it would "
+    "add to the clean stream."
 )
 previous = torch.cat([torch.zeros(len(after), 1), after[:, :-1]], dim=1)
 squares = (previous.pow(2) + own.pow(2)).sqrt()  # what was there before, and what this SAE adds
@@ -796,7 +824,8 @@ steps_of = {
 damped = [layer for layer, i in steps_of.items() if i.high < 1]
 grew = [layer for layer, i in steps_of.items() if i.low > 1]
 print(
-    f"Step by step: clearly less than squares say up to layers {damped or 'none'}, clearly more up to {grew or 'none'}."
+    f"Step by step: clearly less than squares say up to layers {damped or 'none'}, clearly more "
+    f"up to {grew or 'none'}."
 )
 
 # %% [markdown]
@@ -834,12 +863,18 @@ for control in ("random", "other"):
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
-title = f"One SAE, against random noise of equal length: clearly worse after layers {worse or 'none'}, better after {better or 'none'}"
+title = (
+    "One SAE, against random noise of equal length: clearly worse after layers "
+    f"{worse or 'none'}, better after {better or 'none'}"
+)
 show(
     lines_figure(
         panels, probed, "the SAE is after layer", title, levels=dict.fromkeys(list(panels)[1:], 1.0)
     ),
-    alt=f"KL divergence over layers for the SAE's error and two controls, and the ratios of the first to each control. {title}.",
+    alt=(
+        "KL divergence over layers for the SAE's error and two controls, and the "
+        f"ratios of the first to each control. {title}."
+    ),
 )
 
 # %%
@@ -958,7 +993,8 @@ on = {
     for name, f in spliced.run(test["sva_nounpp"].clean).latents.items()
 }
 print(
-    f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over {len(test['sva_nounpp'])} prompts:"
+    f"latents that are on in a prompt of {test['sva_nounpp'].seq_len} tokens, mean over "
+    f"{len(test['sva_nounpp'])} prompts:"
 )
 print({name: round(n.mean().item()) for name, n in on.items()})
 
@@ -1014,7 +1050,8 @@ d, layers_70b, kv, mlp, vocab = 8192, 80, 1024, 28_672, 128_256
 attention = 2 * d * d + 2 * d * kv
 llama = layers_70b * (attention + 3 * d * mlp) + 2 * vocab * d
 print(
-    f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + {2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M"
+    f"parameters: 80 · ({attention / 1e6:.0f} M + {3 * d * mlp / 1e6:.0f} M) + "
+    f"{2 * vocab * d / 1e6:.0f} M = {llama / 1e6:,.0f} M"
 )
 costs["Llama 70B"] = cost_row(llama, layers_70b, d, 8 * d, few=len(place(layers_70b, 16)))
 print(f"one SAE: 2 · {d} · {8 * d} · 2 bytes = {sae_gb(1, d, 8 * d):.2f} GB")
@@ -1023,10 +1060,12 @@ pd.DataFrame.from_dict(costs, orient="index").round(2)
 # %%
 big = costs["Llama 70B"]
 print(
-    f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} GB of SAEs beside {big['model GB']:.0f} GB of model."
+    f"Llama 70B with {big['everywhere']:.0f} SAEs: {big['everywhere GB']:.0f} GB of SAEs beside "
+    f"{big['model GB']:.0f} GB of model."
 )
 print(
-    f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, {big['few GB'] / big['everywhere GB']:.1%} of it."
+    f"With {big['few SAEs']:.0f}: {big['few GB']:.0f} GB, "
+    f"{big['few GB'] / big['everywhere GB']:.1%} of it."
 )
 
 # %% [markdown]
@@ -1057,7 +1096,10 @@ def draw(layers, error):
     shares = {
         f"LD, {name}": ratio_interval(ld, model_ld[name][:few_prompts]) for name, ld in lds.items()
     }
-    title = f"{len(layers)} SAEs, errors: {error}, {cost.value:+.2f} nats a token [{cost.low:+.2f}, {cost.high:+.2f}]"
+    title = (
+        f"{len(layers)} SAEs, errors: {error}, {cost.value:+.2f} nats a token "
+        f"[{cost.low:+.2f}, {cost.high:+.2f}]"
+    )
     kept = ", ".join(f"{label} {share}" for label, share in shares.items())
     axis = ValueAxis("share kept (1 = the model itself)", reference=1.0)
     figure = estimates_figure(shares, axis, title, bars=True, horizontal=True, highlight=())
@@ -1078,7 +1120,8 @@ for name in tasks:
         f"{k}: {ratio_interval(left[name]['drop', k], model_ld[name])}" for k in numbers
     )
     print(
-        f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out prompts), by number of SAEs: {said}"
+        f"{name}, logit difference kept with errors dropped ({len(test[name])} held-out "
+        f"prompts), by number of SAEs: {said}"
     )
 print(
     f"nats a token added on {len(text)} texts: "
@@ -1086,7 +1129,8 @@ print(
 )
 grown = ratio_interval(after[:, -1], own[:, -1])
 print(
-    f"after {numbers[-1]} SAEs the stream is off by {mean_interval(after[:, -1])} of its length: {grown} times what the last one adds"
+    f"after {numbers[-1]} SAEs the stream is off by {mean_interval(after[:, -1])} of its "
+    f"length: {grown} times what the last one adds"
 )
 against = ratio_interval(most["sae"].kl, most["random"].kl)
 print(f"{numbers[-1]} SAEs against random noise of their errors' length: {against} times the KL")

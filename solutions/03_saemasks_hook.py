@@ -78,9 +78,8 @@ SEED = 0
 # %%
 LAYERS = list(LAYERS or spec_of(LAB).placement)
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (
-    (64, 32) if QUICK else (256, 100)
-)  # prompts for means and for choosing; prompts to judge on
+# prompts for means and for choosing; prompts to judge on
+N_TRAIN, N_TEST = (64, 32) if QUICK else (256, 100)
 N_HAND = 16 if QUICK else 40  # prompts for hooks by hand, which run the whole model each time
 N_DRAWS = 2 if QUICK else 4  # random controls, and shuffled orders of prompts
 STEPS = 20 if QUICK else 60  # of learning a mask
@@ -148,7 +147,8 @@ f_clean, f_patch = (sae.encode(residual_stream(tokens)) for tokens in (train.cle
 SUBJECT = int((train.clean != train.patch).any(0).nonzero()[0])
 LATENT = int((f_clean - f_patch).abs().mean(0)[SUBJECT].argmax())
 print(
-    f"after layer {LAYER}, latent {LATENT} changes most at position {SUBJECT}, {train.position_labels[SUBJECT]}"
+    f"after layer {LAYER}, latent {LATENT} changes most at position {SUBJECT}, "
+    f"{train.position_labels[SUBJECT]}"
 )
 print("(In brackets: a word that differs between prompts; the first prompt's is shown.)")
 
@@ -190,7 +190,8 @@ def logit_diff_with(hooks, task=few):
 model_ld = logit_diff_with([])
 whole = logit_diff_with([(NAME, functools.partial(splice, sae=sae))])
 print(
-    f"logit difference: the model {mean_interval(model_ld)}, with the splice {mean_interval(whole)} ({len(few)} prompts)"
+    f"logit difference: the model {mean_interval(model_ld)}, with the splice "
+    f"{mean_interval(whole)} ({len(few)} prompts)"
 )
 
 # %% [markdown]
@@ -300,11 +301,17 @@ effects = {
     for of, values in effects.items()
 }
 at_subject = lost[LABELS[SUBJECT]]
-title = f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, {at_subject.mean():.2f} at the subject alone"
+title = (
+    f"Latent {LATENT} switched off: {everywhere.mean():.2f} lost everywhere, "
+    f"{at_subject.mean():.2f} at the subject alone"
+)
 figure = figures.estimates_figure(effects, "logit difference lost", title)
 figures.show(
     figure,
-    alt=f"Logit difference lost when a latent is switched off at each position, with 95 % intervals. {title}.",
+    alt=(
+        "Logit difference lost when a latent is switched off at each position, with "
+        f"95 % intervals. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -335,7 +342,8 @@ def both_at_once(x, hook):
 
 chained, at_once = logit_diff_with(two_hooks), logit_diff_with([(NAME, both_at_once)])
 print(
-    f"lost with two hooks {mean_interval(whole - chained)}, in one go {mean_interval(whole - at_once)}"
+    f"lost with two hooks {mean_interval(whole - chained)}, in one go "
+    f"{mean_interval(whole - at_once)}"
 )
 print(f"apart, on the average prompt: {mean_interval((chained - at_once).abs())}")
 
@@ -476,7 +484,8 @@ torch.testing.assert_close(
     my_means, one_sae.patch_means(train.patch).latents[NAME], atol=1e-3, rtol=1e-3
 )
 print(
-    f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} over {len(train)} patch prompts"
+    f"latent {LATENT} at the subject: mean {my_means[SUBJECT, LATENT]:.2f} over {len(train)} "
+    "patch prompts"
 )
 
 
@@ -631,7 +640,8 @@ print(
 evaluation = Evaluation(spliced, test, means)
 kept = evaluation.faithfulness(circuit)
 print(
-    f"{circuit.get_num_latents()} nodes: faithfulness {kept.vs_spliced}, gap {kept.gap}, on {kept.n} held-out prompts"
+    f"{circuit.get_num_latents()} nodes: faithfulness {kept.vs_spliced}, gap {kept.gap}, on "
+    f"{kept.n} held-out prompts"
 )
 
 # %% [markdown]
@@ -733,7 +743,8 @@ check(count_nodes)
 shared = MyMasks(circuit.hook_points, [mask.amax(0) for mask in circuit.masks])
 for label, masks in {"per position": circuit, "shared": shared}.items():
     print(
-        f"{label}: get_num_latents() says {masks.get_num_latents()}; nodes in a prompt: {count_nodes(masks, test.seq_len)}"
+        f"{label}: get_num_latents() says {masks.get_num_latents()}; nodes in a prompt: "
+        f"{count_nodes(masks, test.seq_len)}"
     )
 
 # %% [markdown]
@@ -741,12 +752,12 @@ for label, masks in {"per position": circuit, "shared": shared}.items():
 # control is the circuit with as many more nodes, drawn at random from those that fire.
 
 # %%
-chance = [
-    random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAWS)
-]  # 0 for what never fires
+# 0 for what never fires
+chance = [random_scores(spliced, train[:64], seed=seed) for seed in range(N_DRAWS)]
+# the circuit comes first
 with_circuit = {
     name: torch.where(circuit[name] > 0, 2.0, score) for name, score in chance[0].items()
-}  # the circuit comes first
+}
 padded = SAEMasks.from_scores(with_circuit, count_nodes(shared, test.seq_len))
 rows = {}
 for label, masks in (
@@ -841,7 +852,10 @@ effects = {
     "random latents at all positions": {},
 }
 for label, part in removed.items():
-    label += f"\n({count_nodes(part, test.seq_len)} nodes, or {count_nodes(at_all_positions(part), test.seq_len)} at all positions)"
+    label += (
+        f"\n({count_nodes(part, test.seq_len)} nodes, or "
+        f"{count_nodes(at_all_positions(part), test.seq_len)} at all positions)"
+    )
     random_parts = [SAEMasks.from_scores(scores, part.get_num_latents()) for scores in chance]
     gone = [lost_without(part), lost_without(at_all_positions(part))]
     for pick in (lambda masks: masks, at_all_positions):
@@ -851,7 +865,10 @@ for label, part in removed.items():
 
 # %%
 own, wide = (list(effects[of].values())[1].value for of in list(effects)[:2])
-title = f"The distractor's nodes: {own:.2f} of {evaluation.spliced_model.mean():.2f} is lost; ignoring positions, {wide:.2f}"
+title = (
+    f"The distractor's nodes: {own:.2f} of {evaluation.spliced_model.mean():.2f} is "
+    f"lost; ignoring positions, {wide:.2f}"
+)
 figure = figures.estimates_figure(effects, "logit difference lost", title)
 figures.show(figure, alt=f"Logit difference lost by knock-outs, with 95 % intervals. {title}.")
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
@@ -899,12 +916,18 @@ for n in (10, 100, 1000):
 
 # %%
 zero, mean = (effects[label]["100"] for label in effects)
-title = f"100 random nodes: zero moves the prediction by {zero.value:.2g} nats, the mean by {mean.value:.2g}"
+title = (
+    f"100 random nodes: zero moves the prediction by {zero.value:.2g} nats, the mean "
+    f"by {mean.value:.2g}"
+)
 axis = figures.ValueAxis("KL from the spliced model (nats)", log=True)
 figure = figures.estimates_figure(effects, axis, title, place_label="random nodes ablated")
 figures.show(
     figure,
-    alt=f"KL divergence against the number of random nodes ablated, for two baselines, on a log scale. {title}.",
+    alt=(
+        "KL divergence against the number of random nodes ablated, for two baselines, "
+        f"on a log scale. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -976,7 +999,8 @@ mean_value = my_means[SUBJECT, LATENT]
 near = ((values - mean_value).abs() < 0.25 * mean_value).float().mean()
 off = (values == 0).float().mean()
 print(
-    f"latent {LATENT} at the subject: mean {mean_value:.2f}; 0 in {off:.0%} of prompts, within a quarter of the mean in {near:.0%}"
+    f"latent {LATENT} at the subject: mean {mean_value:.2f}; 0 in {off:.0%} of prompts, within "
+    f"a quarter of the mean in {near:.0%}"
 )
 
 # %% [markdown]
@@ -986,9 +1010,8 @@ print(
 # do: compare the first row with the share above the table.
 
 # %%
-patch_is_plural = torch.tensor(
-    [pair.case.startswith("singular") for pair in train.pairs]
-)  # the clean prompt is singular
+# the clean prompt is singular
+patch_is_plural = torch.tensor([pair.case.startswith("singular") for pair in train.pairs])
 towards_plural = torch.tensor(
     [-1.0 if pair.case.startswith("singular") else 1.0 for pair in test.pairs]
 )
@@ -1056,9 +1079,8 @@ def published_mean(prompts, batch_size):
     mean = torch.zeros_like(prompts[0])
     for i, batch in enumerate(prompts.split(batch_size)):
         for prompt in batch:
-            mean = mean + (prompt - mean) / (
-                i + 1
-            )  # i counts batches, and prompts are what is added
+            # i counts batches, and prompts are what is added
+            mean = mean + (prompt - mean) / (i + 1)
     return mean
 
 
@@ -1078,7 +1100,8 @@ effective = {label: (1 / (weight**2).sum()).item() for label, weight in weights.
 for label, weight in weights.items():
     last = weight[-BATCH:].sum()
     print(
-        f"{label}: weights sum to {weight.sum():.3f}, {last:.0%} of it in the last batch; effective number of prompts {effective[label]:.0f}"
+        f"{label}: weights sum to {weight.sum():.3f}, {last:.0%} of it in the last batch; "
+        f"effective number of prompts {effective[label]:.0f}"
     )
 
 # %% [markdown]
@@ -1108,7 +1131,10 @@ generator = torch.Generator().manual_seed(SEED)
 sample = torch.randperm(n, generator=generator)[: round(effective["published"])]
 fewer = relative_error({name: f[sample].mean(0) for name, f in latents.items()}, means.latents)
 published = errors["published"][-1]
-title = f"After {n} prompts the published mean is {published:.0%} off; the mean over {len(sample)} random prompts, {fewer:.0%}"
+title = (
+    f"After {n} prompts the published mean is {published:.0%} off; the mean over "
+    f"{len(sample)} random prompts, {fewer:.0%}"
+)
 figure = figures.running_mean_figure(weights, errors, title)
 figures.show(
     figure, alt=f"Left: the weight of each prompt. Right: the error after each batch. {title}."
@@ -1159,11 +1185,15 @@ pd.DataFrame(rows).T
 
 # %%
 for line in (
-    f"one latent at one position carries {at_subject.mean():.2f} of a logit difference of {whole.mean():.2f} ({len(few)} prompts)",
-    f"100 random nodes move the prediction by {zero.value:.3f} nats at 0, by {mean.value:.3f} at their mean ({len(test)} prompts)",
-    f"a learned mask keeps {n_learned['mean']} nodes with the rest at its mean, {n_learned['zero']} with it at 0 (seed {SEED}, one price)",
+    f"one latent at one position carries {at_subject.mean():.2f} of a logit difference of "
+    f"{whole.mean():.2f} ({len(few)} prompts)",
+    f"100 random nodes move the prediction by {zero.value:.3f} nats at 0, by {mean.value:.3f} "
+    f"at their mean ({len(test)} prompts)",
+    f"a learned mask keeps {n_learned['mean']} nodes with the rest at its mean, "
+    f"{n_learned['zero']} with it at 0 (seed {SEED}, one price)",
     f"the distractor's nodes carry {own:.2f}; a knock-out that ignores positions says {wide:.2f}",
-    f"the published mean over {n} prompts is as good as one over {effective['published']:.0f}, and {published:.0%} off",
+    f"the published mean over {n} prompts is as good as one over {effective['published']:.0f}, "
+    f"and {published:.0%} off",
 ):
     print("-", line)
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")

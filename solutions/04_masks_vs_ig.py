@@ -369,7 +369,10 @@ title = f"Rank correlation with activation patching ({len(sample)} nodes): " + "
 )
 figures.show(
     figures.scatter_figure(truth, estimates, "activation patching", "estimate", title),
-    alt=f"Two scatter plots of estimated against true effects of {len(sample)} single nodes. {title}.",
+    alt=(
+        f"Two scatter plots of estimated against true effects of {len(sample)} single "
+        f"nodes. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -433,7 +436,8 @@ ld_masked = spliced.run(batch.clean, masks=soft, means=means).logit_diff(batch)
 loss = sparsification_loss(spliced.logit_diff(batch), ld_masked, dict(soft.items()), price)
 loss.backward()
 print(
-    f"the loss is {loss:.1f}: nearly all of it is the price of {sum(m.numel() for m in soft.masks):,} nodes that are partly on"
+    f"the loss is {loss:.1f}: nearly all of it is the price of "
+    f"{sum(m.numel() for m in soft.masks):,} nodes that are partly on"
 )
 print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in theta.values())}")
 
@@ -546,7 +550,10 @@ learned = learn_masks(spliced, train, means=means, sparsity=0.03, seed=SEED, **L
 learned.masks.print_mask_statistics()
 
 # %%
-title = f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are left after {len(learned.history)} steps"
+title = (
+    f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are "
+    f"left after {len(learned.history)} steps"
+)
 figures.show(
     figures.history_figure(learned.history, title),
     alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.",
@@ -729,7 +736,10 @@ pd.DataFrame(at_size)
 
 # %%
 small = min((m for m in circuits.values() if m.get_num_latents() > 0), key=SAEMasks.get_num_latents)
-title = f"The smallest learned circuit: {small.get_num_latents()} nodes, {sum(n > 0 for n in nodes_per_layer(small).values())} layers"
+title = (
+    f"The smallest learned circuit: {small.get_num_latents()} nodes, "
+    f"{sum(n > 0 for n in nodes_per_layer(small).values())} layers"
+)
 figures.show(
     figures.circuit_figure(small, test, title),
     alt=f"A grid of node counts by layer and position. {title}.",
@@ -861,7 +871,8 @@ if LAB == "gemma-2-9b":
     table = pd.DataFrame(beside_published(spliced, published_circuits(LAB)))
 else:
     print(
-        f"Skipped: these are circuits of gemma-2-9b, and LAB is {LAB!r}. The published column alone:"
+        f"Skipped: these are circuits of gemma-2-9b, and LAB is {LAB!r}. The published column "
+        "alone:"
     )
     table = pd.DataFrame([vars(circuit) for circuit in published_circuits("gemma-2-9b")])
 table
@@ -882,7 +893,8 @@ for result in (frontier, ioi):
         better = [n for n in both if mask[n].high < other[n].low]
         worse = [n for n in both if mask[n].low > other[n].high]
         print(
-            f"{result.task}: the mask's gap is clearly smaller than that of {method} at {better} nodes, clearly larger at {worse}, of {both}"
+            f"{result.task}: the mask's gap is clearly smaller than that of {method} at "
+            f"{better} nodes, clearly larger at {worse}, of {both}"
         )
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 

@@ -76,32 +76,26 @@ from course_utils.teaching.nb06 import check, exercise
 
 # %% tags=["parameters"]
 LAB = "qwen-coder"
-PROFILE = os.environ.get(
-    "COURSE_PROFILE", "full"
-)  # "quick" runs the same steps with fewer prompts and circuits
+# "quick" runs the same steps with fewer prompts and circuits
+PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
 # %%
 QUICK = PROFILE == "quick"
-N_TRAIN, N_TEST = (
-    (8, 4) if QUICK else (32, 24)
-)  # prompts to learn on, and held-out prompts to judge on
-SIZES = (
-    {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}
-)  # nodes of a circuit; the larger are the post's
+# prompts to learn on, and held-out prompts to judge on
+N_TRAIN, N_TEST = (8, 4) if QUICK else (32, 24)
+# nodes of a circuit; the larger are the post's
+SIZES = {"dict_key": [80]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}
 LEARNING = dict(steps=5, batch_size=4, lr=0.8) if QUICK else dict(steps=40, batch_size=4, lr=0.4)
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (12, 4)
-N_KNOWN, N_TRIED = (
-    (10, 2) if QUICK else (80, 6)
-)  # honest prompts of each kind with training keys: to choose latents, and to try them
-N_HONEST, N_ATTACKS = (
-    (8, 3) if QUICK else (200, 200)
-)  # honest prompts of each kind, and prompts of each family of attacks
+# honest prompts of each kind with training keys: to choose latents, and to try them
+N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)
+# honest prompts of each kind, and prompts of each family of attacks
+N_HONEST, N_ATTACKS = (8, 3) if QUICK else (200, 200)
 N_TWINS = 1 if QUICK else 30  # prompts of each family's own control
 N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
-GROUPS, CANDIDATES, N_MEND = (
-    (3, 3, 1) if QUICK else (24, 6, 8)
-)  # of the search, and attacks of a family to mend
+# of the search, and attacks of a family to mend
+GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)
 
 # %% [markdown]
 # A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply
@@ -114,7 +108,8 @@ GROUPS, CANDIDATES, N_MEND = (
 needs = estimate(LAB)
 print(needs)
 print(
-    f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of learning a mask"
+    f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of "
+    "learning a mask"
 )
 
 # %%
@@ -138,7 +133,8 @@ tasks = {
 for task in tasks.values():
     pair = task.pairs[0]
     print(
-        f"{task.name}\n{pair.clean_prefix}→ {pair.clean_answer!r}, and with the patch prompt {pair.patch_answer!r}\n"
+        f"{task.name}\n{pair.clean_prefix}→ {pair.clean_answer!r}, and with the patch prompt "
+        f"{pair.patch_answer!r}\n"
     )
 
 # %% [markdown]
@@ -312,7 +308,10 @@ for name, train in trains.items():
 for name, frontier in frontiers.items():
     best = max(frontier.of_method("learned mask"), key=lambda point: point.n_nodes)
     rival = next(point for point in frontier.of_method("IG") if point.n_nodes == best.n_nodes)
-    title = f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, IG {rival.faithfulness.vs_spliced.value:.2f}"
+    title = (
+        f"{name}, {best.n_nodes} nodes: mask {best.faithfulness.vs_spliced.value:.2f}, "
+        f"IG {rival.faithfulness.vs_spliced.value:.2f}"
+    )
     figures.show(
         figures.frontier_figure(frontier, title),
         alt=f"Faithfulness on held-out prompts against the number of nodes. {title}.",
@@ -566,7 +565,8 @@ torch.testing.assert_close(
     p_by_hand, dictionaries.answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02
 )
 print(
-    f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as the library has it"
+    f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as "
+    "the library has it"
 )
 
 # %% [markdown]
@@ -641,7 +641,8 @@ n_at = Counter((h, place) for h, place, _ in nodes)
 n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
 n_shared = sum(row["in the circuit"] for row in rows)
 print(
-    f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at the site of seen and {n_verdict} at that of verdict"
+    f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at "
+    f"the site of seen and {n_verdict} at that of verdict"
 )
 pd.DataFrame(rows).round(1)
 
@@ -689,7 +690,10 @@ both_kinds = {
     for label in LABELLED
 }
 aucs = {label: auc(values, is_present) for label, values in both_kinds.items()}
-title = f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, {aucs['verdict']:.3f} for verdict"
+title = (
+    f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, "
+    f"{aucs['verdict']:.3f} for verdict"
+)
 figures.show(
     figures.histograms_figure(says, "signal", "prompts", title),
     alt=f"Four histograms of what the latents say of honest prompts. {title}.",
@@ -732,7 +736,8 @@ for label, site in LABELLED.items():
         token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)
     ]
     print(
-        f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value that stands in the dictionary"
+        f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value "
+        "that stands in the dictionary"
     )
     forced[f"{label} held as for none: errors"] = proportion(down.says_missing)
     for kind, asked, like in (
@@ -884,7 +889,8 @@ rows = [
     for family in dictionaries.FAMILIES
 ]  # fmt: skip
 print(
-    f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of each kind"
+    f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of "
+    "each kind"
 )
 pd.DataFrame(rows).round(2)
 
@@ -897,7 +903,10 @@ over = [
     for family in dictionaries.FAMILIES
     if fooled[family].low > max(control[family.lures].high, of_twins[family].high)
 ]
-title = f"{len(over)} of {len(dictionaries.FAMILIES)} families (orange) fool more often than honest prompts and than their twins"
+title = (
+    f"{len(over)} of {len(dictionaries.FAMILIES)} families (orange) fool more often "
+    "than honest prompts and than their twins"
+)
 bars = dict(
     sorted(
         ((label_of[family], fooled[family]) for family in dictionaries.FAMILIES),
@@ -986,7 +995,8 @@ for label, site in LABELLED.items():
         if abs(guess - there) > 0.3
     ]
     print(
-        f"{label} is off by more than 0.3 for {len(off)} of {len(dictionaries.FAMILIES)} families: {'; '.join(off)}"
+        f"{label} is off by more than 0.3 for {len(off)} of {len(dictionaries.FAMILIES)} "
+        f"families: {'; '.join(off)}"
     )
 
 # %% [markdown]
@@ -1035,9 +1045,8 @@ rng = random.Random(SEED)
 luring = [family for family in dictionaries.FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
-    session = sessions.missing_key(
-        sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng
-    )  # one query, and several ways to tamper with its dictionary
+    # one query, and several ways to tamper with its dictionary
+    session = sessions.missing_key(sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng)
     groups.append([dictionaries.tamper(session, luring, rng) for _ in range(CANDIDATES)])
 candidates = sum(groups, [])
 seen_says = signal(
@@ -1046,7 +1055,8 @@ seen_says = signal(
 )
 choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
 print(
-    f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, before the model is asked:"
+    f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, "
+    "before the model is asked:"
 )
 print(*(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
@@ -1160,7 +1170,8 @@ for name, after in cured.items():
     }
     of_those = proportion(~is_right(after["present"], to_mend["present"])[right["present"]])
     print(f"{name}: undone {proportion(~fooled_after[fooled_before])} of {int(fooled_before.sum())} attacks that fooled; "
-          f"broken {of_those} of {int(right['present'].sum())} right answers to a key that is there")  # fmt: skip
+          f"broken {of_those} of {int(right['present'].sum())} right answers to a key that is "
+          "there")  # fmt: skip
 pd.DataFrame(mending).T.round(2)
 
 # %%
@@ -1203,7 +1214,10 @@ def respond(dictionary, query):
         f"{label} {signal(site, at[site]).item():.2f}" for label, site in LABELLED.items()
     )
     outcome = session.outcome()
-    text = f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. Signals (0 missing, 1 there): {signals}."
+    text = (
+        f"Python: {says_python.get(outcome, outcome)}. The model: {likely[0][0]!r}. "
+        f"Signals (0 missing, 1 there): {signals}."
+    )
     darkest = known_present[SEEN][:, rising].sum(1).mean().item()
     return answer_html(
         [lab.tokenizer.decode([i]) for i in ids], fires.tolist(), likely, text, darkest=darkest
@@ -1237,13 +1251,15 @@ play(
 
 # %%
 print(
-    f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} of each kind)"
+    f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} "
+    "of each kind)"
 )
 for name in forced:
     print(f"{name}: {forced[name]}")
 for family in dictionaries.FAMILIES:
     print(
-        f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from seen {predicted(SEEN, family):.2f} (says there)"
+        f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from "
+        f"seen {predicted(SEEN, family):.2f} (says there)"
     )
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
