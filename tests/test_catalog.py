@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from course_utils.labs.catalog import LABS, LabError, Release, hub_file, placement, spec_of
+from course_utils.labs.catalog import (
+    LABS,
+    LabError,
+    Release,
+    hub_file,
+    placement,
+    registry,
+    release_of,
+    spec_of,
+)
 
 PUBLIC = [name for name, spec in LABS.items() if isinstance(spec.saes, Release)]
 
@@ -31,7 +41,7 @@ def test_the_shape_of_every_model_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_placement_is_in_saelens_own_registry(name):
     release = spec_of(name).saes
-    entry = get_pretrained_saes_directory()[release.name]
+    entry = registry()[release.name]
     n_layers = spec_of(name).config().num_hidden_layers
     chosen = placement(name)
     assert tuple(chosen) == spec_of(name).placement
@@ -44,7 +54,7 @@ def test_every_placement_is_in_saelens_own_registry(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_registry_means_the_same_model(name):
-    model = get_pretrained_saes_directory()[spec_of(name).saes.name].model
+    model = registry()[spec_of(name).saes.name].model
     plain = lambda text: text.split("/")[-1].lower().replace("-small", "")  # noqa: E731
     assert plain(model) == plain(spec_of(name).model.repo)
 
@@ -60,7 +70,7 @@ def test_gemma_2_9b_gets_the_saes_of_the_post():
 
 
 def test_gemma_2_2b_gets_the_canonical_saes():
-    canonical = get_pretrained_saes_directory()["gemma-scope-2b-pt-res-canonical"].saes_map
+    canonical = registry()["gemma-scope-2b-pt-res-canonical"].saes_map
     for layer, choice in placement("gemma-2-2b", range(26)).items():
         assert choice.sae_id == canonical[f"layer_{layer}/width_16k/canonical"]
 
@@ -97,6 +107,21 @@ def test_a_resid_pre_sae_belongs_to_the_layer_before():
 def test_a_placement_that_cannot_be_says_why(asked, says):
     with pytest.raises(LabError, match=says):
         placement(**asked)
+
+
+def test_only_a_lab_with_public_saes_has_a_release():
+    assert release_of("gpt2-small").name == "gpt2-small-res-jb"
+    with pytest.raises(LabError, match="'qwen-coder' has one SAE a layer: load_lab"):
+        release_of("qwen-coder")
+
+
+@given(st.sampled_from(PUBLIC), st.floats(0, 500), st.data())
+def test_the_sae_of_a_layer_is_the_one_with_the_nearest_l0(name, l0, data):
+    choices = release_of(name).by_layer()
+    layer = data.draw(st.sampled_from(sorted(choices)))
+    nearest = placement(name, [layer], l0=l0)[layer]
+    assert nearest in choices[layer]
+    assert all(abs(nearest.l0 - l0) <= abs(choice.l0 - l0) for choice in choices[layer])
 
 
 def test_the_file_of_an_sae_on_the_hub():

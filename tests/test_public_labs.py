@@ -24,7 +24,7 @@ from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.catalog import LabError, spec_of
 from course_utils.labs.lab import load_lab
 from course_utils.labs.loading import load_sae
-from tools.random_hub import put_model, put_sae
+from tools.random_hub import put_model, put_sae, put_saes
 
 LAYER = {"gpt2-small": 2, "gemma-3-270m": 3, "qwen3-1.7b": 4, "gemma-2-2b": 4, "gemma-2-9b": 7}
 
@@ -46,10 +46,10 @@ def tokenizer_of(name):
     return tokenizer
 
 
-def put_small_model(cache, name):
+def put_small_model(cache, name, vocab_size=None):
     tokenizer = tokenizer_of(name)
     smaller = dict(
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size or len(tokenizer),
         initializer_range=0.1,
         bos_token_id=1,
         eos_token_id=0,
@@ -107,6 +107,17 @@ def test_a_public_lab_loads_from_the_cache_and_does_the_courses_work(cache, name
     )
 
 
+def test_random_saes_fire_as_often_as_they_were_told_to(cache):
+    folder = put_small_model(cache, "gemma-3-270m", vocab_size=2000)
+    put_saes(cache, "gemma-3-270m", folder, [3], l0=30)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.arange(1000, 1064)[None]  # those that they were calibrated on
+    with torch.no_grad():
+        x = model(tokens, output_hidden_states=True).hidden_states[4][0, 1:]
+    sae = load_sae(("gemma-scope-2-270m-pt-res-all", "layer_3_width_16k_l0_big"))
+    assert (sae.encode(x) > 0).sum(-1).float().mean() == pytest.approx(30, rel=0.5)
+
+
 def test_gpt2_writes_nothing_along_the_mean_and_says_the_same(cache):
     folder = put_small_model(cache, "gpt2-small")
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -122,10 +133,8 @@ def test_gpt2_writes_nothing_along_the_mean_and_says_the_same(cache):
 def test_an_sae_that_is_not_here_says_what_to_do(cache):
     put_small_model(cache, "gpt2-small")
     lab = load_lab("gpt2-small", device="cpu")
-    with pytest.raises(
-        LabError,
-        match=r"blocks\.3\.hook_resid_pre of gpt2-small-res-jb is not on this machine.*HF_HUB_OFFLINE.*Connect",
-    ):
+    missing = r"blocks\.3\.hook_resid_pre of gpt2-small-res-jb is not on this machine"
+    with pytest.raises(LabError, match=f"{missing}.*HF_HUB_OFFLINE.*Connect"):
         lab.saes[2]
     with pytest.raises(LabError, match="not found in release"):
         load_sae(("gpt2-small-res-jb", "blocks.99"))
@@ -195,10 +204,8 @@ def test_too_little_disk_is_told_before_the_download(online, monkeypatch):
 
 def test_too_little_memory_is_told_before_the_download(online, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=9e9))
-    with pytest.raises(
-        LabError,
-        match=r"gemma-2-2b needs 1\d\.\d GB of memory in float32, and cpu has 9\.0 GB.*Half of that.*bfloat16",
-    ):
+    too_little = r"gemma-2-2b needs 1\d\.\d GB of memory in float32, and cpu has 9\.0 GB"
+    with pytest.raises(LabError, match=f"{too_little}.*Half of that.*bfloat16"):
         load_lab("gemma-2-2b", device="cpu", dtype=torch.float32)
 
 

@@ -8,6 +8,8 @@ import re
 
 import pytest
 from conftest import session_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from course_utils.prompts.sessions import (
     DICTIONARIES,
@@ -17,6 +19,7 @@ from course_utils.prompts.sessions import (
     MAX_PROMPT_TOKENS,
     MISSING,
     N_ENTRIES,
+    QUOTES,
     Session,
     SessionError,
     list_session,
@@ -57,7 +60,11 @@ def test_lines_before_and_between_and_a_comment_stand_where_they_are_typed():
         comment="without Ann",
     )
     assert session.prompt == (
-        ">>> x = 3\n>>> y = 4\n>>> seat = {'Bob': 1, 'Max': 4}  # without Ann\n>>> del seat['Bob']\n>>> seat['Ann']\n"
+        ">>> x = 3\n"
+        ">>> y = 4\n"
+        ">>> seat = {'Bob': 1, 'Max': 4}  # without Ann\n"
+        ">>> del seat['Bob']\n"
+        ">>> seat['Ann']\n"
     )
 
 
@@ -260,13 +267,28 @@ def test_the_query_is_taken_without_the_quotes_that_it_may_be_typed_with():
     )
 
 
+def test_a_quote_at_one_end_only_is_a_part_of_the_key():
+    for query in ("'tis", "boys'", '"x'):
+        assert ast.literal_eval(read("{'Bob': 1}", query).query) == query
+
+
+def test_a_query_that_is_no_text_is_refused():
+    with pytest.raises(SessionError, match="is not text: surrogates not allowed"):
+        read("{'Bob': 1}", "A\ud800nn")
+
+
 @pytest.mark.parametrize(
     ("query", "written"),
     [
-        ("Ann", "'Ann'"), ("Mary Ann", "'Mary Ann'"), ("Ann ", "'Ann '"), ("O'Neil", '"O\'Neil"'), ("Zoë", "'Zoë'"),
-        ("a\nb", "'a\\nb'"), ("\\", "'\\\\'"),
+        ("Ann", "'Ann'"),
+        ("Mary Ann", "'Mary Ann'"),
+        ("Ann ", "'Ann '"),
+        ("O'Neil", '"O\'Neil"'),
+        ("Zoë", "'Zoë'"),
+        ("a\nb", "'a\\nb'"),
+        ("\\", "'\\\\'"),
     ],
-)  # fmt: skip
+)
 def test_the_query_is_text_that_python_reads_back_as_it_was_typed(query, written):
     session = read("{'Bob': 1}", query)
     assert session.query == written and ast.literal_eval(session.query) == query
@@ -365,10 +387,8 @@ def test_an_empty_query_is_refused(query):
 
 def test_a_query_of_several_tokens_is_refused_where_one_is_wanted_and_its_pieces_are_shown():
     assert read("{'Bob': 1}", "Annxy").query == "'Annxy'"
-    with pytest.raises(
-        SessionError,
-        match=r"'Annxy' is not one token in the prompt \(Ann \+ x \+ y\), as is wanted here, such as Ann, ",
-    ):
+    pieces = r"\(Ann \+ x \+ y\), as is wanted here, such as Ann, "
+    with pytest.raises(SessionError, match=f"'Annxy' is not one token in the prompt {pieces}"):
         read("{'Bob': 1}", "Annxy", one_token=True)
     with pytest.raises(SessionError, match="the key 'Ann ' is not one token in the prompt"):
         read("{'Bob': 1}", "Ann ", one_token=True)
@@ -378,10 +398,17 @@ def test_a_query_of_several_tokens_is_refused_where_one_is_wanted_and_its_pieces
 @pytest.mark.parametrize(
     "text",
     [
-        "{{touch}: 1}", "{'Bob': {touch}}", "{touch}", "{**{touch}}", "{f'''{{touch}}''': 1}", "{'Bob': f'''{{touch}}'''}",
-        "{(lambda: {touch})(): 1}", "{'Bob': [{touch} for _ in 'a']}", "{'Bob': (x := {touch})}",
+        "{{touch}: 1}",
+        "{'Bob': {touch}}",
+        "{touch}",
+        "{**{touch}}",
+        "{f'''{{touch}}''': 1}",
+        "{'Bob': f'''{{touch}}'''}",
+        "{(lambda: {touch})(): 1}",
+        "{'Bob': [{touch} for _ in 'a']}",
+        "{'Bob': (x := {touch})}",
     ],
-)  # fmt: skip
+)
 def test_nothing_is_ever_executed(text, tmp_path):
     path = tmp_path / "executed"
     text = text.replace("{touch}", f"__import__('pathlib').Path({str(path)!r}).touch()")
@@ -399,7 +426,34 @@ def test_neither_the_query_nor_a_key_can_leave_its_quotes(tmp_path):
     assert len(session.prompt.splitlines()) == 2 and not path.exists()
 
 
-# Known faults: strict, so that the mark has to go with the fault.
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+VALUES = st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+@given(
+    entries=st.dictionaries(TEXT, VALUES, min_size=1, max_size=4),
+    query=TEXT.filter(lambda text: text.strip() and text[0] not in QUOTES),
+)
+def test_any_dictionary_and_any_key_are_read_as_python_reads_them(entries, query):
+    try:
+        session = read(repr(entries), query)
+    except SessionError as error:
+        assert "tokens" in str(error)  # the only thing that may be wrong with it: too long
+        return
+    assert ast.literal_eval(session.dictionary) == entries
+    assert ast.literal_eval(session.query) == query
+    assert session.outcome() == (repr(entries[query]) if query in entries else MISSING)
+    assert len(session.prompt.splitlines()) == 2 == session.prompt.count("\n")
+
+
+@given(text=st.text(max_size=40))
+def test_whatever_is_typed_is_a_session_or_a_plain_refusal(text):
+    try:
+        session = read(text, text)
+    except SessionError as error:
+        assert "\n" not in str(error) or "\n" in text
+    else:
+        assert ast.literal_eval(session.query)
 
 
 @pytest.mark.parametrize("text", ["{'Bob': 'x'\n 'y'}", "{'Bob': '''x\ny'''}"])

@@ -118,10 +118,11 @@ def build_wheel(folder: Path, name: str, content: bytes, member: str = "") -> Wh
     package = name.replace("-", "_")
     member = member or f"{package}/part.bin"
     info = f"{package}-1.0.dist-info"
+    wheel = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files = {
         member: content,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": wheel.encode(),
     }
 
     def line(path: str) -> str:

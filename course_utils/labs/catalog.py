@@ -403,5 +403,5 @@ def placement(
 
 
 def _nearest(choices: Sequence[SAEChoice], l0: float | int) -> SAEChoice:
-    """The SAE whose L0 is nearest; of two that are as near, the first by its id."""
-    return min(choices, key=lambda choice: (abs(choice.l0 - l0), choice.sae_id))
+    """The SAE whose L0 is nearest; of two that are as near, the first."""
+    return min(choices, key=lambda choice: abs(choice.l0 - l0))
