@@ -54,6 +54,7 @@ def test_a_new_frontier_names_its_task_and_model_and_is_empty(lab, task):
 def test_a_point_holds_its_circuits_size_by_layer_and_how_it_was_found(frontier):
     assert frontier.points[0] == Point("mask", 7, faithfulness(0.9), {A: 5, B: 2}, 0.1, 3)
     assert frontier.points[1] == Point("random", 4, faithfulness(0.2), {A: 4, B: 0}, None, None)
+    assert frontier.points[1] == Point("random", 4, faithfulness(0.2), {A: 4, B: 0})
     assert frontier.add("x", masks_of(1, 0), faithfulness(1.0)) is frontier.points[-1]
 
 
@@ -158,6 +159,7 @@ def test_the_rank_says_which_nodes_are_best(evaluation, scores, task):
         masks = SAEMasks.from_scores(scores, 9, rank=rank)
         assert point.faithfulness == evaluation.faithfulness(masks)
     assert by_size.faithfulness != by_value.faithfulness
+    assert by_size.seed is None
 
 
 def test_a_circuit_of_no_nodes_is_a_point_as_good_as_nothing(evaluation, scores, task, tmp_path):

@@ -73,6 +73,17 @@ def test_another_seed_draws_other_prompts():
     assert mean_intervals(table, seed=1) != mean_intervals(table, seed=2)
 
 
+def test_without_a_seed_it_is_0_and_there_are_1000_draws():
+    values = numbers(50)
+    interval = mean_interval(values, seed=0)
+    draws = resampled_means(values, n_bootstrap=1000, seed=0)
+    assert torch.equal(resampled_means(values), draws)
+    assert mean_interval(values) == bootstrap(lambda mean: mean, [values]) == interval
+    assert mean_intervals(values[:, None]) == [interval]
+    assert interval.low == draws.quantile(0.025).item()
+    assert ratio_interval(values, values + 9) == ratio_interval(values, values + 9, seed=0)
+
+
 def test_ends_are_quantiles_of_the_draws():
     values = numbers(30)
     draws = resampled_means(values, n_bootstrap=200, seed=4)
