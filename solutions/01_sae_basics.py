@@ -358,9 +358,7 @@ def train(
     lr: float = 1e-3,
     name: str = "training",
 ) -> list[float]:
-    """Train an SAE on batches; returns the loss at each step. Interrupt it, and the SAE stays as it
-    is.
-    """
+    """Train an SAE on batches; returns the loss at each step. It can be interrupted."""
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
     losses = []
     for step in (bar := tqdm(range(steps), desc=name)):

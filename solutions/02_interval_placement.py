@@ -642,10 +642,17 @@ panels = {
         for name in tasks
     },
 }
+
+# %%
 dearest = max(lab.sae_layers, key=lambda layer: alone[layer].mean())
 cheapest = min(lab.sae_layers, key=lambda layer: alone[layer].mean())
-mean_of = lambda values: pd.Series({layer: value.mean().item() for layer, value in values.items()})  # noqa: E731
-rank = mean_of(relative).corr(mean_of(alone), method="spearman")
+ranked = pd.DataFrame(
+    {
+        "error": {layer: relative[layer].mean().item() for layer in lab.sae_layers},
+        "cost": {layer: alone[layer].mean().item() for layer in lab.sae_layers},
+    }
+)
+rank = ranked["error"].corr(ranked["cost"], method="spearman")
 title = (
     f"One SAE: dearest on text after layer {dearest}, cheapest after {cheapest}; rank "
     f"correlation of error and cost {rank:.2f}"
@@ -860,6 +867,8 @@ for control in ("random", "other"):
             ratio_interval(single[layer]["sae"].kl, single[layer][control].kl) for layer in probed
         ]
     }
+
+# %%
 ratios = panels["KL of the SAE's error / random direction"]["ratio"]
 worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 better = [layer for layer, i in zip(probed, ratios) if i.high < 1]
@@ -1106,6 +1115,7 @@ def draw(layers, error):
     return picture(figure, alt=f"Logit difference kept: {kept}. {title}.")
 
 
+# %%
 explore_splices(lab.sae_layers, draw, start=spec_of(LAB).placement)
 
 # %% [markdown]

@@ -53,6 +53,9 @@ from sae_lens import SAE
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+started = time.perf_counter()
+
+# %%
 from course_utils import Evaluation, SAEMasks, SplicedModel, learn_masks, load_lab, load_task
 from course_utils.circuits.attribution import largest_change, random_scores
 from course_utils.circuits.masks import MaskError
@@ -62,8 +65,6 @@ from course_utils.display import figures
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb03 import check, exercise
-
-started = time.perf_counter()
 
 # %% [markdown]
 # The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
@@ -844,6 +845,7 @@ def at_the_distractor(masks):
     return SAEMasks(masks.hook_points, part)
 
 
+# %%
 removed = {"the circuit": circuit, "its nodes at the distractor": at_the_distractor(circuit)}
 effects = {
     "these nodes": {},

@@ -48,6 +48,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+started = time.perf_counter()
+
+# %%
 from course_utils import (
     Evaluation,
     Frontier,
@@ -70,8 +73,6 @@ from course_utils.display.html import coloured_prompt
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import spec_of
 from course_utils.teaching.nb04 import check, exercise
-
-started = time.perf_counter()
 
 # %% [markdown]
 # The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and

@@ -72,6 +72,7 @@ from course_utils.display.widgets import play
 from course_utils.prompts import sessions
 from course_utils.prompts.text import load_text
 from course_utils.studies import dictionaries
+from course_utils.studies.dictionaries import FAMILIES, HONEST, LAST, QUERIED, Clamp
 from course_utils.teaching.nb06 import check, exercise
 
 # %% tags=["parameters"]
@@ -164,6 +165,8 @@ check(p_missing)
 missing_ids = [
     lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in sessions.SAYS_MISSING
 ]
+
+# %%
 rows, first_tokens = [], Counter()
 for name, task in tasks.items():
     both = spliced.model_logits(torch.cat([task.clean, task.patch])).float().cpu().chunk(2)
@@ -178,8 +181,16 @@ for name, task in tasks.items():
             if is_missing
             else (logits.argmax(-1) == right).tolist()
         )
-        rows.append({"task": name, "prompt": kind, "right answer": "missing" if is_missing else "the value", "accuracy": proportion(hits),
-                     "p(missing)": mean_interval(p_missing(logits, missing_ids)), "n": len(task)})  # fmt: skip
+        rows.append(
+            {
+                "task": name,
+                "prompt": kind,
+                "right answer": "missing" if is_missing else "the value",
+                "accuracy": proportion(hits),
+                "p(missing)": mean_interval(p_missing(logits, missing_ids)),
+                "n": len(task),
+            }
+        )
 pd.DataFrame(rows)
 
 # %%
@@ -331,9 +342,16 @@ pd.concat(
 
 # %%
 rows = [
-    {"task": name, "nodes": point.n_nodes, "found by": point.method, "F(C)/F(S)": str(point.faithfulness.raw)}
-    for name, frontier in frontiers.items() for point in frontier.points if point.method != "random"
-]  # fmt: skip
+    {
+        "task": name,
+        "nodes": point.n_nodes,
+        "found by": point.method,
+        "F(C)/F(S)": str(point.faithfulness.raw),
+    }
+    for name, frontier in frontiers.items()
+    for point in frontier.points
+    if point.method != "random"
+]
 for circuit in published_circuits("gemma-2-9b"):
     if circuit.task in trains:
         rows.append(
@@ -367,35 +385,18 @@ pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 entry, item = ["a key", "':", "␣", "a value", ",", "'"], ["a value", ",", "␣"]
 PLACES = {
     "dict_key": [
-        "BOS",
-        ">>>",
-        "variable",
-        "=",
-        "{'",
-        *(entry * 5)[:-2],
-        "}",
-        ">>>",
-        "variable",
-        "['",
-        "the queried key",
-        "']",
+        "BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}",
+        ">>>", "variable", "['", "the queried key", "']",
     ],
     "list_index": [
-        "BOS",
-        ">>>",
-        "variable",
-        "=",
-        "[",
-        *(item * 5)[:-2],
-        "] (list)",
-        ">>>",
-        "variable",
-        "[",
-        "the index",
-        "]",
+        "BOS", ">>>", "variable", "=", "[", *(item * 5)[:-2], "] (list)",
+        ">>>", "variable", "[", "the index", "]",
     ],
-}
+}  # fmt: skip
 assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if name in PLACES)
+
+
+# %%
 
 
 def where_nodes_are(name):
@@ -457,13 +458,14 @@ check(separations)
 # that we claim of them later is measured with other keys.
 
 # %%
-sites = [(layer, place) for layer in LAYERS for place in (dictionaries.QUERIED, dictionaries.LAST)]
-sites = [(LAYERS[1], dictionaries.QUERIED), (LAYERS[2], dictionaries.LAST)] if QUICK else sites
-where = {dictionaries.QUERIED: "the queried key", dictionaries.LAST: "']"}
+sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
+sites = [(LAYERS[1], QUERIED), (LAYERS[2], LAST)] if QUICK else sites
+where = {QUERIED: "the queried key", LAST: "']"}
 hook_point = dict(zip(LAYERS, spliced.hook_points))
+
+# %%
 honest = {
-    family: dictionaries.attacks(family, N_KNOWN, split="train", seed=SEED)
-    for family in dictionaries.HONEST
+    family: dictionaries.attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST
 }
 known_missing, known_present = (
     found.latents
@@ -538,24 +540,19 @@ check(hold)
 def held(site, like):
     """The telling latents of a site, held at their means over honest prompts of one kind."""
     layer, place = site
-    return dictionaries.Clamp(
+    return Clamp(
         {(hook_point[layer], i): like[site][:, i].mean().item() for i in sum(TELLING[site], [])},
         place,
     )
 
 
-site = LAYERS[1], dictionaries.QUERIED
+# %%
+site = LAYERS[1], QUERIED
 clamp = held(site, known_present)
 values = {i: value for (_, i), value in clamp.values.items()}
-[session] = dictionaries.attacks(dictionaries.HONEST[0], 1, split="train", seed=SEED + 1)
-tokens = torch.tensor(
-    [
-        [
-            lab.tokenizer.bos_token_id,
-            *lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"],
-        ]
-    ]
-)
+[session] = dictionaries.attacks(HONEST[0], 1, split="train", seed=SEED + 1)
+ids = lab.tokenizer(session.prompt, add_special_tokens=False)["input_ids"]
+tokens = torch.tensor([[lab.tokenizer.bos_token_id, *ids]])
 lengths = torch.tensor([tokens.shape[1]])
 by_hand = keep.run(
     tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])}
@@ -575,8 +572,7 @@ print(
 
 # %%
 tried_missing, tried_present = (
-    dictionaries.attacks(family, N_TRIED, split="train", seed=SEED + 1)
-    for family in dictionaries.HONEST
+    dictionaries.attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST
 )
 to_value = {
     site: 1
@@ -591,6 +587,8 @@ to_error = {
     ).p_missing
     for site in sites
 }
+
+# %%
 plain = [dictionaries.answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
 rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
 rows += [
@@ -620,23 +618,31 @@ pd.DataFrame(
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
 SEEN = max(
-    (site for site in deciding if site[1] == dictionaries.QUERIED),
-    default=(LAYERS[1], dictionaries.QUERIED),
+    (site for site in deciding if site[1] == QUERIED),
+    default=(LAYERS[1], QUERIED),
 )
 VERDICT = min(
-    (site for site in deciding if site[1] == dictionaries.LAST),
-    default=(LAYERS[2], dictionaries.LAST),
+    (site for site in deciding if site[1] == LAST),
+    default=(LAYERS[2], LAST),
 )
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
 circuit = circuits["dict_key", SIZES["dict_key"][-1]]
 nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
-rows = [
-    {"site": label, "latent": i, "fires for": "a repeat" if i in TELLING[site][0] else "none",
-     "key present": known_present[site][:, i].mean().item(), "key missing": known_missing[site][:, i].mean().item(),
-     "in the circuit": (hook_point[site[0]], where[site[1]], i) in nodes}
-    for label, site in LABELLED.items() for i in sum(TELLING[site], [])
-]  # fmt: skip
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
+
+# %%
+rows = [
+    {
+        "site": label,
+        "latent": i,
+        "fires for": "a repeat" if i in TELLING[site][0] else "none",
+        "key present": known_present[site][:, i].mean().item(),
+        "key missing": known_missing[site][:, i].mean().item(),
+        "in the circuit": (hook_point[site[0]], where[site[1]], i) in nodes,
+    }
+    for label, site in LABELLED.items()
+    for i in sum(TELLING[site], [])
+]
 n_at = Counter((h, place) for h, place, _ in nodes)
 n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
 n_shared = sum(row["in the circuit"] for row in rows)
@@ -674,7 +680,7 @@ def signal(site, latents):
 
 # %%
 unseen_missing, unseen_present = (
-    dictionaries.attacks(family, N_HONEST, seed=SEED) for family in dictionaries.HONEST
+    dictionaries.attacks(family, N_HONEST, seed=SEED) for family in HONEST
 )
 unseen = {"missing": unseen_missing, "present": unseen_present}
 missing, present = dictionaries.answers_each(
@@ -682,8 +688,11 @@ missing, present = dictionaries.answers_each(
 ).values()
 says = {
     f"{label}, key {kind}": signal(site, some.latents)
-    for label, site in LABELLED.items() for kind, some in (("missing", missing), ("present", present))
-}  # fmt: skip
+    for label, site in LABELLED.items()
+    for kind, some in (("missing", missing), ("present", present))
+}
+
+# %%
 is_present = torch.arange(2 * N_HONEST) >= N_HONEST
 both_kinds = {
     label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]])
@@ -716,13 +725,23 @@ def strangers(site, like, seed):
         i for i in before.argsort(descending=True).tolist() if i not in sum(TELLING[site], [])
     ]
     drawn = random.Random(seed).sample(others[: 4 * len(moves)], len(moves))
-    return dictionaries.Clamp(
+    return Clamp(
         {
             (hook_point[site[0]], i): max(0.0, before[i].item() + move)
             for i, move in zip(drawn, moves)
         },
         site[1],
     )
+
+
+# %%
+def with_strangers(site, asked, like):
+    """Which answers are errors with strangers of a site held, in ``N_DRAWS`` draws of them."""
+    draws = [
+        dictionaries.answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw))
+        for draw in range(N_DRAWS)
+    ]
+    return torch.cat([answers.says_missing for answers in draws])
 
 
 # %%
@@ -740,18 +759,10 @@ for label, site in LABELLED.items():
         "that stands in the dictionary"
     )
     forced[f"{label} held as for none: errors"] = proportion(down.says_missing)
-    for kind, asked, like in (
-        ("missing", asked_missing, known_present),
-        ("present", asked_present, known_missing),
-    ):
-        draws = [
-            dictionaries.answers_with(
-                keep, asked[draw::N_DRAWS], strangers(site, like, draw)
-            ).says_missing
-            for draw in range(N_DRAWS)
-        ]
-        turned = torch.cat(draws) if kind == "present" else ~torch.cat(draws)
-        forced[f"strangers of {label}, key {kind}"] = proportion(turned)
+    turned = ~with_strangers(site, asked_missing, known_present)
+    forced[f"strangers of {label}, key missing"] = proportion(turned)
+    turned = with_strangers(site, asked_present, known_missing)
+    forced[f"strangers of {label}, key present"] = proportion(turned)
 forced["nothing held, key missing"] = proportion(~missing[:N_TEST].says_missing)
 forced["nothing held, key present"] = proportion(present[:N_TEST].says_missing)
 
@@ -789,14 +800,16 @@ figures.show(figure, alt=f"Bars with intervals. {title}.")
 # adds the key `'Ann'`.
 
 # %%
-examples = {
-    family: dictionaries.attacks(family, 1, seed=SEED)[0] for family in dictionaries.FAMILIES
-}
+examples = {family: dictionaries.attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
 says_python = {sessions.MISSING: "KeyError"}
 rows = [
-    {"family": f.name, "an example": session.prompt, "Python": says_python.get(session.outcome(), session.outcome())}
-    for f, session in examples.items()
-]  # fmt: skip
+    {
+        "family": family.name,
+        "an example": session.prompt,
+        "Python": says_python.get(session.outcome(), session.outcome()),
+    }
+    for family, session in examples.items()
+]
 pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
 
 # %% [markdown]
@@ -833,10 +846,8 @@ check(predicted_share)
 # answers closed for now.
 
 # %%
-asked = {
-    family: dictionaries.attacks(family, N_ATTACKS, seed=SEED) for family in dictionaries.FAMILIES
-}
-twin_of = {family: dictionaries.twin(family) for family in dictionaries.FAMILIES}
+asked = {family: dictionaries.attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
+twin_of = {family: dictionaries.twin(family) for family in FAMILIES}
 asked |= {other: dictionaries.attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
 got = dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
 
@@ -850,11 +861,16 @@ def predicted(site, family):
 
 
 rows = [
-    {"family": family.name, "looks": "present" if family.lures else "absent", "seen says there": predicted(SEEN, family),
-     "verdict says there": predicted(VERDICT, family), "signal of seen": signal(SEEN, got[family].latents).mean().item(),
-     "signal of verdict": signal(VERDICT, got[family].latents).mean().item()}
-    for family in dictionaries.FAMILIES
-]  # fmt: skip
+    {
+        "family": family.name,
+        "looks": "present" if family.lures else "absent",
+        "seen says there": predicted(SEEN, family),
+        "verdict says there": predicted(VERDICT, family),
+        "signal of seen": signal(SEEN, got[family].latents).mean().item(),
+        "signal of verdict": signal(VERDICT, got[family].latents).mean().item(),
+    }
+    for family in FAMILIES
+]
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
@@ -867,11 +883,8 @@ pd.DataFrame(rows).round(2)
 # value from other nonsense.
 
 # %%
-fooled = {family: proportion(got[family].fooled(family.lures)) for family in dictionaries.FAMILIES}
-of_twins = {
-    family: proportion(got[twin_of[family]].fooled(family.lures))
-    for family in dictionaries.FAMILIES
-}
+fooled = {family: proportion(got[family].fooled(family.lures)) for family in FAMILIES}
+of_twins = {family: proportion(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
 control = {True: proportion(~missing.says_missing), False: proportion(present.says_missing)}
 
 
@@ -883,11 +896,19 @@ def most_said(family, n):
     )
 
 
+# %%
 rows = [
-    {"family": family.name, "fooled": str(fooled[family]), "twin": str(of_twins[family]), "honest": str(control[family.lures]),
-     "says a digit": got[family].says_value.float().mean().item(), "most said": most_said(family, 3), "by the twin": most_said(twin_of[family], 1)}
-    for family in dictionaries.FAMILIES
-]  # fmt: skip
+    {
+        "family": family.name,
+        "fooled": str(fooled[family]),
+        "twin": str(of_twins[family]),
+        "honest": str(control[family.lures]),
+        "says a digit": got[family].says_value.float().mean().item(),
+        "most said": most_said(family, 3),
+        "by the twin": most_said(twin_of[family], 1),
+    }
+    for family in FAMILIES
+]
 print(
     f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of "
     "each kind"
@@ -895,21 +916,19 @@ print(
 pd.DataFrame(rows).round(2)
 
 # %%
-label_of = {
-    family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in dictionaries.FAMILIES
-}
+label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
 over = [
     label_of[family]
-    for family in dictionaries.FAMILIES
+    for family in FAMILIES
     if fooled[family].low > max(control[family.lures].high, of_twins[family].high)
 ]
 title = (
-    f"{len(over)} of {len(dictionaries.FAMILIES)} families (orange) fool more often "
+    f"{len(over)} of {len(FAMILIES)} families (orange) fool more often "
     "than honest prompts and than their twins"
 )
 bars = dict(
     sorted(
-        ((label_of[family], fooled[family]) for family in dictionaries.FAMILIES),
+        ((label_of[family], fooled[family]) for family in FAMILIES),
         key=lambda item: -item[1].value,
     )
 )
@@ -935,20 +954,20 @@ figures.show(figure, alt=f"Bars with intervals. {title}.")
 
 # %%
 says_there = torch.tensor(
-    [1 - got[family].says_missing.float().mean().item() for family in dictionaries.FAMILIES]
+    [1 - got[family].says_missing.float().mean().item() for family in FAMILIES]
 )
 guesses = {
-    label: torch.tensor([predicted(site, family) for family in dictionaries.FAMILIES])
+    label: torch.tensor([predicted(site, family) for family in FAMILIES])
     for label, site in LABELLED.items()
 }
 ranks = {
     label: pd.Series(guess).corr(pd.Series(says_there), method="spearman")
     for label, guess in guesses.items()
 }
-title = f"Each point a family; rank correlation over {len(dictionaries.FAMILIES)}: " + ", ".join(
+title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(
     f"{label} {rank:.2f}" for label, rank in ranks.items()
 )
-names = [family.name.partition(":")[0] for family in dictionaries.FAMILIES]
+names = [family.name.partition(":")[0] for family in FAMILIES]
 figure = figures.scatter_figure(
     says_there, guesses, "the model says there", "the latents say there", title, names=names
 )
@@ -974,11 +993,9 @@ def auc_among(families):
 
 
 of_both_kinds = [
-    family
-    for family, there in zip(dictionaries.FAMILIES, says_there.tolist())
-    if 0.05 < there < 0.95
+    family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95
 ]
-rows = {"all families together": auc_among(dictionaries.FAMILIES)} | {
+rows = {"all families together": auc_among(FAMILIES)} | {
     family.name: auc_among([family]) for family in of_both_kinds
 }
 pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
@@ -987,7 +1004,7 @@ pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
 for label, site in LABELLED.items():
     pairs = [
         (family.name, predicted(site, family), there)
-        for family, there in zip(dictionaries.FAMILIES, says_there.tolist())
+        for family, there in zip(FAMILIES, says_there.tolist())
     ]
     off = [
         f"{name} ({guess:.2f}, measured {there:.2f})"
@@ -995,7 +1012,7 @@ for label, site in LABELLED.items():
         if abs(guess - there) > 0.3
     ]
     print(
-        f"{label} is off by more than 0.3 for {len(off)} of {len(dictionaries.FAMILIES)} "
+        f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} "
         f"families: {'; '.join(off)}"
     )
 
@@ -1042,7 +1059,7 @@ check(lift)
 
 # %%
 rng = random.Random(SEED)
-luring = [family for family in dictionaries.FAMILIES if family.lures]
+luring = [family for family in FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
     # one query, and several ways to tamper with its dictionary
@@ -1131,12 +1148,12 @@ def is_right(found, asked_of):
     """Whether each answer is Python's: an error message for a missing key, the very value for one
     that is there.
     """
+    says_missing = [token in sessions.SAYS_MISSING for token in found.top]
+    outcomes = [session.outcome() for session in asked_of]
     return torch.tensor(
         [
-            (token in sessions.SAYS_MISSING)
-            if s.outcome() == sessions.MISSING
-            else token == s.outcome()
-            for token, s in zip(found.top, asked_of)
+            says if outcome == sessions.MISSING else token == outcome
+            for token, says, outcome in zip(found.top, says_missing, outcomes)
         ]
     )
 
@@ -1147,16 +1164,10 @@ right = {
     "present": is_right(present[:n], unseen_present),
 }
 fooled_before = torch.cat([*before.values()])
-mending, by_family = (
-    {
-        "(a model that always says missing)": {
-            "attacks undone": 1.0,
-            "broken, key missing": 0.0,
-            "broken, key present": 1.0,
-        }
-    },
-    {},
-)
+
+# %%
+always = {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}
+mending, by_family = {"(a model that always says missing)": always}, {}
 for name, after in cured.items():
     fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in working]), {}
     for kind, was_right in right.items():
@@ -1169,9 +1180,11 @@ for name, after in cured.items():
         for f in working
     }
     of_those = proportion(~is_right(after["present"], to_mend["present"])[right["present"]])
-    print(f"{name}: undone {proportion(~fooled_after[fooled_before])} of {int(fooled_before.sum())} attacks that fooled; "
-          f"broken {of_those} of {int(right['present'].sum())} right answers to a key that is "
-          "there")  # fmt: skip
+    undone = proportion(~fooled_after[fooled_before])
+    print(
+        f"{name}: undone {undone} of {int(fooled_before.sum())} attacks that fooled; broken "
+        f"{of_those} of {int(right['present'].sum())} right answers to a key that is there"
+    )
 pd.DataFrame(mending).T.round(2)
 
 # %%
@@ -1193,6 +1206,13 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 
 # %%
+def likeliest(logits):
+    """The five likeliest first tokens, each with its probability."""
+    values, ids = logits.float().softmax(-1).topk(5)
+    return [(lab.tokenizer.decode([i]), value) for i, value in zip(ids.tolist(), values.tolist())]
+
+
+# %%
 @torch.no_grad()
 def respond(dictionary, query):
     """What the playground shows for what was typed."""
@@ -1201,11 +1221,7 @@ def respond(dictionary, query):
     run = keep.run(torch.tensor([[lab.tokenizer.bos_token_id, *ids]]))
     rising = TELLING[SEEN][0][:2]
     fires = run.latents[hook_point[SEEN[0]]][0, 1:, rising].sum(1)
-    probabilities = run.logits[0].float().softmax(-1)
-    likely = [
-        (lab.tokenizer.decode([i]), probabilities[i].item())
-        for i in probabilities.topk(5).indices.tolist()
-    ]
+    likely = likeliest(run.logits[0])
     at = {
         site: {site: run.latents[hook_point[site[0]]][:, site[1]].float().cpu()}
         for site in (SEEN, VERDICT)
@@ -1224,6 +1240,7 @@ def respond(dictionary, query):
     )
 
 
+# %%
 def as_typed(family):
     """An example of a family, if it can be typed into two lines."""
     session = dictionaries.attacks(family, 1, seed=SEED + 1)[0]
@@ -1235,7 +1252,7 @@ def as_typed(family):
 
 to_try = {
     family.name: as_typed(family)
-    for family in (*dictionaries.HONEST, *dictionaries.FAMILIES[: 1 if QUICK else None])
+    for family in (*HONEST, *FAMILIES[: 1 if QUICK else None])
     if as_typed(family)
 }
 play(
@@ -1256,7 +1273,7 @@ print(
 )
 for name in forced:
     print(f"{name}: {forced[name]}")
-for family in dictionaries.FAMILIES:
+for family in FAMILIES:
     print(
         f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from "
         f"seen {predicted(SEEN, family):.2f} (says there)"

@@ -58,8 +58,7 @@ REPOSITORY = os.environ.get(
 """The course's public address."""
 EXERCISE = re.compile(r"# exercise: (\w+)")
 SETUP = """\
-# Finds the course. In Colab, fetches and installs it first; if that changed numpy, the session
-# restarts once: then run again.
+# Finds the course. In Colab, fetches and installs it first, and restarts once if numpy changed.
 import os, subprocess, sys
 from importlib.metadata import version
 from pathlib import Path
@@ -68,15 +67,10 @@ COLAB = "google.colab" in sys.modules
 root = Path("/content/course") if COLAB else Path.cwd().parent
 if COLAB and not root.exists():
     before = version("numpy")
-    subprocess.run(
-        ["git", "clone", "--quiet", "--depth=1",
-         "{repository}", str(root)],
-        check=True,
-    )
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(root / "requirements.txt")],
-        check=True,
-    )
+    subprocess.run(["git", "clone", "--quiet", "--depth=1",
+                    "{repository}", str(root)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet",
+                    "-r", str(root / "requirements.txt")], check=True)
     if version("numpy") != before:
         os.kill(os.getpid(), 9)
 if not (root / "course_utils").is_dir():
@@ -128,7 +122,7 @@ def _say_times(source: Path) -> str:
         for minutes in map(times_of(source).get, ("full", "quick"))
     )
     return (
-        f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one "
+        f"on two CPU cores: {full} where it\nwas built, or {quick} in the quick profile on one "
         f"core. The last cell says how long it took here"
     )
 
