@@ -23,6 +23,7 @@ from course_utils.circuits.optimize import (
     ContinuousSparsification,
     MaskSettings,
     binary_masks,
+    starting_theta,
 )
 from course_utils.circuits.splice import PatchMeans, batches
 from course_utils.labs.lab import Lab, hook_point
@@ -179,8 +180,7 @@ class PlainSplice:
         prompt, not at every step.
         """
         whole = self._whole(task, means, settings.batch_size) if whole_once else None
-        theta = {name: torch.full_like(f, settings.theta_init) for name, f in means.latents.items()}
-        first = int(self.has_bos)
+        theta, first = starting_theta(means.latents, settings), int(self.has_bos)
         learning = ContinuousSparsification(theta, len(task), settings, first=first)
         while not learning.done:
             rows, masks = learning.rows(), learning.soft_masks()

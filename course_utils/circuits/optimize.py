@@ -325,6 +325,17 @@ class ContinuousSparsification:
         return self.sparsity * math.exp(0.2 * max(-2.0, min(2.0, too_many)))
 
 
+def starting_theta(
+    mean_latents: Mapping[str, Float[Tensor, "seq _d_sae"]], settings: MaskSettings
+) -> dict[str, Float[Tensor, "*seq _d_sae"]]:
+    """θ₀ for every node: ``[seq, d_sae]`` like the means, or ``[d_sae]`` for all positions."""
+    theta = {}
+    for name, mean in mean_latents.items():
+        shape = mean.shape if settings.per_position else mean.shape[1:]
+        theta[name] = mean.new_full(shape, settings.theta_init, dtype=torch.float32)
+    return theta
+
+
 def binary_masks(
     theta: Mapping[str, Float[Tensor, "..."]], settings: MaskSettings, *, first: int
 ) -> SAEMasks:
@@ -473,15 +484,12 @@ class MaskLearner:
 
     def _starting_theta(self, resume: LearnedMask | None) -> dict[str, Float[Tensor, "..."]]:
         """θ₀ for every candidate, or what an earlier run had come to."""
-        theta = {}
-        for name, mean in self.narrow_means.latents.items():
-            if resume is None:
-                like = mean if self.settings.per_position else mean[0]
-                theta[name] = torch.full_like(like, self.settings.theta_init, dtype=torch.float32)
-            else:
-                earlier = resume.theta[name]
-                theta[name] = earlier[..., self.kept[name]] if name in self.kept else earlier
-        return theta
+        if resume is None:
+            return starting_theta(self.narrow_means.latents, self.settings)
+        return {
+            name: theta[..., self.kept[name]] if name in self.kept else theta
+            for name, theta in resume.theta.items()
+        }
 
     def _widened(self, name: str, theta: Float[Tensor, "*seq kept"]) -> Float[Tensor, "*seq d_sae"]:
         """A copy of θ for all latents: −∞ for those that were left out."""
