@@ -1,4 +1,4 @@
-"""The helper functions of Scalable SAE Circuits: rooms, each of which imports only from those before it.
+"""The helper functions of the course, in rooms; each imports only from those before it.
 
     labs/       models and their SAEs: which there are, where they come from, what they need
     prompts/    what a model is asked: tokens, prompt pairs, sessions, running text
