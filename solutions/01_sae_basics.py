@@ -39,6 +39,7 @@
 # setup
 
 # %%
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -230,7 +231,8 @@ pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
 # them: **few are there at once**. So we look for a way to write every h as a sum of a few
 # directions out of a larger set:
 #
-# $$f = \mathrm{ReLU}\big((x - b_\text{dec})\,W_\text{enc} + b_\text{enc}\big), \qquad \hat x = f\,W_\text{dec} + b_\text{dec}$$
+# $$f = \mathrm{ReLU}\big((x - b_\text{dec})\,W_\text{enc} + b_\text{enc}\big), \qquad
+# \hat x = f\,W_\text{dec} + b_\text{dec}$$
 #
 # f are the **latents**, the rows of $W_\text{dec}$ the directions that they write. There are more
 # latents than dimensions, and most are to be 0. (From here on x is what an SAE reads: first the h
@@ -388,7 +390,10 @@ def toy_sae(seed: int) -> tuple[float, SAE]:
     """An SAE on the hidden dimensions of the toy model, and its loss at the end of training."""
     torch.manual_seed(seed)
     sae = SAE(2, N_FEATURES, seed=seed)
-    next_h = lambda: sparse_batch(1024, N_FEATURES, densities[-1]) @ W.T
+
+    def next_h():
+        return sparse_batch(1024, N_FEATURES, densities[-1]) @ W.T
+
     losses = train(sae, next_h, 800, l1=0.3, lr=1e-2, name=f"toy SAE, start {seed}")
     return sum(losses[-100:]) / 100, sae
 
@@ -792,7 +797,7 @@ print(f"the variance without them is {variance_left:.1%} of the variance with th
 shipped = lab.saes[LAYER]
 f = shipped.encode(x_test)
 x_hat = shipped.decode(f)
-with_threshold = lambda pre: jumprelu(pre, shipped.threshold)
+with_threshold = functools.partial(jumprelu, threshold=shipped.threshold)
 mine = sae_forward(
     x_test, shipped.W_enc, shipped.b_enc, shipped.W_dec, shipped.b_dec, with_threshold
 )

@@ -1029,12 +1029,18 @@ def cost_row(parameters, n_layers, d_model, width, few):
     encoding against the model's.
     """
     every, model = 3 * n_layers, parameters * 2 / 1e9
-    work = lambda n: n * 2 * d_model * width / (2 * parameters)  # noqa: E731
+    work = d_model * width / parameters  # of an SAE's encoder, against the model's
     few_gb, every_gb = (sae_gb(n, d_model, width) for n in (few, every))
     return {
-        "model GB": model, "few SAEs": few, "few GB": few_gb, "everywhere": every, "everywhere GB": every_gb,
-        "GPUs of 80 GB": math.ceil((model + every_gb) / 80), "encoding few / model": work(few), "encoding all / model": work(every),
-    }  # fmt: skip
+        "model GB": model,
+        "few SAEs": few,
+        "few GB": few_gb,
+        "everywhere": every,
+        "everywhere GB": every_gb,
+        "GPUs of 80 GB": math.ceil((model + every_gb) / 80),
+        "encoding few / model": few * work,
+        "encoding all / model": every * work,
+    }
 
 
 # %%

@@ -969,7 +969,7 @@ pd.DataFrame(rows).T
 
 # %% [markdown]
 # That is not fair to zero: these nodes were chosen for the other baseline. So we learn two masks,
-# one for each, with the same prompts, seed and price of a node. (A minute or two. `learn_masks` is
+# one for each, with the same prompts, seed and λ. (A minute or two. `learn_masks` is
 # notebook 04's subject.)
 
 # %%

@@ -89,7 +89,7 @@ LAYERS = list(LAYERS or spec_of(LAB).placement)
 QUICK = PROFILE == "quick"
 N_TRAIN, N_TEST = (32, 32) if QUICK else (256, 100)  # prompts to learn on and to judge on
 N_SCORED = 16 if QUICK else 48  # prompts that attribution scores are averaged over
-PRICES = [0.03, 0.3] if QUICK else [0.003, 0.03, 0.1, 0.3]
+SPARSITIES = [0.03, 0.3] if QUICK else [0.003, 0.03, 0.1, 0.3]
 IG_STEPS = 2 if QUICK else 10
 LEARNING = {"steps": 20, "lr": 0.6} if QUICK else {"steps": 60}  # how long a mask is learned
 
@@ -387,10 +387,12 @@ figures.show(
 # \text{mean})\cdot m$. We want few ones and an unchanged answer. Zeros and ones cannot be learned
 # by gradient descent, so *continuous sparsification* softens them:
 #
-# $$m = \sigma(\tau\,\theta), \qquad \text{loss} = |LD_\text{spliced} - LD_\text{masked}| + \lambda \sum m \,/\, (\text{number of SAEs})$$
+# $$m = \sigma(\tau\,\theta), \qquad
+# \text{loss} = |LD_\text{spliced} - LD_\text{masked}|
+# + \lambda \sum m \,/\, (\text{number of SAEs})$$
 #
 # θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to 200,
-# where m is all but binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
+# where m is all but binary. At the end, nodes with θ > 0 stay. λ says what a node costs.
 #
 # ### Exercise 4.3 · the loss
 #
@@ -429,12 +431,12 @@ check(sparsification_loss)
 
 # %%
 theta = {name: torch.ones_like(f, requires_grad=True) for name, f in means.latents.items()}
-tau, price = 1.0, 0.01
+tau, sparsity = 1.0, 0.01
 batch = train[:16]
 
 soft = SAEMasks(list(theta), [torch.sigmoid(tau * value) for value in theta.values()])
 ld_masked = spliced.run(batch.clean, masks=soft, means=means).logit_diff(batch)
-loss = sparsification_loss(spliced.logit_diff(batch), ld_masked, dict(soft.items()), price)
+loss = sparsification_loss(spliced.logit_diff(batch), ld_masked, dict(soft.items()), sparsity)
 loss.backward()
 print(
     f"the loss is {loss:.1f}: nearly all of it is the price of "
@@ -598,18 +600,18 @@ scores["random"] = random_scores(spliced, train, seed=SEED)
 # %%
 frontier = Frontier.of(spliced, test)
 circuits = {}
-for price in PRICES:
+for sparsity in SPARSITIES:
     result = (
         learned
-        if price == 0.03
-        else learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING)
+        if sparsity == 0.03
+        else learn_masks(spliced, train, means=means, sparsity=sparsity, seed=SEED, **LEARNING)
     )
     circuits[f"{result.n_nodes} nodes"] = result.masks
     frontier.add(
         "learned mask",
         result.masks,
         evaluation.faithfulness(result.masks),
-        sparsity=price,
+        sparsity=sparsity,
         seed=SEED,
     )
 
@@ -633,10 +635,10 @@ for method, score in scores.items():
 def headline(frontier, n_nodes):
     """A title that says what the figure shows: every method's faithfulness with this many nodes."""
     points = [point for point in frontier.points if point.n_nodes == n_nodes]
-    said = [
-        f"{point.method} {point.faithfulness.vs_spliced.value:.2f}/{point.faithfulness.gap.value:.2f}"
-        for point in points
-    ]
+    said = []
+    for point in points:
+        vs_spliced, gap = point.faithfulness.vs_spliced.value, point.faithfulness.gap.value
+        said.append(f"{point.method} {vs_spliced:.2f}/{gap:.2f}")
     return f"{frontier.task} with {n_nodes} nodes, faithfulness/gap:\n" + ", ".join(said)
 
 
@@ -812,14 +814,14 @@ pd.Series(
 # %%
 ioi = Frontier.of(spliced, ioi_test)
 ioi_circuits = []
-for price in [0.003] if QUICK else [0.001, 0.003]:
+for sparsity in [0.003] if QUICK else [0.001, 0.003]:
     ioi_circuits.append(
         learn_masks(
-            spliced, ioi_train, means=ioi_means, sparsity=price, seed=SEED, **LEARNING
+            spliced, ioi_train, means=ioi_means, sparsity=sparsity, seed=SEED, **LEARNING
         ).masks
     )
     found = ioi_evaluation.faithfulness(ioi_circuits[-1])
-    ioi.add("learned mask", ioi_circuits[-1], found, sparsity=price, seed=SEED)
+    ioi.add("learned mask", ioi_circuits[-1], found, sparsity=sparsity, seed=SEED)
 
 # %%
 ioi_scored, ioi_steps = (ioi_train[:8], 1) if QUICK else (ioi_train[:24], 5)

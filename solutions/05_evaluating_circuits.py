@@ -53,41 +53,46 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+started = time.perf_counter()
+
+# %%
+from course_utils import (
+    Evaluation,
+    Node,
+    SAEMasks,
+    SplicedModel,
+    atp,
+    integrated_gradients,
+    learn_masks,
+    load_lab,
+    load_task,
+)
 from course_utils.circuits import evaluate as metrics
 from course_utils.circuits import explain
-from course_utils.circuits.attribution import atp, integrated_gradients, random_nodes, random_scores
-from course_utils.circuits.evaluate import MEASURES, Evaluate, Evaluation, needed
+from course_utils.circuits.attribution import random_nodes, random_scores
+from course_utils.circuits.evaluate import MEASURES, Evaluate, needed
 from course_utils.circuits.interventions import edge_effects, intervene
-from course_utils.circuits.masks import Node, SAEMasks, only, random_subsets
-from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.masks import only, random_subsets
 from course_utils.circuits.statistics import auc, bootstrap, proportion
 from course_utils.display import figures
-from course_utils.display.figures import show
 from course_utils.display.widgets import browse_latents
 from course_utils.labs.catalog import spec_of
-from course_utils.labs.lab import load_lab
-from course_utils.prompts.tasks import load_task
 from course_utils.prompts.text import load_text
 from course_utils.teaching.nb05 import check, exercise
 
-started = time.perf_counter()
-
 # %% tags=["parameters"]
 LAB = "smollm2"
-PROFILE = os.environ.get(
-    "COURSE_PROFILE", "full"
-)  # "quick" runs the same steps with fewer prompts and circuits
+# "quick" runs the same steps with fewer prompts and circuits
+PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
 # %%
 QUICK = PROFILE == "quick"
 LAYERS = list(spec_of(LAB).placement)
-N_TRAIN, N_TEST = (
-    (32, 24) if QUICK else (256, 100)
-)  # prompts to learn on, and held-out prompts to judge on
-PRICE = 0.1  # λ, the price of a node, of the circuit on trial
-PRICES = [PRICE, 0.3] if QUICK else [0.03, PRICE, 0.3]
+# prompts to learn on, and held-out prompts to judge on
+N_TRAIN, N_TEST = (32, 24) if QUICK else (256, 100)
+SPARSITY = 0.1  # λ of the circuit on trial
+SPARSITIES = [SPARSITY, 0.3] if QUICK else [0.03, SPARSITY, 0.3]
 SEEDS = [SEED, SEED + 1] if QUICK else [SEED, SEED + 1, SEED + 2]
 LEARNING = dict(steps=12, batch_size=8) if QUICK else dict(steps=40, batch_size=16)
 
@@ -119,19 +124,24 @@ nothing = SAEMasks.full(means.latents, 0.0)
 evaluation.remember(everything)
 f_spliced, f_empty = evaluation(everything), evaluation(nothing)
 print(
-    f"F(S) = {f_spliced.mean():.2f}, F(∅) = {f_empty.mean():.2f} over n = {len(test)} held-out prompts"
+    f"F(S) = {f_spliced.mean():.2f}, F(∅) = {f_empty.mean():.2f} over n = {len(test)} held-out "
+    "prompts"
 )
 
 # %% [markdown]
 # For the question of stability we shall need the circuit of more than one run. So we learn one for
-# each price λ, and for one price with several seeds (the seed is the order in which the prompts
+# each λ, and for one λ with several seeds (the seed is the order in which the prompts
 # come). This is the longest cell of the notebook.
 
 # %%
-to_learn = dict.fromkeys([*((PRICE, seed) for seed in SEEDS), *((price, SEED) for price in PRICES)])
+to_learn = dict.fromkeys(
+    [*((SPARSITY, seed) for seed in SEEDS), *((sparsity, SEED) for sparsity in SPARSITIES)]
+)
 runs = {
-    (price, seed): learn_masks(spliced, train, means=means, sparsity=price, seed=seed, **LEARNING)
-    for price, seed in to_learn
+    (sparsity, seed): learn_masks(
+        spliced, train, means=means, sparsity=sparsity, seed=seed, **LEARNING
+    )
+    for sparsity, seed in to_learn
 }
 pd.Series({key: run.n_nodes for key, run in runs.items()}, name="nodes").rename_axis(
     ["λ", "seed"]
@@ -143,7 +153,7 @@ pd.Series({key: run.n_nodes for key, run in runs.items()}, name="nodes").rename_
 # circuit.
 
 # %%
-circuit = runs[PRICE, SEED].masks
+circuit = runs[SPARSITY, SEED].masks
 nodes = circuit.nodes()
 chance = random_scores(spliced, train, seed=SEED)
 n_firing = sum(int((score > 0).sum()) for score in chance.values())
@@ -161,6 +171,7 @@ report = {"nodes": f"{len(nodes)} of {n_all:,} ({n_firing:,} ever fire)"}
 print(f"The circuit on trial has {report['nodes']}.")
 
 # %%
+# The prisoners opposite the professor
 places = [
     "BOS",
     "The",
@@ -168,11 +179,11 @@ places = [
     "preposition",
     "the",
     "distractor (last)",
-]  # The prisoners opposite the professor
+]
 assert len(places) == test.seq_len
 names_of = [f"layer {h.split('.')[1]} {places[p]} {i}" for h, p, i in nodes]
 title = f"Where the {len(nodes)} nodes are"
-show(
+figures.show(
     figures.circuit_figure(circuit, test, title),
     alt="How many nodes the circuit has at each layer and position.",
 )
@@ -189,8 +200,10 @@ show(
 # Write the three ratios that are in use, from the logit differences of the same prompts in the
 # model M, the spliced model S, the circuit C, and with everything ablated, ∅.
 #
-# <details><summary>Hint 1</summary> F(·) is a mean over prompts. Four means first, then three fractions.</details>
-# <details><summary>Hint 2</summary> In the first two, measure both the circuit and the whole from F(∅).</details>
+# <details><summary>Hint 1</summary> F(·) is a mean over prompts. Four means first, then three
+# fractions.</details>
+# <details><summary>Hint 2</summary> In the first two, measure both the circuit and the whole from
+# F(∅).</details>
 
 # %% tags=["exercise"]
 # exercise: three_faithfulnesses
@@ -237,7 +250,7 @@ rc_train, rc_test = (
     for split, n in (("train", N_TRAIN), ("test", N_TEST))
 )
 rc_means = spliced.patch_means(rc_train.patch)
-rc = learn_masks(spliced, rc_train, means=rc_means, sparsity=PRICE, seed=SEED, **LEARNING)
+rc = learn_masks(spliced, rc_train, means=rc_means, sparsity=SPARSITY, seed=SEED, **LEARNING)
 rc_found = Evaluation(spliced, rc_test, rc_means).faithfulness(rc.masks)
 of_rc = {
     "M": rc_found.f_model,
@@ -257,7 +270,8 @@ splice_keeps = rc_found.f_spliced / rc_found.f_model
 one, other = rc_found.raw.value, rc_found.raw.value * splice_keeps
 print(f"The splice keeps {splice_keeps:.2f} of the model's logit difference.")
 print(
-    f"So F(C)/F(S) = {one:.2f} and F(C)/F(M) = {other:.2f} are one circuit; .94 of F(S) is {0.94 * splice_keeps:.2f} of F(M)."
+    f"So F(C)/F(S) = {one:.2f} and F(C)/F(M) = {other:.2f} are one circuit; .94 of F(S) is "
+    f"{0.94 * splice_keeps:.2f} of F(M)."
 )
 print(f"Where .94 and .85 are one circuit, the splice keeps {0.85 / 0.94:.2f}.")
 
@@ -333,9 +347,11 @@ print(f"The circuit on trial: {found.vs_spliced}, gap {found.gap}.")
 # *at one position*.
 #
 # <details><summary>Hint 1</summary> Copy every mask first: <code>mask.clone()</code>.</details>
-# <details><summary>Hint 2</summary> A mask is <code>[seq, d_sae]</code>; a node is <code>(hook point, position, latent)</code>.
+# <details><summary>Hint 2</summary> A mask is <code>[seq, d_sae]</code>; a node is <code>(hook
+# point, position, latent)</code>.
 # </details>
-# <details><summary>Hint 3</summary> <code>SAEMasks(hook_points, masks)</code> makes the result from two lists.</details>
+# <details><summary>Hint 3</summary> <code>SAEMasks(hook_points, masks)</code> makes the result from
+# two lists.</details>
 
 # %% tags=["exercise"]
 # exercise: knock_out
@@ -366,9 +382,12 @@ print(f"the circuit still has {circuit.get_num_latents()}")
 # For each subset K, knock K out of the circuit and out of the whole, and take the mean logit
 # difference of both.
 #
-# <details><summary>Hint 1</summary> <code>evaluate(masks)</code> gives one number a prompt. F is their mean.</details>
-# <details><summary>Hint 2</summary> Both knock-outs start from the untouched masks, for every K.</details>
-# <details><summary>Hint 3</summary> <code>torch.stack</code> makes a row from two numbers, and a table from rows.</details>
+# <details><summary>Hint 1</summary> <code>evaluate(masks)</code> gives one number a prompt. F is
+# their mean.</details>
+# <details><summary>Hint 2</summary> Both knock-outs start from the untouched masks, for every
+# K.</details>
+# <details><summary>Hint 3</summary> <code>torch.stack</code> makes a row from two numbers, and a
+# table from rows.</details>
 
 # %% tags=["exercise"]
 # exercise: completeness_points
@@ -389,9 +408,8 @@ scale = f_spliced.mean() - f_empty.mean()
 subsets = random_subsets(nodes, 6 if QUICK else 30, seed=SEED)
 points = completeness_points(evaluation, circuit, everything, [[], *subsets, nodes])
 excess = (points[1:-1, 1] - points[1:-1, 0]) / scale
-at_start = (
-    (points[0, 1] - points[0, 0]) / scale
-).item()  # with nothing knocked out: 1 − faithfulness
+# With nothing knocked out: 1 − faithfulness.
+at_start = ((points[0, 1] - points[0, 0]) / scale).item()
 spares = int((excess > at_start + 0.05).sum())
 above, below = int((excess > 0.05).sum()), int((excess < -0.05).sum())
 marks = {
@@ -399,8 +417,11 @@ marks = {
     f"K = C (all {len(nodes)} out)": points[-1].tolist(),
 }
 title = f"Without K, the whole stays above the circuit for {above} of {len(subsets)} subsets"
-alt = f"Scatter of F(C without K) against F(S without K) for random subsets K. {title}, and is below it for {below}."
-show(figures.completeness_figure(points[1:-1], marks, title), alt=alt)
+alt = (
+    f"Scatter of F(C without K) against F(S without K) for random subsets K. {title}, "
+    f"and is below it for {below}."
+)
+figures.show(figures.completeness_figure(points[1:-1], marks, title), alt=alt)
 
 # %% [markdown]
 # **What you should see:** the point K = ∅ near y = x (that is faithfulness), K = C near 0, and a
@@ -423,11 +444,13 @@ report["incompleteness |F(S∖K) − F(C∖K)|"] = (
     f"{incompleteness} of F(S) − F(∅) ({len(subsets)} subsets K)"
 )
 print(
-    f"Of F(S) − F(∅): {spare} is left without C. Incompleteness {incompleteness}, at most {excess.abs().max():.2f}."
+    f"Of F(S) − F(∅): {spare} is left without C. Incompleteness {incompleteness}, at most "
+    f"{excess.abs().max():.2f}."
 )
 print(f"By more than 0.05, {above} of {len(subsets)} subsets lie above the line and {below} below.")
 print(
-    f"With nothing out, the whole lies {at_start:.2f} above it. Clearly above that, {spares} of {len(subsets)}: there the whole has a spare."
+    f"With nothing out, the whole lies {at_start:.2f} above it. Clearly above that, {spares} of "
+    f"{len(subsets)}: there the whole has a spare."
 )
 
 # %% [markdown]
@@ -457,7 +480,8 @@ leaky = [
 ]
 print(f"Without the whole circuit {spare} of the answer is left.")
 print(
-    f"Layers whose part of the circuit is not all (more than a tenth is left without it): {', '.join(leaky) or 'none'}."
+    "Layers whose part of the circuit is not all (more than a tenth is left without it): "
+    f"{', '.join(leaky) or 'none'}."
 )
 
 # %% [markdown]
@@ -475,8 +499,10 @@ print(
 # ### Exercise 5.4 · One node at a time
 # ⏱ 10 min · difficulty ●●○ · which nodes does the circuit need?
 #
-# <details><summary>Hint 1</summary> The whole circuit's logit differences are needed once, not once a node.</details>
-# <details><summary>Hint 2</summary> <code>knock_out(circuit, [node])</code>: a list with one node in it.</details>
+# <details><summary>Hint 1</summary> The whole circuit's logit differences are needed once, not once
+# a node.</details>
+# <details><summary>Hint 2</summary> <code>knock_out(circuit, [node])</code>: a list with one node
+# in it.</details>
 # <details><summary>Hint 3</summary> Keep the prompts: a row a node, a column a prompt.</details>
 
 # %% tags=["exercise"]
@@ -499,9 +525,12 @@ drops_of = [bootstrap(lambda drop: drop / scale, [row]) for row in dropped]
 title = f"{kept.value:.0%} of the circuit's nodes are needed, {passengers.value:.0%} of the padding"
 groups = {"circuit": drops_of[: len(nodes)], "random padding": drops_of[len(nodes) :]}
 axis = figures.ValueAxis("drop / (F(S) − F(∅))", reference=0.01)
-show(
+figures.show(
     figures.estimates_figure(groups, axis, title, place_label="node, from large to small"),
-    alt=f"The drop in the logit difference when one node leaves, for the circuit's nodes and for padding. {title}.",
+    alt=(
+        "The drop in the logit difference when one node leaves, for the circuit's "
+        f"nodes and for padding. {title}."
+    ),
 )
 
 # %% [markdown]
@@ -522,7 +551,8 @@ show(
 # %%
 total = dropped[: len(nodes)].mean(1).sum() / f_circuit.mean()
 print(
-    f"The single drops add up to {total:.1f} times F(C): nodes in series each count the whole of what passes through them."
+    f"The single drops add up to {total:.1f} times F(C): nodes in series each count the whole "
+    "of what passes through them."
 )
 
 # %% [markdown]
@@ -547,7 +577,8 @@ print(
     f"Needed for the answer or the gap: {either} of the circuit, {padding_for_gap} of the padding."
 )
 report["needed nodes"] = (
-    f"{kept} of the circuit (margin 1 %), {passengers} of random padding; {either} for the answer or the gap"
+    f"{kept} of the circuit (margin 1 %), {passengers} of random padding; {either} for the "
+    "answer or the gap"
 )
 columns = {"node": names_of, "drop": groups["circuit"], "gap grows by": gap_growth[: len(nodes)]}
 pd.DataFrame(
@@ -569,7 +600,8 @@ report["without the unneeded"] = (
     f"{len(nodes) - len(unneeded)} nodes, faithfulness {pruned.vs_spliced}, gap {pruned.gap}"
 )
 print(
-    f"{len(unneeded)} of {len(nodes)} nodes are unneeded on training prompts. Held out, n = {pruned.n}:"
+    f"{len(unneeded)} of {len(nodes)} nodes are unneeded on training prompts. Held out, n = "
+    f"{pruned.n}:"
 )
 both = {"all nodes": found, "without these": pruned}
 pd.DataFrame({name: {"faithfulness": f.vs_spliced, "gap": f.gap} for name, f in both.items()}).T
@@ -585,7 +617,7 @@ pd.DataFrame({name: {"faithfulness": f.vs_spliced, "gap": f.gap} for name, f in 
 #
 # ## 5. Stability
 #
-# Another price, another order of the prompts, another half of the prompts: does the same circuit
+# Another λ, another order of the prompts, another half of the prompts: does the same circuit
 # come out? We compare sets of nodes by their Jaccard index, |A∩B| / |A∪B| (also called IoU). What
 # would chance give?
 #
@@ -595,9 +627,11 @@ pd.DataFrame({name: {"faithfulness": f.vs_spliced, "gap": f.gap} for name, f in 
 # Write the expected Jaccard of two random circuits. (Dividing the expected overlap by the expected
 # union is close for large circuits and wrong for small ones.)
 #
-# <details><summary>Hint 1</summary> The mean over all possible overlaps k of P(k) times the Jaccard at k.</details>
+# <details><summary>Hint 1</summary> The mean over all possible overlaps k of P(k) times the Jaccard
+# at k.</details>
 # <details><summary>Hint 2</summary> With overlap k, the union has n_a + n_b − k nodes.</details>
-# <details><summary>Hint 3</summary> Divide whole numbers only at the end of each term, and nothing overflows.</details>
+# <details><summary>Hint 3</summary> Divide whole numbers only at the end of each term, and nothing
+# overflows.</details>
 
 # %% tags=["exercise"]
 # exercise: chance_jaccard
@@ -616,18 +650,20 @@ check(chance_jaccard)
 #
 # Two more runs first, on two disjoint halves of the training prompts. Seeds only change the order
 # of the prompts; halves change the prompts. (Between circuits of 10 and 20 nodes the Jaccard is at
-# most 0.5. So across prices *nesting* is the better question: which share of the small circuit is
+# most 0.5. So across λs *nesting* is the better question: which share of the small circuit is
 # in the large one?)
 
 # %%
 half = len(train) // 2
 for name, part in (("half 1", train[:half]), ("half 2", train[half:])):
-    runs[PRICE, name] = learn_masks(
-        spliced, part, means=means, sparsity=PRICE, seed=SEED, **LEARNING
+    runs[SPARSITY, name] = learn_masks(
+        spliced, part, means=means, sparsity=SPARSITY, seed=SEED, **LEARNING
     )
 sets = {key: run.masks.nodes() for key, run in runs.items() if run.n_nodes}
 name_of = lambda which: which if isinstance(which, str) else f"seed {which}"  # noqa: E731
-labels = [f"λ {price} · {name_of(which)} ({len(some)})" for (price, which), some in sets.items()]
+labels = [
+    f"λ {sparsity} · {name_of(which)} ({len(some)})" for (sparsity, which), some in sets.items()
+]
 
 # %%
 pairs = list(itertools.combinations(sets, 2))
@@ -671,7 +707,7 @@ report["stability over disjoint prompts"] = (
     f"{stability.loc['same λ, disjoint prompts', 'Jaccard']:.2f}"
 )
 alt = f"A matrix of the Jaccard index between the learned circuits. {title}."
-show(figures.matrix_figure(matrix, labels, title, "Jaccard"), alt=alt)
+figures.show(figures.matrix_figure(matrix, labels, title, "Jaccard"), alt=alt)
 
 # %% [markdown]
 # Are small circuits parts of large ones (*nested*)? And in which layers do two seeds agree?
@@ -681,7 +717,7 @@ nested = {
     f"λ {big} holds λ {small}": metrics.nesting(
         runs[small, SEED].masks.nodes(), runs[big, SEED].masks.nodes()
     )
-    for small, big in itertools.combinations(reversed(PRICES), 2)
+    for small, big in itertools.combinations(reversed(SPARSITIES), 2)
 }
 report["nesting over λ"] = (
     f"{pd.Series(nested).mean():.2f} of the smaller circuit's nodes are in the larger"
@@ -690,7 +726,7 @@ pd.Series(nested, name="share of the smaller circuit").round(2).to_frame()
 
 # %%
 layerwise = {
-    f"seeds {a} and {b}": metrics.iou_per_layer(runs[PRICE, a].masks, runs[PRICE, b].masks)
+    f"seeds {a} and {b}": metrics.iou_per_layer(runs[SPARSITY, a].masks, runs[SPARSITY, b].masks)
     for a, b in itertools.combinations(SEEDS, 2)
 }
 pd.DataFrame(layerwise).round(2)
@@ -700,11 +736,11 @@ pd.DataFrame(layerwise).round(2)
 # share, and of what occurs in any seed:
 
 # %%
-of_price = [set(runs[PRICE, seed].masks.nodes()) for seed in SEEDS]
-candidates = {f"seed {seed}": list(one) for seed, one in zip(SEEDS, of_price)}
+of_sparsity = [set(runs[SPARSITY, seed].masks.nodes()) for seed in SEEDS]
+candidates = {f"seed {seed}": list(one) for seed, one in zip(SEEDS, of_sparsity)}
 candidates |= {
-    "core: in every seed": list(set.intersection(*of_price)),
-    "in any seed": list(set.union(*of_price)),
+    "core: in every seed": list(set.intersection(*of_sparsity)),
+    "in any seed": list(set.union(*of_sparsity)),
 }
 judged = {name: evaluation.faithfulness(only(nothing, some)) for name, some in candidates.items()}
 n_core, core = len(candidates["core: in every seed"]), judged["core: in every seed"]
@@ -739,7 +775,8 @@ pd.DataFrame(rows).T
 # ⏱ 10 min · difficulty ●○○ · to compare methods without choosing a size
 #
 # <details><summary>Hint 1</summary> A trapezoid: width times the mean of its two heights.</details>
-# <details><summary>Hint 2</summary> For CMD the heights are |1 − f| at both ends: take the absolute value first, the area
+# <details><summary>Hint 2</summary> For CMD the heights are |1 − f| at both ends: take the absolute
+# value first, the area
 # after.</details>
 
 # %% tags=["exercise"]
@@ -750,11 +787,11 @@ check(cpr_cmd)
 
 # %% [markdown]
 # AtP and IG rank nodes, and we cut circuits of all sizes from their rankings (by size of score,
-# without its sign). A mask is learned for *one* price, and ranks nothing. A method that yields
+# without its sign). A mask is learned for *one* λ, and ranks nothing. A method that yields
 # circuits and no scores hands in one circuit a size: the largest of its circuits that has at most
-# so many nodes. So we learn masks at more prices. For comparison we also cut circuits from the θ of
+# so many nodes. So we learn masks at more λs. For comparison we also cut circuits from the θ of
 # one mask, the number that says whether a node stays, as if it were a ranking. That is unfair to
-# it: θ says who stays at one price; nothing in its training asks for an order, neither among those
+# it: θ says who stays at one λ; nothing in its training asks for an order, neither among those
 # who stay nor among those who go. We take as "all nodes" those that fire; F is F(S).
 
 # %%
@@ -767,13 +804,14 @@ scores = {
 }
 
 # %%
-family = [runs[price, SEED] for price in PRICES]
-for price in [] if QUICK else [0.003]:
-    family.append(learn_masks(spliced, train, means=means, sparsity=price, seed=SEED, **LEARNING))
+family = [runs[sparsity, SEED] for sparsity in SPARSITIES]
+for sparsity in [] if QUICK else [0.003]:
+    family.append(
+        learn_masks(spliced, train, means=means, sparsity=sparsity, seed=SEED, **LEARNING)
+    )
 family = {run.n_nodes: evaluation(run.masks) for run in family} | {0: f_empty}
-fractions = metrics.sizes_at(
-    metrics.MIB_FRACTIONS[:: 3 if QUICK else 1], n_firing
-)  # all ten sizes, or four of them
+# all ten sizes, or four of them
+fractions = metrics.sizes_at(metrics.MIB_FRACTIONS[:: 3 if QUICK else 1], n_firing)
 tables = {
     "learned masks": [
         family[max(n for n in family if n <= size)] for size in list(fractions.values())[:-1]
@@ -784,7 +822,7 @@ tables["learned masks"].append(f_spliced)  # all nodes
 # %%
 theta = {
     name: value.masked_fill(chance[name] == 0, -math.inf)
-    for name, value in runs[PRICE, SEED].theta.items()
+    for name, value in runs[SPARSITY, SEED].theta.items()
 }
 rankings = {"AtP to means": (scores["AtP"], "abs"), "IG to means": (scores["IG to means"], "abs")}
 rankings |= {"θ of one mask": (theta, "signed"), "random": (chance, "signed")}
@@ -821,16 +859,18 @@ def interval(name, which, log=False):
     )
 
 
-summary = pd.DataFrame(
-    {
-        name: {
-            "CPR (yours)": f"{cpr_cmd(list(fractions), curves[name])[0]:.2f}",
-            "CMD (yours)": f"{cpr_cmd(list(fractions), curves[name])[1]:.2f}",
-            "CPR": str(interval(name, 0)), "CMD": str(interval(name, 1)), "CMD, log k": str(interval(name, 1, log=True)),
-        }
-        for name in tables
+# %%
+rows = {}
+for name in tables:
+    cpr, cmd = cpr_cmd(list(fractions), curves[name])
+    rows[name] = {
+        "CPR (yours)": f"{cpr:.2f}",
+        "CMD (yours)": f"{cmd:.2f}",
+        "CPR": str(interval(name, 0)),
+        "CMD": str(interval(name, 1)),
+        "CMD, log k": str(interval(name, 1, log=True)),
     }
-).T  # fmt: skip
+summary = pd.DataFrame(rows).T
 summary
 
 # %%
@@ -839,9 +879,15 @@ cmd_log = {name: interval(name, 1, log=True).value for name in tables}
 report["CPR, CMD of the method"] = (
     f"{summary.loc['learned masks', 'CPR']}, {summary.loc['learned masks', 'CMD']}"
 )
-title = f"Smallest CMD: {min(cmd_of, key=cmd_of.get)}; over ln k, where small circuits count: {min(cmd_log, key=cmd_log.get)}"
-alt = f"Faithfulness against the share of nodes kept, on a linear and a log scale, a line a method. {title}."
-show(figures.areas_figure(list(fractions), curves, title), alt=alt)
+title = (
+    f"Smallest CMD: {min(cmd_of, key=cmd_of.get)}; over ln k, where small circuits "
+    f"count: {min(cmd_log, key=cmd_log.get)}"
+)
+alt = (
+    "Faithfulness against the share of nodes kept, on a linear and a log scale, a "
+    f"line a method. {title}."
+)
+figures.show(figures.areas_figure(list(fractions), curves, title), alt=alt)
 
 # %% [markdown]
 # **What you should see:** your areas equal the course's. The left panel is what CPR and CMD
@@ -875,7 +921,7 @@ pd.DataFrame(rows).T.rename_axis(f"at {list(fractions.values())[first]} nodes")
 # prompt, which they do not see: the table shows both. The learned masks' curve is flat between the
 # sizes that were learned (below the smallest it would be 0). Beyond the largest one, the last
 # circuit is carried on: most of their CPR and CMD is that one circuit, and measures where our list
-# of prices ends. In the table, their row is the largest learned circuit that fits, which may have
+# of λs ends. In the table, their row is the largest learned circuit that fits, which may have
 # fewer nodes than the others'. The row of θ is no verdict on learned masks. It may be good just
 # above the mask's own size; below it, the top of θ alone need be no circuit, and far above it
 # overshoots. Overshooting raises CPR: that is what CMD is for.
@@ -927,11 +973,16 @@ for h, p, i in nodes:
     subject, other = auc(f, plural_subject), auc(f, plural_other)
     rows.append(
         {
-            "layer": layer, "position": places[p], "latent": i, "responds to": kind_of(subject, other),
-            "subject": subject, "distractor": other, "writes plural": writes_plural[layer, i],
+            "layer": layer,
+            "position": places[p],
+            "latent": i,
+            "responds to": kind_of(subject, other),
+            "subject": subject,
+            "distractor": other,
+            "writes plural": writes_plural[layer, i],
             "promotes": " ".join(lens[layer, i]["promotes"][:5]),
         }
-    )  # fmt: skip
+    )
 story = pd.DataFrame(rows)
 story.round(2)
 
@@ -1028,15 +1079,19 @@ under = [f"{place}\n“{label.strip('[]')}”" for place, label in zip(places, t
 figure = figures.circuit_graph_figure(
     nodes, list(story["responds to"]), labels, under, title, edges=edges
 )
-alt = f"{title}: by layer and position, coloured by what they respond to, with {n_strong} arrows between neighbouring SAEs."
-show(figure, alt=alt, save_as="circuit")
+alt = (
+    f"{title}: by layer and position, coloured by what they respond to, with "
+    f"{n_strong} arrows between neighbouring SAEs."
+)
+figures.show(figure, alt=alt, save_as="circuit")
 
 # %%
 strong = [(v, w) for v, w in (edges.abs() >= 0.1).nonzero().tolist()]
 crossing = [(v, w) for v, w in strong if nodes[v][1] != nodes[w][1]]
 staying = [edge for edge in strong if edge not in crossing]
 print(
-    f"{len(crossing)} of the {len(strong)} arrows lead from one position to another (attention at work)."
+    f"{len(crossing)} of the {len(strong)} arrows lead from one position to another (attention "
+    "at work)."
 )
 print("The strongest of them, and of the others:")
 ranked = [
@@ -1060,9 +1115,12 @@ pd.DataFrame(rows).round(2)
 # ### Exercise 5.7 · The other number
 # ⏱ 15 min · difficulty ●●○ · an intervention is a prediction that can fail
 #
-# <details><summary>Hint 1</summary> Boolean tensors pick sentences: <code>f[train_is_plural]</code>.</details>
-# <details><summary>Hint 2</summary> Two means a node; then each sentence takes the one that is not its own.</details>
-# <details><summary>Hint 3</summary> <code>torch.where(condition, a, b)</code> also takes single numbers for a and b.</details>
+# <details><summary>Hint 1</summary> Boolean tensors pick sentences:
+# <code>f[train_is_plural]</code>.</details>
+# <details><summary>Hint 2</summary> Two means a node; then each sentence takes the one that is not
+# its own.</details>
+# <details><summary>Hint 3</summary> <code>torch.where(condition, a, b)</code> also takes single
+# numbers for a and b.</details>
 
 # %% tags=["exercise"]
 # exercise: other_number
@@ -1120,13 +1178,16 @@ flip_shares = {
     "ceiling: the patch sentence": proportion(ceiling),
 }
 by_circuit, by_strangers = flip_shares["circuit latents"], flip_shares["strangers, same places"]
-title = f"{by_circuit.value:.0%} of {len(flips)} verbs flip; {by_strangers.value:.0%} with strangers in the same places"
+title = (
+    f"{by_circuit.value:.0%} of {len(flips)} verbs flip; {by_strangers.value:.0%} with "
+    "strangers in the same places"
+)
 axis = figures.ValueAxis("share of held-out sentences whose verb flips", percent=True)
 orange = list(flip_shares)[:2]
 figure = figures.estimates_figure(
     flip_shares, axis, title, bars=True, horizontal=True, highlight=orange
 )
-show(figure, alt=f"Bars: the share of flipped verbs by intervention. {title}.")
+figures.show(figure, alt=f"Bars: the share of flipped verbs by intervention. {title}.")
 
 # %% [markdown]
 # **What you should see:** the circuit's bar far above both controls. (It may pass the "ceiling": an
@@ -1204,20 +1265,22 @@ pd.DataFrame(
 # %%
 pd.set_option("display.max_colwidth", None)
 pd.Series(
-    report, name=f"the circuit on trial (λ = {PRICE}, seed {SEED}, n = {len(test)})"
+    report, name=f"the circuit on trial (λ = {SPARSITY}, seed {SEED}, n = {len(test)})"
 ).to_frame()
 
 # %%
 print(f"Faithful: {found.vs_spliced.value:.2f} of the spliced model with {len(nodes)} nodes.")
 print(
-    f"Complete: {spare} of the answer is left without it; for {spares} of {len(subsets)} parts of it, the whole has a spare."
+    f"Complete: {spare} of the answer is left without it; for {spares} of {len(subsets)} parts "
+    "of it, the whole has a spare."
 )
 print(f"Minimal: {kept.value:.0%} of its nodes are needed by themselves.")
 by_seed = [judged[f"seed {seed}"].vs_spliced.value for seed in SEEDS]
 says = f"faithfulness {min(by_seed):.2f} to {max(by_seed):.2f}"
 print(f"Stable: two seeds share {of_seeds:.0%} of the nodes (chance {by_chance:.2%}), {says}.")
 print(
-    f"Causal: {by_circuit.value:.0%} of the verbs flip, {by_strangers.value:.0%} with strangers in the same places."
+    f"Causal: {by_circuit.value:.0%} of the verbs flip, {by_strangers.value:.0%} with strangers "
+    "in the same places."
 )
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 

@@ -145,7 +145,8 @@ for task in tasks.values():
 # "Traceback" is two tokens to this model, "Trace" and "back", and now and then it starts with
 # "KeyError" or "IndexError" at once. All of them say: not there. Add up what the model gives them.
 #
-# <details><summary>Hint 1</summary> Probabilities first, over the whole vocabulary. Then pick.</details>
+# <details><summary>Hint 1</summary> Probabilities first, over the whole vocabulary. Then
+# pick.</details>
 # <details><summary>Hint 2</summary> A softmax over a few logits always adds up to 1.</details>
 
 # %% tags=["exercise"]
@@ -289,7 +290,7 @@ pd.DataFrame(rows).round(2)
 #
 # As in notebook 04: a learned mask, integrated gradients, and nodes drawn at random among those
 # that fire, all judged on prompts with other keys. We name the number of nodes (`n_nodes`), and λ,
-# the price of a node, is adjusted on the way until the mask has it. IG sees fewer prompts than the
+# what a node costs, is adjusted on the way until the mask has it. IG sees fewer prompts than the
 # mask, for the time that it takes.
 
 # %%
@@ -435,9 +436,11 @@ where_nodes_are(
 # on the first? That is the area under the ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never.
 # Write it for all latents at once; ties count half.
 #
-# <details><summary>Hint 1</summary> One row of `present` against all of `missing` is a table of `[m, d_sae]` comparisons. Average it over m,
+# <details><summary>Hint 1</summary> One row of `present` against all of `missing` is a table of
+# `[m, d_sae]` comparisons. Average it over m,
 # then over the rows of `present`.</details>
-# <details><summary>Hint 2</summary> A latent that never fires ties with itself everywhere. It should get 0.5.</details>
+# <details><summary>Hint 2</summary> A latent that never fires ties with itself everywhere. It
+# should get 0.5.</details>
 
 # %% tags=["exercise"]
 # exercise: separations
@@ -517,8 +520,10 @@ pd.DataFrame(
 #
 # Put given values into some latents, at one place of each prompt, and leave all else alone.
 #
-# <details><summary>Hint 1</summary> The place is counted from each prompt's own end: row by row another index.</details>
-# <details><summary>Hint 2</summary> `f[rows, positions, latent]` with two index tensors of the same length picks one entry a row.</details>
+# <details><summary>Hint 1</summary> The place is counted from each prompt's own end: row by row
+# another index.</details>
+# <details><summary>Hint 2</summary> `f[rows, positions, latent]` with two index tensors of the same
+# length picks one entry a row.</details>
 
 # %% tags=["exercise"]
 # exercise: hold
@@ -823,8 +828,10 @@ pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-alig
 # On which share of a family's prompts do the latents hold the key to be there? Draw the line with
 # honest prompts alone.
 #
-# <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway between them.</details>
-# <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present" side.</details>
+# <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway
+# between them.</details>
+# <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present"
+# side.</details>
 
 # %% tags=["exercise"]
 # exercise: predicted_share
@@ -1041,8 +1048,10 @@ for label, site in LABELLED.items():
 # In each group take the candidate with the highest signal. How often does it fool, and how often
 # does any candidate? (The lift is their ratio.)
 #
-# <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether that one fools.</details>
-# <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on average.</details>
+# <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether
+# that one fools.</details>
+# <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on
+# average.</details>
 
 # %% tags=["exercise"]
 # exercise: lift
@@ -1110,7 +1119,8 @@ pd.DataFrame(rows).T
 # Of the attacks that fooled, which share no longer does? Of the honest answers that were right,
 # which share is wrong now?
 #
-# <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer can be broken.</details>
+# <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer
+# can be broken.</details>
 
 # %% tags=["exercise"]
 # exercise: mended

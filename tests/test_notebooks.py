@@ -6,14 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools.build_notebooks import (
     MAX_BYTES,
@@ -28,9 +29,12 @@ from tools.build_notebooks import (
     times_of,
     unexecuted,
 )
+from tools.keep_outputs import code_cells
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SOURCES = [pytest.param(source, id=source.stem) for source in sources()]
-PAGES = [ROOT / "README.md", *ROOT.glob("data/**/README.md"), *sources()]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("data/**/README.md"), *sources()]
 
 
 def test_there_are_sources():
@@ -54,11 +58,9 @@ def test_both_notebooks_match_their_source(source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_header_and_the_readme_say_the_measured_times(source):
     times = times_of(source)
-    header = unexecuted(source, solved=False).cells[0].source
-    assert (
-        f"{times['full']:.1f} minutes where it was built, or {times['quick']:.1f} minutes in the quick profile"
-        in header
-    )
+    header = " ".join(unexecuted(source, solved=False).cells[0].source.split())
+    full, quick = (f"{times[profile]:.1f} minutes" for profile in ("full", "quick"))
+    assert f"{full} where it was built, or {quick} in the quick profile" in header
     [row] = [
         line
         for line in (ROOT / "README.md").read_text().splitlines()
@@ -93,12 +95,28 @@ def test_built_notebooks_are_small_and_name_no_folder_of_the_author(source):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_one_idea_a_cell(source):
-    lengths = sorted(
-        len(cell.source.splitlines())
-        for cell in unexecuted(source, solved=True).cells
-        if cell.cell_type == "code"
-    )
-    assert lengths[len(lengths) // 2] <= 12 and lengths[-1] <= 30
+    cells = code_cells(unexecuted(source, solved=True))
+    lengths = [n_lines(cell.source) for cell in cells]
+    assert not {cell.source for cell, n in zip(cells, lengths) if n > 25}
+    assert sorted(lengths)[len(lengths) // 2] <= 14
+
+
+def n_lines(code):
+    """Lines of a cell; of an exercise, without its docstring, which tells the reader what to do."""
+    lines = len(code.splitlines())
+    if not code.startswith("@exercise"):
+        return lines
+    docstring = ast.parse(code).body[0].body[0]
+    return lines - (docstring.end_lineno - docstring.lineno + 1)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_lines_are_no_longer_than_100(source):
+    """In code and in text; a table, a badge and a link's address cannot be wrapped."""
+    cells = unexecuted(source, solved=True).cells
+    lines = [line for cell in cells for line in cell.source.splitlines()]
+    long = [line for line in lines if len(line) > 100]
+    assert not [line for line in long if not line.startswith(("|", "[!["))]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -153,9 +171,10 @@ def test_linked_files_exist(page):
 
 
 def test_the_readme_names_commands_that_the_makefile_has():
-    commands = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
+    pages = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    commands = {name for page in pages for name in re.findall(r"(?:`|^)make ([a-z]+)", page, re.M)}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert {"lab", "course", "test"} <= commands <= targets
+    assert {"lab", "course", "check", "test", "benchmark", "notebooks"} <= commands <= targets
 
 
 def test_the_readme_leads_with_the_two_commands():
@@ -163,18 +182,19 @@ def test_the_readme_leads_with_the_two_commands():
     assert commands[:2] == ["lab", "test"]
 
 
-def test_every_required_package_is_pinned_in_the_constraints():
-    normal = lambda name: name.lower().replace("_", "-")  # noqa: E731
-    required = {
-        normal(m)
-        for m in re.findall(r"^([\w-]+)[>=]", (ROOT / "requirements.txt").read_text(), flags=re.M)
-    }
-    pinned = {
-        normal(m)
-        for m in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.M)
-    }
-    assert len(required) > 15 and not required - pinned
-    assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+def test_every_required_package_is_bounded_and_pinned_in_the_constraints():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    wanted = [*(ROOT / "requirements.txt").read_text().splitlines(), *extras["tests"]]
+    required = [Requirement(line) for line in wanted if line and not line.startswith("#")]
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(r.name): r for r in map(Requirement, constraints)}
+    assert len(required) > 20
+    for requirement in required:
+        [version] = pinned[canonicalize_name(requirement.name)].specifier
+        assert version.operator == "==" and version.version in requirement.specifier
+        assert {bound.operator for bound in requirement.specifier} == {">=", "<"}
 
 
 # -- the first cell ------------------------------------------------------------------------------

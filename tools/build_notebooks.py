@@ -40,6 +40,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,8 @@ root = Path("/content/course") if COLAB else Path.cwd().parent
 if COLAB and not root.exists():
     before = version("numpy")
     subprocess.run(["git", "clone", "--quiet", "--depth=1",
-                    "{repository}", str(root)], check=True)
+                    "{repository}",
+                    str(root)], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet",
                     "-r", str(root / "requirements.txt")], check=True)
     if version("numpy") != before:
@@ -122,9 +124,16 @@ def _say_times(source: Path) -> str:
         for minutes in map(times_of(source).get, ("full", "quick"))
     )
     return (
-        f"on two CPU cores: {full} where it\nwas built, or {quick} in the quick profile on one "
+        f"on two CPU cores: {full} where it was built, or {quick} in the quick profile on one "
         f"core. The last cell says how long it took here"
     )
+
+
+def _with_times(paragraph: str, source: Path) -> str:
+    if "{times}" not in paragraph:
+        return paragraph
+    said = paragraph.replace("{times}", _say_times(source))
+    return textwrap.fill(said, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _record_time(source: Path, seconds: float) -> None:
@@ -146,7 +155,8 @@ def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     """The notebook of a source, with stable cell ids and no outputs; exercises solved or open."""
     notebook = jupytext.read(source)
     first = notebook.cells[0]
-    first.source = f"{badge(source)}\n\n{first.source.replace('{times}', _say_times(source))}"
+    paragraphs = [_with_times(text, source) for text in first.source.split("\n\n")]
+    first.source = "\n\n".join([badge(source), *paragraphs])
     for cell in notebook.cells:
         if cell.source.strip() == "# setup":
             cell.source = SETUP.format(repository=REPOSITORY)
