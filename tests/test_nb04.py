@@ -108,7 +108,7 @@ WRONG = {
             ),
             "mean of each mask",
         ),
-        (lambda s, m, masks, p: (s - m).abs().mean(), "price of the nodes is missing"),
+        (lambda s, m, masks, p: (s - m).abs().mean(), "what the nodes cost is missing"),
     ],
     "temperature": [
         (lambda step, steps, top: 1 + (top - 1) * step / (steps - 1), "same amount each step"),

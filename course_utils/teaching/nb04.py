@@ -142,31 +142,31 @@ def sparsification_loss(
     ld_spliced: Float[Tensor, " batch"],
     ld_masked: Float[Tensor, " batch"],
     masks: dict[str, Float[Tensor, "seq d_sae"]],
-    price: float,
+    sparsity: float,
 ) -> Float[Tensor, ""]:
     """How far the masked model's answers are from the spliced model's, and what the nodes cost.
 
-    mean over prompts of |LD_spliced − LD_masked|  +  price · Σm / (number of SAEs)
+    mean over prompts of |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
 
     Args:
         ld_spliced, ld_masked: the logit difference of each prompt.
         masks: by hook point; Σm runs over all nodes of all SAEs.
-        price: λ, the cost of one node in each SAE.
+        sparsity: λ, what one node in each SAE costs.
     """
     faithfulness = (ld_spliced - ld_masked).abs().mean()
     nodes = sum(mask.sum() for mask in masks.values())
-    return faithfulness + price * nodes / len(masks)
+    return faithfulness + sparsity * nodes / len(masks)
 
 
 @book.checker(sparsification_loss)
 def _(attempt: Callable) -> None:
     spliced, masked = normal(2, 6, seed=0)
     masks = {f"hook {i}": uniform(4, 5 + i, seed=i) for i in range(3)}
-    price, off = 0.1, spliced - masked
+    sparsity, off = 0.1, spliced - masked
     n_nodes = torch.stack([mask.sum() for mask in masks.values()]).sum()
     n_numbers = sum(mask.numel() for mask in masks.values())
     mean_masks = torch.stack([mask.mean() for mask in masks.values()]).sum()
-    faithfulness, cost = off.abs().mean(), price * n_nodes / 3
+    faithfulness, cost = off.abs().mean(), sparsity * n_nodes / 3
     wrong = {
         "differences of opposite sign cancel in your first term: take the size prompt by prompt, "
         "and average then.": off.mean().abs() + cost,
@@ -176,15 +176,15 @@ def _(attempt: Callable) -> None:
         "wanted.": off.pow(2).mean() + cost,
         "you summed over prompts: λ would mean something else for "
         "every batch size.": off.abs().sum() + cost,
-        "you did not divide by the number of SAEs.": faithfulness + price * n_nodes,
+        "you did not divide by the number of SAEs.": faithfulness + sparsity * n_nodes,
         "you took the mean of the masks. With a hundred thousand nodes that makes a node all but "
-        "free: the sum is wanted.": faithfulness + price * n_nodes / n_numbers,
+        "free: the sum is wanted.": faithfulness + sparsity * n_nodes / n_numbers,
         "you took the mean of each mask. A node is to cost the same in every SAE: the sum is "
-        "wanted.": faithfulness + price * mean_masks / 3,
-        "the price of the nodes is missing.": faithfulness,
-        "λ is missing: the price times the number of nodes is wanted.": faithfulness + n_nodes / 3,
+        "wanted.": faithfulness + sparsity * mean_masks / 3,
+        "what the nodes cost is missing.": faithfulness,
+        "λ is missing: λ times the number of nodes is wanted.": faithfulness + n_nodes / 3,
     }
-    answer = attempt(spliced, masked, masks, price)
+    answer = attempt(spliced, masked, masks, sparsity)
     compare(answer, faithfulness + cost, wrong, what="the loss")
 
 
