@@ -3,7 +3,6 @@ is refused.
 """
 
 import json
-import time
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.catalog import SAES_DIR, LabError
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.labs.loading import load_saes
-from course_utils.labs.requirements import fast_dtype
 from course_utils.prompts.tasks import load_task
 
 GAP_6 = [5, 11, 17, 23, 29]
@@ -55,21 +53,6 @@ def test_a_folder_without_saes_is_named(tmp_path):
 def test_smollm2_has_an_sae_after_every_third_layer():
     lab = load_lab("smollm2")
     assert lab.sae_layers == list(range(2, 30, 3)) and lab.d_model == 576
-
-
-def test_the_fast_dtype_is_the_one_that_multiplies_faster_here():
-    def seconds(dtype):
-        a = torch.ones(512, 512, dtype=dtype)
-        a @ a
-        start = time.perf_counter()
-        a @ a
-        return time.perf_counter() - start
-
-    found = fast_dtype("cpu")
-    ratio = seconds(torch.float32) / seconds(torch.bfloat16)
-    assert (
-        found == (torch.bfloat16 if ratio > 1.5 else torch.float32) or 0.7 < ratio < 3
-    )  # near the border, either
 
 
 @pytest.mark.weights

@@ -145,7 +145,7 @@ def _load_public_sae(
 
 
 def _short(dtype: torch.dtype) -> str:
-    """ "float32" for torch.float32, as SAELens wants it."""
+    """A dtype's name without "torch.", as SAELens wants it."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -1,10 +1,12 @@
 """What a lab needs (download, memory, work), and whether this machine has it: before anything is
-fetched.
+fetched. ``python -m course_utils.labs.requirements`` prints the README's table.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import platform
 import re
 import shutil
 import time
@@ -14,8 +16,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from course_utils.labs import hub
 from course_utils.labs.catalog import (
@@ -24,17 +25,16 @@ from course_utils.labs.catalog import (
     LabError,
     LabSpec,
     Release,
-    SAEChoice,
     hub_file,
     placement,
     spec_of,
 )
-from course_utils.labs.weights import is_at_hand
+from course_utils.labs.weights import WeightFile, is_at_hand
 
 GB = 1e9
 PROMPTS, TOKENS = 16, 24
-"""A step of learning a mask is reckoned for this many prompts of this many tokens, BOS left out: as
-in the course.
+"""A step of learning a mask is estimated for this many prompts of this many tokens, BOS left out:
+as in the course.
 """
 PROCESS_GB = 1.5
 """What Python, torch and the libraries take by themselves."""
@@ -52,7 +52,7 @@ class Requirements:
         missing: the part of that which is not on this machine yet.
         weights, saes: in memory.
         step: memory for the activations of a mask step on `PROMPTS` prompts of `TOKENS` tokens.
-        gflop_per_step: the floating-point operations of such a step, in thousands of millions.
+        gflop_per_step: the floating-point operations of such a step, in billions.
         gpu: whether a CPU is no good.
     """
 
@@ -80,12 +80,28 @@ class Requirements:
 
     def __str__(self) -> str:
         where = "a GPU" if self.gpu else "a CPU or a GPU"
-        return (
-            f"{self.name}: {self.parameters / 1e6:,.0f} M parameters in {str(self.dtype).removeprefix('torch.')}, on {where}\n"
-            f"  to fetch    {self.download:6.1f} GB ({self.missing:.1f} GB of it still missing here)\n"
-            f"  memory      {self.memory:6.1f} GB (model {self.weights:.1f}, SAEs {self.saes:.1f}, a mask step {self.step:.1f})\n"
-            f"  work        {self.gflop_per_step:6.0f} GFLOP for a mask step on {PROMPTS} prompts of {TOKENS} tokens"
+        parts = f"model {self.weights:.1f}, SAEs {self.saes:.1f}, a mask step {self.step:.1f}"
+        return "\n".join(
+            [
+                f"{self.name}: {self.parameters / 1e6:,.0f} M parameters in {_short(self.dtype)}, "
+                f"on {where}",
+                f"  to fetch    {self.download:6.1f} GB "
+                f"({self.missing:.1f} GB of it still missing here)",
+                f"  memory      {self.memory:6.1f} GB ({parts})",
+                f"  work        {self.gflop_per_step:6.0f} GFLOP for a mask step on {PROMPTS} "
+                f"prompts of {TOKENS} tokens",
+            ]
         )
+
+
+def _short(dtype: torch.dtype) -> str:
+    """A dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
+# ---------------------------------------------------------------------------------------------
+# What a lab needs
+# ---------------------------------------------------------------------------------------------
 
 
 def estimate(
@@ -108,37 +124,35 @@ def estimate(
         LabError: no such lab, or a layer without an SAE.
     """
     spec = spec_of(name)
+    layers = list(spec.placement if layers is None else layers)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(spec.config())
-    parameters = sum(p.numel() for p in model.parameters())
-    layers = list(spec.placement if layers is None else layers)
-    saes = placement(name, layers) if isinstance(spec.saes, Release) else None
-    dtype = dtype or (
-        torch.bfloat16 if spec.gpu else usual_dtype(parameters, device or usual_device())
-    )
-    download, missing = _to_fetch(spec, parameters, saes)
+    if dtype is None and spec.gpu:
+        dtype = torch.bfloat16
+    if dtype is None:
+        dtype = usual_dtype(_parameters(model), device or usual_device())
     needs = requirements_of(name, model, dict.fromkeys(layers, _width(spec)), dtype)
+    download, missing = _to_fetch(name, needs.parameters, layers)
     return replace(needs, download=download, missing=missing, gpu=spec.gpu)
 
 
 def requirements_of(
-    name: str, model: nn.Module, widths: Mapping[int, int], dtype: torch.dtype
+    name: str, model: PreTrainedModel, widths: Mapping[int, int], dtype: torch.dtype
 ) -> Requirements:
     """What a model needs with SAEs of some widths: ``{layer: d_sae}``. The model may be on the meta
     device: only its shape counts.
     """
     config = model.config.get_text_config()
-    parameters = sum(p.numel() for p in model.parameters())
-    embeddings = {
-        id(m.weight): m.weight.numel()
-        for m in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    body = parameters - sum(embeddings.values())
-    after = 1 - (min(widths, default=-1) + 1) / config.num_hidden_layers
-    tokens, d_model, latents = PROMPTS * TOKENS, config.hidden_size, sum(widths.values())
-    numbers = numbers_per_token(
-        config, round(after * config.num_hidden_layers), latents, gradient=True
-    )
+    parameters = _parameters(model)
+    n_layers, d_model = config.num_hidden_layers, config.hidden_size
+    n_after = n_layers - (min(widths, default=-1) + 1)  # layers after the first SAE
+    latents = sum(widths.values())
+    numbers = numbers_per_token(config, n_after, latents, gradient=True)
+
+    # the layers after the first SAE, forward and back; each SAE's encoder, once over all latents
+    body = parameters - _embedding_parameters(model)
+    flop_per_token = 4 * body * n_after / n_layers + 2 * latents * d_model
+    tokens = PROMPTS * TOKENS
     return Requirements(
         name=name,
         dtype=dtype,
@@ -148,9 +162,7 @@ def requirements_of(
         weights=parameters * dtype.itemsize / GB,
         saes=2 * latents * d_model * dtype.itemsize / GB,
         step=tokens * numbers * dtype.itemsize / GB,
-        # the layers after the first SAE forward and back, and each SAE's encoder once over all
-        # latents
-        gflop_per_step=tokens * (4 * after * body + 2 * latents * d_model) / 1e9,
+        gflop_per_step=tokens * flop_per_token / 1e9,
     )
 
 
@@ -162,37 +174,52 @@ def numbers_per_token(
 
     ``latents`` counts those of all SAEs together.
     """
-    per_layer = 16 * config.hidden_size + 4 * (
-        getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    )
-    return per_layer * (layers if gradient else 1) + latents * (8 if gradient else 3)
+    d_mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_layer = 16 * config.hidden_size + 4 * d_mlp
+    if gradient:
+        return layers * per_layer + 8 * latents
+    return per_layer + 3 * latents
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _embedding_parameters(model: PreTrainedModel) -> int:
+    """Of the embedding and the unembedding; tied ones count once."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = [module.get_parameter("weight") for module in modules if module is not None]
+    return sum({id(weight): weight.numel() for weight in weights}.values())
 
 
 def _width(spec: LabSpec) -> int:
+    """The number of latents of a lab's SAEs; all have the same."""
     if isinstance(spec.saes, Release):
         return spec.saes.d_sae
-    return json.loads(next(spec.saes.glob("layer_*/cfg.json")).read_text())["d_sae"]
+    config = next(spec.saes.glob("layer_*/cfg.json"))
+    return json.loads(config.read_text())["d_sae"]
 
 
-def _to_fetch(
-    spec: LabSpec, parameters: int, saes: Mapping[int, SAEChoice] | None
-) -> tuple[float, float]:
-    """Gigabytes of a lab's downloads, and of those that are not on this machine yet.
+def _to_fetch(name: str, parameters: int, layers: Sequence[int]) -> tuple[float, float]:
+    """Gigabytes of a lab's downloads, and of those that are not on this machine yet."""
+    spec = spec_of(name)
+    downloads = [_model_download(spec.model, parameters)]
+    if isinstance(spec.saes, Release):
+        d_model = spec.config().get_text_config().hidden_size
+        size = 2 * d_model * spec.saes.d_sae * 4  # two matrices of float32
+        for choice in placement(name, layers).values():
+            here = hub.has_file(*hub_file(spec.saes.name, choice.sae_id))
+            downloads.append((size, here))
+    total = sum(size for size, _ in downloads)
+    missing = sum(size for size, here in downloads if not here)
+    return total / GB, missing / GB
 
-    ``saes`` as from `placement`; None where they are in this repository.
-    """
-    if isinstance(spec.model, HubModel):
-        sizes = {spec.model.repo: parameters * spec.model.stored_bytes}
-        here = {spec.model.repo: hub.local_model(spec.model.repo) is not None}
-    else:
-        sizes, here = {spec.model.name: spec.model.size}, {spec.model.name: is_at_hand(spec.model)}
-    for choice in (saes or {}).values():
-        file = hub_file(spec.saes.name, choice.sae_id)
-        sizes[file] = 2 * 4 * spec.saes.d_sae * spec.config().get_text_config().hidden_size
-        here[file] = hub.has_file(*file)
-    return sum(sizes.values()) / GB, sum(
-        size for what, size in sizes.items() if not here[what]
-    ) / GB
+
+def _model_download(model: WeightFile | HubModel, parameters: int) -> tuple[int, bool]:
+    """The bytes of a model's files, and whether they are on this machine."""
+    if isinstance(model, HubModel):
+        return parameters * model.stored_bytes, hub.local_model(model.repo) is not None
+    return model.size, is_at_hand(model)
 
 
 def table() -> str:
@@ -203,24 +230,31 @@ def table() -> str:
     ]
     for name, spec in LABS.items():
         needs = estimate(name, dtype=torch.bfloat16 if spec.gpu else torch.float32)
-        model = (
-            spec.model.repo.split("/")[1]
-            if isinstance(spec.model, HubModel)
-            else re.split(r"[.-]q\d", spec.model.name, flags=re.IGNORECASE)[0]
-        )
         saes = spec.saes.name if isinstance(spec.saes, Release) else "ours"
-        gated = (
-            ", licence to accept" if isinstance(spec.model, HubModel) and spec.model.gated else ""
-        )
-        rows.append(
-            f"| `{name}` | {model}{gated} | {saes}: {', '.join(map(str, spec.placement))} | {needs.download:.1f} GB | {needs.memory:.1f} GB "
-            f"({str(needs.dtype).removeprefix('torch.')}) | {needs.gflop_per_step:,.0f} GFLOP | {'a GPU' if spec.gpu else 'CPU or GPU'} |"
-        )
+        layers = ", ".join(map(str, spec.placement))
+        cells = [
+            f"`{name}`",
+            _model_name(spec.model),
+            f"{saes}: {layers}",
+            f"{needs.download:.1f} GB",
+            f"{needs.memory:.1f} GB ({_short(needs.dtype)})",
+            f"{needs.gflop_per_step:,.0f} GFLOP",
+            "a GPU" if spec.gpu else "CPU or GPU",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
+def _model_name(model: WeightFile | HubModel) -> str:
+    """A model's name without its owner, or without what follows it in a file's name."""
+    if isinstance(model, WeightFile):
+        return re.split(r"[.-]q\d", model.name, flags=re.IGNORECASE)[0]
+    name = model.repo.split("/")[1]
+    return f"{name}, licence to accept" if model.gated else name
+
+
 # ---------------------------------------------------------------------------------------------
-# This machine
+# Whether this machine has it
 # ---------------------------------------------------------------------------------------------
 
 
@@ -238,41 +272,51 @@ def require_machine(
         LabError: a CPU where a GPU is needed, or too little memory or disk: each with what to do.
     """
     device = torch.device(device)
-    while not folder.exists():
-        folder = folder.parent
-    disk = shutil.disk_usage(folder).free / GB
-    if needs.missing > 0.95 * disk:
-        raise LabError(
-            f"{needs.name} has {needs.missing:.1f} GB to fetch, and {folder} has {disk:.1f} GB left. Make room, or name a folder on "
-            "another disk before you start Python: export HF_HOME=/path/to/folder"
-        )
+    _require_disk(needs, folder)
     if needs.gpu and device.type == "cpu":
         raise LabError(
-            f"{needs.name} wants a GPU with {needs.memory:.0f} GB or more (in Colab: Runtime, Change runtime type, A100), and is to run on a "
-            f"CPU. There, one step of learning a mask is {needs.gflop_per_step:,.0f} GFLOP. Take a smaller lab ('smollm2' runs anywhere), "
-            "or say that you mean it: load_lab(…, device='cpu')."
+            f"{needs.name} wants a GPU with {needs.memory:.0f} GB or more (in Colab: Runtime, "
+            "Change runtime type, A100), and is to run on a CPU. There, one step of learning a "
+            f"mask is {needs.gflop_per_step:,.0f} GFLOP. Take a smaller lab ('smollm2' runs "
+            "anywhere), or say that you mean it: load_lab(…, device='cpu')."
         )
-    free = (
-        torch.cuda.mem_get_info(device)[0] / GB
-        if device.type == "cuda"
-        else psutil.virtual_memory().available / GB
-    )
-    wanted = needs.memory + (0 if device.type == "cuda" else PROCESS_GB)
-    if wanted > free and not may_offload:
-        half = (
-            " Half of that is enough with dtype=torch.bfloat16."
-            if needs.dtype == torch.float32 and wanted / 2 < free
-            else ""
-        )
-        offload = (
-            " Layers that do not fit can wait in main memory: device_map='auto'."
-            if device.type == "cuda"
-            else ""
-        )
+    if not may_offload:
+        _require_memory(needs, device)
+
+
+def _require_disk(needs: Requirements, folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GB
+    if needs.missing > 0.95 * free:
         raise LabError(
-            f"{needs.name} needs {wanted:.1f} GB of memory in {str(needs.dtype).removeprefix('torch.')}, and {device} has {free:.1f} GB "
-            f"free.{half}{offload} Fewer SAEs (layers=[…]) or a smaller lab need less; other notebooks that are still running hold memory too."
+            f"{needs.name} has {needs.missing:.1f} GB to fetch, and {folder} has {free:.1f} GB "
+            "left. Make room, or name a folder on another disk before you start Python: export "
+            "HF_HOME=/path/to/folder"
         )
+
+
+def _require_memory(needs: Requirements, device: torch.device) -> None:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        wanted, free = needs.memory, torch.cuda.mem_get_info(device)[0] / GB
+    else:
+        wanted, free = needs.memory + PROCESS_GB, psutil.virtual_memory().available / GB
+    if wanted <= free:
+        return
+    advice = []
+    if needs.dtype == torch.float32 and wanted / 2 < free:
+        advice.append("Half of that is enough with dtype=torch.bfloat16.")
+    if on_gpu:
+        advice.append("Layers that do not fit can wait in main memory: device_map='auto'.")
+    advice.append(
+        "Fewer SAEs (layers=[…]) or a smaller lab need less; other notebooks that are still "
+        "running hold memory too."
+    )
+    raise LabError(
+        f"{needs.name} needs {wanted:.1f} GB of memory in {_short(needs.dtype)}, and {device} has "
+        f"{free:.1f} GB free. {' '.join(advice)}"
+    )
 
 
 def usual_device() -> torch.device:
@@ -280,41 +324,88 @@ def usual_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def usual_dtype(parameters: int, device: str | torch.device) -> torch.dtype:
-    """float32 for models below half a thousand million parameters; above, what the machine
-    multiplies fast.
-    """
-    return torch.float32 if parameters < 5e8 else fast_dtype(device)
+# ---------------------------------------------------------------------------------------------
+# How fast this machine multiplies
+# ---------------------------------------------------------------------------------------------
 
 
 def matrix_rate(
     dtype: torch.dtype, device: str | torch.device = "cpu", n: int | None = None
 ) -> float:
-    """GFLOP/s of a large matrix product (the best of three)."""
+    """GFLOP/s of a product of two matrices of n × n (the best of three)."""
     device = torch.device(device)
     n = n or (1024 if device.type == "cpu" else 8192)
     return 2 * n**3 / min(_product_seconds(dtype, device, n) for _ in range(3)) / 1e9
 
 
-def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 where the machine multiplies it at least 1.5 times as fast as float32; float32
-    elsewhere.
+def usual_dtype(parameters: int, device: str | torch.device) -> torch.dtype:
+    """float32 for models below 500 million parameters; above, what the machine multiplies fast."""
+    return torch.float32 if parameters < 5e8 else fast_dtype(device)
 
-    Processors differ a thousandfold: with matrix units for bfloat16 it is up to ten times faster,
-    without them it can be hundreds of times slower. This takes some hundredths of a second to find
-    out.
+
+def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the machine has instructions for it and multiplies it at least 1.5 times as
+    fast as float32; float32 elsewhere.
+
+    It is found out once for each device in a process, in some hundredths of a second, and
+    remembered: two labs of one process have one dtype.
     """
     device = torch.device(device)
-    if _product_seconds(torch.bfloat16, device, 128) > 10 * _product_seconds(
-        torch.float32, device, 128
-    ):
-        return torch.float32  # found out on a small product: a large one would take seconds
-    n = 2048 if device.type == "cuda" else 768
-    if _product_seconds(torch.bfloat16, device, n) * 1.5 > _product_seconds(
-        torch.float32, device, n
-    ):
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _fast_dtype(torch.device("cpu") if device.type == "cpu" else device)
+
+
+@functools.cache
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    if has_bfloat16(device) is False:
         return torch.float32
-    return torch.bfloat16
+    # On a small product first: where bfloat16 is emulated, a large one would take seconds.
+    if _bfloat16_speedup(device, 128) < 0.1:
+        return torch.float32
+    n = 2048 if device.type == "cuda" else 768
+    return torch.bfloat16 if _bfloat16_speedup(device, n) >= 1.5 else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool | None:
+    """Whether a device has instructions that multiply bfloat16; None where that is not known.
+
+    (``torch.cuda.is_bf16_supported()`` is True also for GPUs that emulate it, such as a T4.)
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return _cpu_has_bfloat16(platform.machine().lower())
+    return None
+
+
+def _cpu_has_bfloat16(machine: str) -> bool | None:
+    """What torch says of the processor. Before it had ``torch.cpu.get_capabilities``, it had two
+    private functions, for x86 only. A test names the version in which neither is there.
+    """
+    x86 = machine in ("x86_64", "amd64")
+    if not x86 and machine not in ("aarch64", "arm64"):
+        return None
+    if hasattr(torch.cpu, "get_capabilities"):
+        names = ("amx_bf16", "avx512_bf16") if x86 else ("bf16", "sve_bf16")
+        said = torch.cpu.get_capabilities()
+        return any(said.get(name, False) for name in names)
+    private = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if x86 and all(hasattr(torch.cpu, name) for name in private):
+        return any(getattr(torch.cpu, name)() for name in private)
+    return None
+
+
+def _bfloat16_speedup(device: torch.device, n: int, runs: int = 5) -> float:
+    """How many times faster bfloat16 is than float32: the best of some runs of each, in turn, so
+    that whatever else the machine does meets both.
+    """
+    pairs = [
+        [_product_seconds(dtype, device, n) for dtype in (torch.float32, torch.bfloat16)]
+        for _ in range(runs)
+    ]
+    float32, bfloat16 = (min(seconds) for seconds in zip(*pairs))
+    return float32 / bfloat16
 
 
 def _product_seconds(dtype: torch.dtype, device: torch.device, n: int) -> float:
