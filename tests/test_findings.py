@@ -11,47 +11,72 @@ import papermill
 import pytest
 from test_notebooks import SOURCES, solution_path
 
-AT_SIZE = "{point.method: point.faithfulness for point in frontier.points if point.n_nodes == learned.n_nodes}"
+AT_SIZE = (
+    "{point.method: point.faithfulness for point in frontier.points if point.n_nodes "
+    "== learned.n_nodes}"
+)
 FINDINGS = {
     "00": {
-        "a circuit of a few dozen nodes is far more faithful than five random ones of its size": "found.vs_spliced.low > max(chance) + 0.5",
-        "with every latent at its mean the model does not know the number": "abs(evaluation.empty.mean()) < 0.3 * evaluation.spliced_model.mean()",
+        "a circuit of a few dozen nodes is far more faithful than five random ones of its size": (
+            "found.vs_spliced.low > max(chance) + 0.5"
+        ),
+        "with every latent at its mean the model does not know the number": (
+            "abs(evaluation.empty.mean()) < 0.3 * evaluation.spliced_model.mean()"
+        ),
     },
     "01": {
-        "two dimensions hold two features that are always there, and five rare ones": "stored[1.0] == 2 and stored[densities[-1]] == 5",
+        "two dimensions hold two features that are always there, and five rare ones": (
+            "stored[1.0] == 2 and stored[densities[-1]] == 5"
+        ),
         "the SAE finds the directions of the rare ones": "worst > 0.98",
         "L1 shrinks latents by more than half of what it costs, and the others do not": (
-            "gaps['ReLU + L1'] > TOY_L1 / 2 and all(gaps[n] < 0.6 * gaps['ReLU + L1'] for n in ('TopK', 'BatchTopK', 'Gated'))"
+            "gaps['ReLU + L1'] > TOY_L1 / 2 and all(gaps[n] < 0.6 * gaps['ReLU + L1'] for n in "
+            "('TopK', 'BatchTopK', 'Gated'))"
         ),
         "on real activations too": "table['γ']['ReLU + L1'] < 0.9 < table['γ']['JumpReLU'] < 1.15",
         "an SAE trained in the notebook explains the activations, and JumpReLU more than L1": (
-            "table['explained variance']['JumpReLU'] > table['explained variance']['ReLU + L1'] > 0.3"
+            "table['explained variance']['JumpReLU'] > table['explained variance']['ReLU + L1'] "
+            "> 0.3"
         ),
         "the shipped SAE keeps most of what the model knows": "recovered['mean'].low > 0.85",
     },
     "02": {
-        "with every error kept, the spliced model is the model itself": "(kept_logits - model_logits).abs().max() < 1e-2",
-        "many SAEs cost more than one": "mean_interval(added['drop', numbers[-1]] - added['drop', numbers[0]]).low > 0",
-        "nothing gets past the latents when errors are dropped": "all(abs(row['drop'].value) < 1e-3 for row in leaks.values())",
-        "something gets past them when errors are kept": "max(row['keep'].low for row in leaks.values()) > 0.1",
+        "with every error kept, the spliced model is the model itself": (
+            "(kept_logits - model_logits).abs().max() < 1e-2"
+        ),
+        "many SAEs cost more than one": (
+            "mean_interval(added['drop', numbers[-1]] - added['drop', numbers[0]]).low > 0"
+        ),
+        "nothing gets past the latents when errors are dropped": (
+            "all(abs(row['drop'].value) < 1e-3 for row in leaks.values())"
+        ),
+        "something gets past them when errors are kept": (
+            "max(row['keep'].low for row in leaks.values()) > 0.1"
+        ),
     },
     "03": {
         "one latent at the subject matters, and a random one there does not": (
             "mean_interval(at_subject).low > 5 * control[LABELS[SUBJECT]].abs().mean()"
         ),
         "random nodes at 0 disturb the prediction more than at their mean": "zero.low > mean.high",
-        "a mask has to keep more nodes where the rest is at 0": "n_learned['zero'] > 2 * n_learned['mean']",
-        "a knock-out that ignores positions charges the distractor with the subject's nodes": "wide > own + 1",
+        "a mask has to keep more nodes where the rest is at 0": (
+            "n_learned['zero'] > 2 * n_learned['mean']"
+        ),
+        "a knock-out that ignores positions charges the distractor with the subject's nodes": (
+            "wide > own + 1"
+        ),
         "the published running mean is worth a few prompts": "effective['published'] < 0.25 * n",
     },
     "04": {
-        "the learned mask is closer to the model, prompt by prompt, than random nodes of its number": (
+        "prompt by prompt, the learned mask is closer to the model than as many random nodes": (
             f"(at := {AT_SIZE})['learned mask'].gap.high < at['random'].gap.low"
         ),
         "the learned mask keeps more of the answer than random nodes of its number": (
             f"(at := {AT_SIZE})['learned mask'].vs_spliced.low > at['random'].vs_spliced.high"
         ),
-        "attribution patching ranks single nodes as patching does, roughly": "spearman['AtP'] > 0.5",
+        "attribution patching ranks single nodes as patching does, roughly": (
+            "spearman['AtP'] > 0.5"
+        ),
     },
     "05": {
         "the circuit flips the verb, and strangers in the same places do not": (
@@ -61,32 +86,47 @@ FINDINGS = {
             "lefts['the circuit'].high < 0.3 and lefts[f'{len(nodes)} strangers'].low > 0.9"
         ),
         "no random circuit comes near": "found.vs_spliced.low > random_share.max() + 0.5",
-        "the test of minimality finds needed nodes, and calls no padding needed": "kept.value > 0.15 and passengers.value == 0",
-        "two seeds share far more nodes than chance": "of_seeds > 0.3 and of_seeds > 50 * by_chance",
-        "over all sizes, learned masks are closer to the model than random nodes": "cmd_of['learned masks'] < cmd_of['random'] - 0.3",
+        "the test of minimality finds needed nodes, and calls no padding needed": (
+            "kept.value > 0.15 and passengers.value == 0"
+        ),
+        "two seeds share far more nodes than chance": (
+            "of_seeds > 0.3 and of_seeds > 50 * by_chance"
+        ),
+        "over all sizes, learned masks are closer to the model than random nodes": (
+            "cmd_of['learned masks'] < cmd_of['random'] - 0.3"
+        ),
     },
     "06": {
-        "the model knows a missing key from one that is there": "control[True].value < 0.2 and control[False].value < 0.2",
+        "the model knows a missing key from one that is there": (
+            "control[True].value < 0.2 and control[False].value < 0.2"
+        ),
         "a learned mask keeps more of the answer than random nodes of its number": (
-            "(at := {p.method: p.faithfulness.vs_spliced for p in frontiers['dict_key'].points})['learned mask'].low > at['random'].high"
+            "(at := {p.method: p.faithfulness.vs_spliced for p in "
+            "frontiers['dict_key'].points})['learned mask'].low > at['random'].high"
         ),
         "the latents tell keys apart that they were not chosen on": "min(aucs.values()) > 0.9",
         "holding the verdict turns the answer both ways, and strangers do not": (
-            "min(forced[name].value for name in orange[2:]) > 0.7 and max(forced[name].value for name in forced if 'strangers' in name) < 0.3"
+            "min(forced[name].value for name in orange[2:]) > 0.7 and max(forced[name].value "
+            "for name in forced if 'strangers' in name) < 0.3"
         ),
-        "holding seen makes errors into values, and values stay values": "forced[orange[0]].value > 0.7 and forced[orange[1]].value < 0.3",
+        "holding seen makes errors into values, and values stay values": (
+            "forced[orange[0]].value > 0.7 and forced[orange[1]].value < 0.3"
+        ),
         "a key in lower case fools the model, one in a comment does not": (
-            "(by := {family.name: fooled[family].value for family in FAMILIES})[\"lower case: 'ann'\"] > 0.7 and by['in a comment'] < 0.3"
+            '(by := {family.name: fooled[family].value for family in FAMILIES})["lower case: '
+            "'ann'\"] > 0.7 and by['in a comment'] < 0.3"
         ),
         "holding seen down undoes attacks and breaks few honest answers, strangers undo fewer": (
-            "mending['seen held down']['attacks undone'] > mending['strangers of seen']['attacks undone'] + 0.2"
+            "mending['seen held down']['attacks undone'] > mending['strangers of "
+            "seen']['attacks undone'] + 0.2"
             " and mending['seen held down']['broken, key present'] < 0.6"
         ),
     },
 }
 REPORT = """\
 import json as _json
-print("FINDINGS" + _json.dumps({{claim: bool(eval(expression)) for claim, expression in {claims!r}.items()}}))"""
+_held = {{claim: bool(eval(expression)) for claim, expression in {claims!r}.items()}}
+print("FINDINGS" + _json.dumps(_held))"""
 
 
 @pytest.mark.notebook
