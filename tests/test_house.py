@@ -149,7 +149,7 @@ def test_nothing_is_left_outside_the_rooms():
     assert entries == {"__init__.py", *ROOMS}
 
 
-NAMED = re.compile(r"course_utils(?:\.\w+|/\w+(?:\.py)?)+")
+NAMED = re.compile(r"course_utils(?:\.\w+|/\w+(?:\.py)?)+(?![\w{])")
 """A module as a dotted name or as a path, with or without a name in it."""
 
 
