@@ -469,6 +469,12 @@ def test_bad_settings_are_named(spliced, task, wrong, message):
         integrated_gradients(spliced, task, **wrong)
 
 
+def test_the_defaults_are_those_that_the_course_s_numbers_were_made_with():
+    assert AttributionSettings() == AttributionSettings(
+        baseline="patch", aggregate="mean", steps=10, batch_size=None, progress=False
+    )
+
+
 def scored_by(method, spliced, task, **options):
     """The scores of a method; activation patching is given one node."""
     extra = ([(A, 2, 5)],) if method is activation_patching else ()

@@ -444,6 +444,9 @@ def test_a_resume_may_change_a_setting(spliced, task, monkeypatch):
     part = interrupted_at(5, monkeypatch, lambda: learn_masks(spliced, task, **QUICK))
     more = learn_masks(spliced, task, resume=part, steps=7, progress=False)
     assert len(more.history) == 7 and more.settings == replace(part.settings, steps=7)
+    costly = learn_masks(spliced, task, resume=part, sparsity=3.0, progress=False)
+    assert [record["sparsity"] for record in costly.history] == [0.03] * 5 + [3.0] * 7
+    assert costly.n_nodes < learn_masks(spliced, task, resume=part, progress=False).n_nodes
 
 
 def test_an_error_in_a_step_is_raised_and_not_taken_for_an_interrupt(spliced, task, monkeypatch):
@@ -502,6 +505,21 @@ def test_the_bar_counts_the_steps_and_is_closed(spliced, task, monkeypatch):
 def test_a_setting_out_of_range_is_named(spliced, task, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}"):
         learn_masks(spliced, task, progress=False, **{"batch_size": 4, **wrong})
+
+
+def test_the_defaults_are_those_that_the_course_s_numbers_were_made_with():
+    assert MaskSettings() == MaskSettings(
+        sparsity=0.03,
+        n_nodes=None,
+        steps=60,
+        batch_size=16,
+        lr=0.3,
+        theta_init=1.0,
+        tau_max=200.0,
+        per_position=True,
+        candidates="all",
+        seed=0,
+    )
 
 
 def test_the_ends_of_the_ranges_are_allowed(spliced, task):

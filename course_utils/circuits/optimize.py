@@ -263,7 +263,7 @@ class ContinuousSparsification:
         if resume is not None:
             self.optimizer.load_state_dict(copy.deepcopy(resume.optimizer_state))
             self.history = list(resume.history)
-        if self.history:
+        if self.history and settings.n_nodes is not None:
             self.sparsity = self.history[-1]["sparsity"]
 
     @property
@@ -295,16 +295,21 @@ class ContinuousSparsification:
         Returns:
             The step's record.
         """
-        record: Record = {"step": len(self.history)}
+        step, tau, sparsity = len(self.history), self.tau, self.sparsity
         faithfulness_loss = gaps.abs().mean()
         n_soft = sum((mask.sum() for mask in masks.masks), torch.zeros((), device=gaps.device))
-        loss = faithfulness_loss + self.sparsity * n_soft / len(self.theta)
-        tau = self.tau
+        loss = faithfulness_loss + sparsity * n_soft / len(self.theta)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        record |= {"loss": loss.item(), "faithfulness_loss": faithfulness_loss.item()}
-        record |= {"n_on": self._n_on(), "tau": tau, "sparsity": self.sparsity}
+        record: Record = {
+            "step": step,
+            "loss": loss.item(),
+            "faithfulness_loss": faithfulness_loss.item(),
+            "n_on": self._n_on(),
+            "tau": tau,
+            "sparsity": sparsity,
+        }
         self.history.append(record)
         if self.settings.n_nodes is not None:
             self.sparsity = self._adjusted_sparsity(n_soft.item(), self.settings.n_nodes)
