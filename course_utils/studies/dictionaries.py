@@ -1,5 +1,4 @@
-"""Dictionaries that fool a model of code: families of them, what the model says to them, and what
-its latents knew.
+"""Dictionaries that fool a model of code: how they are written, and what the model says to them.
 
 An honest prompt asks for a key that is missing and looks missing, or that is there and looks it. An
 *attack* keeps Python's answer and changes the looks:
@@ -9,22 +8,26 @@ An honest prompt asks for a key that is missing and looks missing, or that is th
 
 Families that *lure* make a missing key look present; families that *hide* make a present key look
 absent. A family makes an attack from an honest session, so that the two differ in one place.
+
+What the model's latents knew is read, or held, at two places of each prompt: the queried key and
+the end.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.saes import encode
 from course_utils.circuits.splice import SplicedModel
 from course_utils.prompts.sessions import (
@@ -40,18 +43,21 @@ from course_utils.prompts.sessions import (
 from course_utils.prompts.tokens import one_token, pad_right, token_rows
 
 K = TypeVar("K", bound=Hashable)
+
 QUERIED, LAST = -2, -1
 """Places counted from a prompt's end: the queried key (if it is one token), and the ``']`` with its
 line break, where the answer is due.
+"""
+
+DRAWS_PER_SESSION = 100
+"""How many sessions a family may make for each one that is wanted: some come twice, or are none of
+its kind.
 """
 
 
 # ---------------------------------------------------------------------------------------------
 # Families
 # ---------------------------------------------------------------------------------------------
-
-
-DRAWS_PER_SESSION = 100  # sessions that a family may make for each one that is wanted: some come twice, or are none of its kind
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Family:
     Attributes:
         name: for tables.
         make: from an honest session whose key is missing, a session of this family. Not every name
-            will do for every family: see `tamper`.
+            will do for every family: then Python's answer is not the one that `lures` promises.
         lures: True: the key is missing and should look present; False: it is there and should look
             absent.
     """
@@ -69,6 +75,10 @@ class Family:
     name: str
     make: Callable[[Session, random.Random], Session]
     lures: bool = True
+
+    def has(self, session: Session) -> bool:
+        """Whether Python's answer to a session is the one that the family is about."""
+        return (session.outcome() == MISSING) == self.lures
 
 
 def _name(session: Session) -> str:
@@ -89,9 +99,8 @@ def _upper_case(session: Session, rng: random.Random) -> Session:
 
 
 def _longer_word(session: Session, rng: random.Random) -> Session:
-    return _anywhere(
-        session, _name(session) + rng.choice(("ie", "son", "a", "y", "ton", "ette")), rng
-    )
+    ending = rng.choice(("ie", "son", "a", "y", "ton", "ette"))
+    return _anywhere(session, _name(session) + ending, rng)
 
 
 def _second_word(session: Session, rng: random.Random) -> Session:
@@ -103,7 +112,8 @@ def _first_word(session: Session, rng: random.Random) -> Session:
 
 
 def _space(session: Session, rng: random.Random) -> Session:
-    return _anywhere(session, rng.choice((f"{_name(session)} ", f" {_name(session)}")), rng)
+    spaced = rng.choice((f"{_name(session)} ", f" {_name(session)}"))
+    return _anywhere(session, spaced, rng)
 
 
 def _value(session: Session, rng: random.Random) -> Session:
@@ -112,17 +122,14 @@ def _value(session: Session, rng: random.Random) -> Session:
 
 
 def _comment(session: Session, rng: random.Random) -> Session:
-    return replace(
-        session,
-        comment=rng.choice(("{} is missing", "without {}", "{} left", "ask {}")).format(
-            _name(session)
-        ),
-    )
+    comment = rng.choice(("{} is missing", "without {}", "{} left", "ask {}"))
+    return replace(session, comment=comment.format(_name(session)))
 
 
 def _other_dictionary(session: Session, rng: random.Random) -> Session:
     other = rng.choice([name for name in DICTIONARIES["train"] if name != session.variable])
-    return replace(session, before=(f"{other} = {{{session.query}: {rng.randrange(10)}}}",))
+    line = f"{other} = {{{session.query}: {rng.randrange(10)}}}"
+    return replace(session, before=(line,))
 
 
 def _deleted(session: Session, rng: random.Random) -> Session:
@@ -160,13 +167,17 @@ def _sum(session: Session, rng: random.Random) -> Session:
 
 
 def _added_later(session: Session, rng: random.Random) -> Session:
-    return replace(
-        session, between=(f"{session.variable}.update({_name(session)}={rng.randrange(10)})",)
-    )
+    line = f"{session.variable}.update({_name(session)}={rng.randrange(10)})"
+    return replace(session, between=(line,))
 
 
 def _present(session: Session, rng: random.Random) -> Session:
-    return with_key(session, rng)[0]
+    there, _ = with_key(session, rng)
+    return there
+
+
+def _missing(session: Session, rng: random.Random) -> Session:
+    return session
 
 
 FAMILIES = (
@@ -187,42 +198,62 @@ FAMILIES = (
     Family("added later", _added_later, lures=False),
 )
 HONEST = (
-    Family("honest: missing", lambda session, rng: session),
+    Family("honest: missing", _missing),
     Family("honest: present", _present, lures=False),
 )
 """What nothing was done to: the families are measured against these."""
 
 
 def twin(family: Family) -> Family:
-    """The family's own control: the same change to a session, made with a name that nobody asks
-    for.
+    """The family's own control: the same change, made with a name that nobody asks for.
 
     A lure's twin has nothing to lure with, and the key is missing as before; the twin of a family
     that hides, hides another entry, and the key that is asked for stands there for all to see. If
     the twin fools as often, the change itself confuses the model.
     """
+    return Family(f"twin of {family.name}", _Twin(family), family.lures)
 
-    def make(session: Session, rng: random.Random) -> Session:
-        [pool] = [names for names in KEYS.values() if _name(session) in names]
-        taken = {key for key, _ in session.entries} | {session.query}
-        decoy = rng.choice([quoted(name) for name in pool if quoted(name) not in taken])
-        base = session if family.lures else with_key(session, rng)[0]
-        changed = family.make(replace(base, query=decoy), rng)
-        is_one = (changed.outcome() == MISSING) == family.lures
-        if not is_one or (changed.query.startswith("b") and _split_after_b(_name(session))):
-            return with_key(session, rng)[0] if family.lures else session  # no twin
+
+@dataclass(frozen=True)
+class _Twin:
+    """Makes the sessions of a family's `twin`; an honest one of the other kind where it cannot."""
+
+    family: Family
+
+    def __call__(self, session: Session, rng: random.Random) -> Session:
+        decoy = _unused_key(session, rng)
+        honest = session if self.family.lures else _present(session, rng)
+        changed = self.family.make(replace(honest, query=decoy), rng)
+        split_up = changed.query.startswith("b") and _split_after_b(_name(session))
+        if split_up or not self.family.has(changed):
+            return _present(session, rng) if self.family.lures else session
         return replace(changed, query=changed.query.replace(decoy, session.query))
 
-    return Family(f"twin of {family.name}", make, family.lures)
+
+def _unused_key(session: Session, rng: random.Random) -> str:
+    """A key of the same split that the session does not use, as Python source."""
+    [names] = [names for names in KEYS.values() if _name(session) in names]
+    used = {key for key, _ in session.entries} | {session.query}
+    return rng.choice([quoted(name) for name in names if quoted(name) not in used])
 
 
 def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> Session:
-    """An attack on one honest session (whose key is missing), of a family drawn at random."""
-    while True:
+    """An attack on one honest session (whose key is missing), of a family drawn at random.
+
+    Raises:
+        ValueError: none of many draws gave a session on which Python's answer is the one that its
+            family is about.
+    """
+    for _ in range(DRAWS_PER_SESSION):
         family = rng.choice(families)
         session = family.make(honest, rng)
-        if (session.outcome() == MISSING) == family.lures:
+        if family.has(session):
             return session
+    names = ", ".join(repr(family.name) for family in families)
+    raise ValueError(
+        f"{DRAWS_PER_SESSION} draws of {names} gave no session of its family's kind from "
+        f"{honest.prompt!r}. Take another session or other families."
+    )
 
 
 def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> list[Session]:
@@ -233,19 +264,22 @@ def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> li
             about.
     """
     rng = random.Random(f"{family.name}/{split}/{seed}")
-    found: dict[Session, None] = {}
-    for _ in range(DRAWS_PER_SESSION * n):
+    sessions: dict[Session, None] = {}  # a set that keeps its order
+    n_draws = DRAWS_PER_SESSION * n
+    for _ in range(n_draws):
         session = family.make(missing_key(KEYS[split], DICTIONARIES[split], rng), rng)
-        if (session.outcome() == MISSING) == family.lures:
-            found[session] = None
-        if len(found) == n:
+        if family.has(session):
+            sessions[session] = None
+        if len(sessions) == n:
             break
-    if len(found) < n:
+    if len(sessions) < n:
+        kind = "missing" if family.lures else "there"
         raise ValueError(
-            f"{DRAWS_PER_SESSION * n:,} draws of the family {family.name!r} gave {len(found)} different sessions in which Python says that the "
-            f"key is {'missing' if family.lures else 'there'}, not {n}. Ask for fewer, or change what the family's `make` returns."
+            f"{n_draws:,} draws of the family {family.name!r} gave {len(sessions)} different "
+            f"sessions in which Python says that the key is {kind}, not {n}. Ask for fewer, or "
+            "change what the family's `make` returns."
         )
-    return list(found)
+    return list(sessions)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -260,7 +294,7 @@ class Answers:
     Attributes:
         top: the token that it would write first, for each session.
         p_missing: ``[n]``, how likely it is to start an error message (the tokens `SAYS_MISSING`
-            together).
+            together), from 0 to 1.
         latents: by (layer, place), ``[n, d_sae]``: what was read on the way, if anything was to be.
     """
 
@@ -275,31 +309,33 @@ class Answers:
 
     @property
     def says_value(self) -> Bool[Tensor, " n"]:
-        """Whether it begins with a digit, as do all values of the families' sessions but those of
-        ``as a value``.
+        """Whether it begins with a digit.
+
+        So do all values of the families' sessions but those of ``as a value``.
         """
         return torch.tensor([token.isdigit() for token in self.top], dtype=torch.bool)
 
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
         """Whether it opens an error message where Python gives a value, or none where Python does.
-        ``lures``: Python says "missing".
+
+        Args:
+            lures: whether Python says "missing".
         """
         return ~self.says_missing if lures else self.says_missing
 
     def __getitem__(self, rows: slice) -> Answers:
         """The answers to some of the sessions."""
-        return Answers(
-            self.top[rows], self.p_missing[rows], {key: f[rows] for key, f in self.latents.items()}
-        )
+        latents = {site: f[rows] for site, f in self.latents.items()}
+        return Answers(self.top[rows], self.p_missing[rows], latents)
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """Latents held at given values at one place, counted from the end of each prompt (`QUERIED` or
-    `LAST`).
+    """Latents held at given values at one place of each prompt.
 
     Attributes:
         values: by (hook point, latent).
+        place: counted from each prompt's end: `QUERIED` or `LAST`.
     """
 
     values: Mapping[tuple[str, int], float]
@@ -307,7 +343,7 @@ class Clamp:
 
 
 def tokenize(
-    sessions: Sequence[Session], tokenizer
+    sessions: Sequence[Session], tokenizer: Any
 ) -> tuple[Int[Tensor, "n seq"], Int[Tensor, " n"]]:
     """Prompts as tokens, BOS first and padded on the right, and the length of each."""
     prompts = token_rows(tokenizer, [session.prompt for session in sessions])
@@ -329,23 +365,24 @@ def answers(
         read: (layer, place) pairs: the latents of that layer's SAE at that place (`QUERIED` or
             `LAST`).
         progress: what the progress bar says; none if empty.
+
+    Raises:
+        ValueError: the tokenizer splits one of the tokens `SAYS_MISSING`.
     """
-    read = sorted(set(read))
-    known = _Missing(spliced.lab.tokenizer)
-    stack, latents = spliced.stack, {key: [] for key in read}
+    sites = sorted(set(read))
+    places: dict[int, list[int]] = defaultdict(list)
+    for layer, place in sites:
+        places[layer].append(place)
+    stack, so_far = spliced.stack, _AnswersSoFar(spliced.lab.tokenizer)
+    latents: dict[tuple[int, int], list[Tensor]] = {site: [] for site in sites}
     for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
-        rows = torch.arange(len(tokens))
-        x, done = stack.embed(tokens), -1
-        for layer, place in read:
-            x, done = stack.run(x, range(done + 1, layer + 1)), layer
-            latents[layer, place].append(
-                encode(spliced.lab.saes[layer], x[rows, lengths + place - spliced.first])
-                .float()
-                .cpu()
-            )
-        x = stack.run(x, range(done + 1, stack.n_layers))
-        known.add(stack.logits(stack.norm(x[rows, lengths - 1 - spliced.first])))
-    return known.answers({key: torch.cat(found) for key, found in latents.items()})
+        x, after = stack.embed(tokens), -1
+        for layer, resid in stack.walk_on(x, after, places):
+            x, after = resid, layer
+            for place in places[layer]:
+                latents[layer, place].append(_latents_at(spliced, layer, x, lengths + place))
+        so_far.add(stack.logits(stack.finish(x, after, lengths)))
+    return so_far.together({site: torch.cat(pieces) for site, pieces in latents.items()})
 
 
 @torch.no_grad()
@@ -357,15 +394,23 @@ def answers_with(
     batch_size: int | None = None,
     progress: str = "",
 ) -> Answers:
-    """Ask the spliced model with some latents held. Splice with ``error="keep"`` to change nothing
-    else.
+    """Ask the spliced model with some latents held.
+
+    Splice with ``error="keep"`` to change nothing else.
+
+    Raises:
+        ValueError: the tokenizer splits one of the tokens `SAYS_MISSING`; nothing is spliced at a
+            clamp's hook point.
     """
-    known = _Missing(spliced.lab.tokenizer)
+    so_far = _AnswersSoFar(spliced.lab.tokenizer)
     for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
-        known.add(
-            spliced.run(tokens, lengths=lengths, latents=_held(spliced, clamp, lengths)).logits
-        )
-    return known.answers({})
+        held = [
+            Held(hook_point, lengths + clamp.place, latent, value)
+            for (hook_point, latent), value in clamp.values.items()
+        ]
+        prefix = spliced.prefix(tokens, lengths=lengths)
+        so_far.add(spliced.run(prefix, latents=holding(spliced, held)).logits)
+    return so_far.together()
 
 
 def answers_each(
@@ -377,8 +422,7 @@ def answers_each(
     batch_size: int | None = None,
     progress: str = "",
 ) -> dict[K, Answers]:
-    """Ask several lists of sessions in one go, which is faster than one after the other where they
-    are short.
+    """Ask several lists of sessions in one go: for short lists, faster than one after the other.
 
     Args:
         read: latents to read on the way, as for `answers`.
@@ -387,15 +431,19 @@ def answers_each(
     Raises:
         ValueError: latents are to be held and others to be read; one or the other.
     """
-    if clamp is not None and list(read):
+    read = list(read)
+    if clamp is not None and read:
         raise ValueError("latents can be read where none are held: give read or clamp, not both.")
     every = [session for sessions in asked.values() for session in sessions]
     if clamp is None:
-        found = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)
+        together = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)
     else:
-        found = answers_with(spliced, every, clamp, batch_size=batch_size, progress=progress)
-    ends = accumulate(len(sessions) for sessions in asked.values())
-    return {key: found[end - len(asked[key]) : end] for key, end in zip(asked, ends)}
+        together = answers_with(spliced, every, clamp, batch_size=batch_size, progress=progress)
+    each, first = {}, 0
+    for key, sessions in asked.items():
+        each[key] = together[first : first + len(sessions)]
+        first += len(sessions)
+    return each
 
 
 @torch.no_grad()
@@ -408,74 +456,60 @@ def read_latents(
     batch_size: int | None = None,
     progress: str = "",
 ) -> Float[Tensor, "n d_sae"]:
-    """The latents of one layer's SAE at one place, in the model itself. The layers after that one,
-    which write the answer, are not run.
+    """The latents of one layer's SAE at one place, in the model itself.
+
+    The layers after that one, which write the answer, are not run.
     """
-    found = []
-    for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
-        x = spliced.stack.run(spliced.stack.embed(tokens), range(layer + 1))
-        found.append(
-            encode(
-                spliced.lab.saes[layer], x[torch.arange(len(x)), lengths + place - spliced.first]
-            )
-            .float()
-            .cpu()
-        )
-    return torch.cat(found)
+    pieces = [
+        _latents_at(spliced, layer, x, lengths + place)
+        for tokens, lengths in _batches(spliced, sessions, batch_size, progress)
+        for _, x in spliced.stack.walk(tokens, [layer])
+    ]
+    return torch.cat(pieces)
+
+
+def _latents_at(
+    spliced: SplicedModel,
+    layer: int,
+    x: Float[Tensor, "batch seq_without_bos d_model"],
+    positions: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch d_sae"]:
+    """A layer's latents at one position of each prompt (BOS is position 0), in float32."""
+    rows = torch.arange(len(x), device=x.device)
+    f = encode(spliced.lab.saes[layer], x[rows, positions - spliced.first])
+    return f.float().cpu()
 
 
 def _batches(
     spliced: SplicedModel, sessions: Sequence[Session], batch_size: int | None, progress: str
 ) -> Iterator[tuple[Int[Tensor, "batch seq"], Int[Tensor, " batch"]]]:
+    """Tokens and lengths, no wider than the longest prompt of each batch."""
     tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
     size = batch_size or min(32, spliced.batch_size(tokens.shape[1]))
+    device = spliced.lab.device
     with tqdm(total=len(tokens), desc=progress, unit="prompt", disable=not progress) as bar:
-        for batch, length in zip(tokens.split(size), lengths.split(size)):
-            yield (
-                batch[:, : int(length.max())].to(spliced.lab.device),
-                length.to(spliced.lab.device),
-            )
+        for batch, length in zip(tokens.split(size), lengths.split(size), strict=True):
+            yield batch[:, : int(length.max())].to(device), length.to(device)
             bar.update(len(batch))
 
 
-class _Missing:
-    """What a model says to sessions, batch by batch."""
+class _AnswersSoFar:
+    """What a model says to sessions, collected batch by batch."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.ids = [one_token(tokenizer, text) for text in SAYS_MISSING]
+        self.missing_tokens = [one_token(tokenizer, text) for text in SAYS_MISSING]
         self.top: list[str] = []
-        self.p_missing: list[Tensor] = []
+        self.p_missing: list[Float[Tensor, " batch"]] = []
 
     def add(self, logits: Float[Tensor, "batch vocab"]) -> None:
+        """One batch more: logits where the answers are due."""
         self.top += [self.tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
-        self.p_missing.append(logits.float().softmax(-1)[:, self.ids].sum(-1).cpu())
+        p = logits.float().softmax(-1)
+        self.p_missing.append(p[:, self.missing_tokens].sum(-1).cpu())
 
-    def answers(self, latents: Mapping[tuple[int, int], Tensor]) -> Answers:
-        return Answers(tuple(self.top), torch.cat(self.p_missing), latents)
-
-
-def _held(
-    spliced: SplicedModel, clamp: Clamp, lengths: Int[Tensor, " batch"]
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    unknown = {name for name, _ in clamp.values} - set(spliced.hook_points)
-    if unknown:
-        raise ValueError(
-            f"nothing is spliced at {', '.join(sorted(unknown))}; there is {', '.join(spliced.hook_points)}."
-        )
-    rows, places = (
-        torch.arange(len(lengths), device=lengths.device),
-        lengths + clamp.place - spliced.first,
-    )
-
-    def at(name: str) -> Callable[[Tensor], Tensor]:
-        def hold(f: Float[Tensor, "batch seq_without_bos d_sae"]) -> Tensor:
-            f = f.clone()
-            for (hook_point, latent), value in clamp.values.items():
-                if hook_point == name:
-                    f[rows, places, latent] = value
-            return f
-
-        return hold
-
-    return {name: at(name) for name in {name for name, _ in clamp.values}}
+    def together(
+        self, latents: Mapping[tuple[int, int], Float[Tensor, "n d_sae"]] | None = None
+    ) -> Answers:
+        """All batches' answers."""
+        return Answers(tuple(self.top), torch.cat(self.p_missing), latents or {})
