@@ -10,15 +10,17 @@ import os
 import signal
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from course_utils.circuits import experiments
-from course_utils.circuits.evaluate import MEASURES
+from course_utils.circuits.evaluate import MEASURES, Evaluation
 from course_utils.circuits.experiments import (
     PublishedCircuit,
     SweepPoint,
@@ -30,8 +32,8 @@ from course_utils.circuits.experiments import (
     read_results,
     sweep,
 )
+from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
-from course_utils.labs.lab import load_lab
 
 POINTS = grid(sparsity=[0.1, 0.3], seed=range(3))
 
@@ -329,28 +331,67 @@ def test_a_point_of_the_real_lab_is_learned_and_judged():
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
 
 
-@pytest.mark.weights
-@pytest.mark.parametrize("layers", [None, (29,)])
-def test_a_point_says_where_saes_are_and_all_else(monkeypatch, layers):
-    """What is learned is seen by a stand-in for `learn_masks`; it wants ten nodes."""
-    seen = {}
+@pytest.fixture
+def tiny(lab, task, monkeypatch):
+    """In the real lab's place: the tiny one, and its task cut into two halves that differ."""
+    some = [i % 7 for i in range(18)]  # as many as a step takes, and two more
+    halves = {"train": replace(task[some], split="train"), "test": replace(task[7:], split="test")}
+    asked = []
 
-    def stand_in(spliced, train, **settings):
-        seen.update(settings, spliced=spliced, n=len(train), split=train.split)
-        return learn_masks(spliced, train, **settings)
+    def load(name, tokenizer, split, *, n, verbose):
+        assert tokenizer is lab.tokenizer
+        asked.append((name, split))
+        return halves[split][:n]
 
-    learn_masks = experiments.learn_masks
-    monkeypatch.setattr(experiments, "learn_masks", stand_in)
+    monkeypatch.setattr(experiments, "_lab", lambda name: lab)
+    monkeypatch.setattr(experiments, "spec_of", lambda name: SimpleNamespace(placement=(3,)))
+    monkeypatch.setattr(experiments, "load_task", load)
+    return SimpleNamespace(lab=lab, asked=asked, **halves)
+
+
+@pytest.mark.parametrize(("layers", "placed"), [(None, [3]), ((1,), [1]), ((1, 3), [1, 3])])
+def test_a_point_is_learned_on_one_half_and_judged_on_the_other(tiny, layers, placed):
     point = SweepPoint(
-        task="sva_rc", layers=layers, error="keep", n_nodes=10, steps=2, seed=7, n_train=16,
-        n_test=8, sparsity=0.2,
-    )  # fmt: skip
+        task="sva_rc",
+        layers=layers,
+        error="keep",
+        n_nodes=10,
+        sparsity=0.2,
+        steps=3,
+        seed=7,
+        n_train=17,
+        n_test=4,
+    )
     result = learn_and_judge(point)
-    assert result["n"] == 8 and result["n_nodes"] == 10
-    assert (seen["n"], seen["split"]) == (16, "train")
-    assert (seen["n_nodes"], seen["steps"], seen["seed"], seen["sparsity"]) == (10, 2, 7, 0.2)
-    assert seen["spliced"].error == "keep"
-    assert seen["spliced"].layers == ([29] if layers else [5, 11, 17, 23, 29])
+    spliced = SplicedModel(tiny.lab, placed, "keep")
+    means = spliced.patch_means(tiny.train.patch[:17])
+    learned = learn_masks(
+        spliced,
+        tiny.train[:17],
+        means=means,
+        n_nodes=10,
+        sparsity=0.2,
+        steps=3,
+        seed=7,
+        progress=False,
+    )
+    faithfulness = Evaluation(spliced, tiny.test[:4], means).faithfulness(learned.masks)
+    assert result.pop("seconds") > 0
+    assert result == {
+        "n_nodes": 10,
+        "n": 4,
+        **{name: vars(getattr(faithfulness, name)) for name in MEASURES},
+    }
+    assert tiny.asked == [("sva_rc", "train"), ("sva_rc", "test")]
+    json.dumps(result)
+
+
+def test_a_point_without_a_size_leaves_it_to_lambda(tiny):
+    sizes = [
+        learn_and_judge(SweepPoint(sparsity=sparsity, steps=20))["n_nodes"]
+        for sparsity in (0.001, 0.5)
+    ]
+    assert sizes[0] > sizes[1]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -367,24 +408,30 @@ def test_the_posts_circuits_are_those_of_gemma_2_9b():
     assert published_circuits("smollm2") == []
 
 
-@pytest.mark.weights
-def test_ours_have_the_published_sizes_and_tasks_that_we_lack_are_left_out():
-    lab = load_lab("smollm2", layers=[17, 29])
+def test_ours_have_the_published_sizes_and_tasks_that_we_lack_are_left_out(tiny):
     circuits = [
         PublishedCircuit("no_such_task", "?", 5, 0.5),
         PublishedCircuit("sva_rc", "agreement", 18, 0.94),
+        PublishedCircuit("ioi", "names", 3, 0.9),
     ]
-    [row] = beside_published(
-        SplicedModel(lab), circuits, n_train=32, n_test=16, steps=20, progress=False
-    )
-    ours = row.pop("F(C)/F(S), ours")
-    assert row == {
+    spliced = SplicedModel(tiny.lab)
+    settings = dict(steps=5, seed=2, progress=False)
+    rows = beside_published(spliced, circuits, n_train=17, n_test=4, **settings)
+    means = spliced.patch_means(tiny.train.patch[:17])
+    learned = learn_masks(spliced, tiny.train[:17], means=means, n_nodes=18, **settings)
+    raw = Evaluation(spliced, tiny.test[:4], means).faithfulness(learned.masks).raw
+    assert rows[0] == {
         "behaviour": "agreement",
         "nodes, published": 18,
         "F(C)/F(S), published": 0.94,
         "nodes, ours": 18,
-        "prompts": 16,
+        "F(C)/F(S), ours": str(raw),
+        "prompts": 4,
     }
-    value, interval = ours.split(" ", 1)
-    low, high = map(float, interval.strip("[]").split(", "))
-    assert low <= float(value) <= high
+    assert [(row["behaviour"], row["nodes, ours"]) for row in rows[1:]] == [("names", 3)]
+    assert tiny.asked == [
+        ("sva_rc", "train"),
+        ("sva_rc", "test"),
+        ("ioi", "train"),
+        ("ioi", "test"),
+    ]

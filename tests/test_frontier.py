@@ -51,6 +51,12 @@ def test_a_new_frontier_names_its_task_and_model_and_is_empty(lab, task):
     assert made.methods == [] and made.rows() == []
 
 
+def test_a_frontier_keeps_layers_of_its_own(lab, task):
+    spliced = SplicedModel(lab, [1, 3])
+    Frontier.of(spliced, task).layers.append(99)
+    assert spliced.layers == [1, 3]
+
+
 def test_a_point_holds_its_circuits_size_by_layer_and_how_it_was_found(frontier):
     assert frontier.points[0] == Point("mask", 7, faithfulness(0.9), {A: 5, B: 2}, 0.1, 3)
     assert frontier.points[1] == Point("random", 4, faithfulness(0.2), {A: 4, B: 0}, None, None)
@@ -86,8 +92,8 @@ def test_the_table_has_a_row_a_point_method_by_method(frontier):
 
 
 def test_a_frontier_survives_the_disk(frontier, tmp_path):
-    path = frontier.save(tmp_path / "new" / "f.json")
-    assert path == tmp_path / "new" / "f.json"
+    path = frontier.save(tmp_path / "new" / "folder" / "f.json")
+    assert path == tmp_path / "new" / "folder" / "f.json"
     assert Frontier.load(path) == frontier == Frontier.load(str(path))
     assert path.read_text().endswith("}\n")
 
