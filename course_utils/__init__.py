@@ -59,8 +59,11 @@ __all__ = [
     "load_task",
 ]
 
-DATA = Path(__file__).resolve().parent.parent / "data"
-"""Prompt pairs, SAEs, circuits and texts of the course."""
+_HERE = Path(__file__).resolve().parent
+DATA = _HERE / "data" if (_HERE / "data").is_dir() else _HERE.parent / "data"
+"""Prompt pairs, SAEs, circuits and texts of the course: in a wheel inside this package, in a
+checkout beside it.
+"""
 
 
 def __getattr__(name: str) -> Any:

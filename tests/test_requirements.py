@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_lab
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
 
 from course_utils.circuits.optimize import MaskSettings, learn_masks
 from course_utils.circuits.splice import SplicedModel
@@ -25,6 +26,7 @@ from course_utils.labs.requirements import (
     fast_dtype,
     has_bfloat16,
     matrix_rate,
+    numbers_per_token,
     require_machine,
     requirements_of,
     table,
@@ -303,3 +305,13 @@ def test_the_rate_is_that_of_the_best_of_three_products(monkeypatch, stopwatch):
 def test_a_product_is_timed_in_seconds():
     seconds = requirements._product_seconds(torch.float32, torch.device("cpu"), 64)
     assert 0 < seconds < 60
+
+
+def test_a_pass_keeps_the_numbers_of_all_layers_with_a_graph_and_of_one_without():
+    config = PretrainedConfig(hidden_size=10, intermediate_size=40)
+    layer = 16 * 10 + 4 * 40
+    with_graph = numbers_per_token(config, layers=7, latents=100, gradient=True)
+    assert with_graph == 7 * layer + 8 * 100
+    assert numbers_per_token(config, layers=7, latents=100, gradient=False) == layer + 3 * 100
+    gpt2 = PretrainedConfig(hidden_size=10)  # whose MLP is four times as wide, and does not say so
+    assert numbers_per_token(gpt2, layers=7, latents=100, gradient=True) == with_graph
