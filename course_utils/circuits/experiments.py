@@ -11,7 +11,8 @@ A sweep is a list of points, a function that turns a point into numbers, and any
 
 Each result is a line of JSON, written as soon as it is there. A sweep that is started again with
 the same file does only what is missing. A point that fails is recorded with its error, and the
-others go on. On other machines, the course must be installed (``pip install -e .``).
+others go on. On other machines, the course must be installed: ``pip install -e .`` in a checkout,
+or a wheel (``pip wheel --no-deps .``), which carries the tasks and the SAEs.
 """
 
 from __future__ import annotations
