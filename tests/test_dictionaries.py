@@ -1,15 +1,19 @@
-"""Attacks on a model of code: what the families write, against Python; what a tiny model says,
-against one prompt at a time.
+"""Dictionaries that fool: what the families write, against Python; what a tiny model says.
+
+The model is asked one prompt at a time, by hooks on the Hugging Face model.
 """
 
 import ast
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import session_tokenizer, tiny_hf_model, tiny_sae
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from course_utils.circuits.splice import SplicedModel
@@ -21,8 +25,10 @@ from course_utils.prompts.sessions import (
     SAYS_MISSING,
     Session,
     missing_key,
+    with_key,
 )
 from course_utils.studies.dictionaries import (
+    DRAWS_PER_SESSION,
     FAMILIES,
     HONEST,
     LAST,
@@ -35,6 +41,7 @@ from course_utils.studies.dictionaries import (
     answers_with,
     attacks,
     read_latents,
+    tamper,
     tokenize,
     twin,
 )
@@ -235,6 +242,63 @@ def test_sessions_with_another_outcome_than_the_family_means_are_left_out():
     assert {session.outcome() for session in attacks(family, 30)} == {MISSING}
 
 
+def honest_session(seed: int, split: str = "test") -> Session:
+    return missing_key(KEYS[split], DICTIONARIES[split], random.Random(seed))
+
+
+@every_family
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_a_family_has_the_sessions_on_which_python_gives_its_answer(family, seed):
+    missing = honest_session(seed)
+    present, _ = with_key(missing, random.Random(seed))
+    assert family.has(missing) == family.lures and family.has(present) != family.lures
+
+
+@given(seed=st.integers(0, 10**6), n_families=st.integers(1, len(FAMILIES)))
+@settings(max_examples=50, deadline=None)
+def test_tampering_makes_an_attack_of_one_of_the_families(seed, n_families):
+    families = random.Random(seed).sample(FAMILIES, n_families)
+    honest = honest_session(seed)
+    made = tamper(honest, families, random.Random(seed))
+    drawn, rng = [], random.Random(seed)
+    while not drawn or not drawn[-1][0].has(drawn[-1][1]):
+        family = rng.choice(families)
+        drawn.append((family, family.make(honest, rng)))
+    assert made == drawn[-1][1]
+    assert name_in(made) == name_in(honest) and made.variable == honest.variable
+
+
+def test_tampering_leaves_out_sessions_with_another_answer_than_the_family_means():
+    """A lure that gives the key away every second time: what is made lures all the same."""
+    sometimes = Family("half", lambda session, rng: HONEST[rng.randrange(2)].make(session, rng))
+    made = [tamper(honest_session(seed), [sometimes], random.Random(seed)) for seed in range(30)]
+    assert {session.outcome() for session in made} == {MISSING}
+
+
+def test_tampering_draws_from_all_families():
+    honest, rng = honest_session(0), random.Random(0)
+    families = [BY_NAME["in a comment"], BY_NAME["in another dictionary"]]
+    made = [tamper(honest, families, rng) for _ in range(40)]
+    assert 5 < sum(bool(session.comment) for session in made) < 35
+    assert all(bool(session.comment) != bool(session.before) for session in made)
+
+
+def test_tampering_with_families_that_cannot_is_an_error_and_not_an_endless_loop():
+    n_made = 0
+
+    def never(session: Session, rng: random.Random) -> Session:
+        nonlocal n_made
+        n_made += 1
+        return session
+
+    families = [Family("never there", never, lures=False)]
+    says = f"{DRAWS_PER_SESSION} draws of 'never there' gave no session of its family's kind"
+    with pytest.raises(ValueError, match=says):
+        tamper(honest_session(0), families, random.Random(0))
+    assert n_made == DRAWS_PER_SESSION
+
+
 # ---------------------------------------------------------------------------------------------
 # What the model says
 # ---------------------------------------------------------------------------------------------
@@ -409,48 +473,41 @@ CLAMPS = [
 ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, None])
 @pytest.mark.parametrize("error", ["keep", "drop"])
 @pytest.mark.parametrize(("clamp", "layers"), CLAMPS)
 def test_a_clamp_is_what_hooks_on_the_model_do_one_prompt_at_a_time(
-    lab, sessions, clamp, layers, error, batch_size
+    lab, sessions, clamp, layers, error
 ):
-    found = answers_with(SplicedModel(lab, layers, error), sessions, clamp, batch_size=batch_size)
-    tops, p_missing = zip(
-        *(
-            what_it_says(hooked(lab, session, layers, clamp, error), lab.tokenizer)
-            for session in sessions
-        )
-    )
-    assert found.top == tops
-    assert_close(found.p_missing, torch.stack(p_missing), atol=1e-6, rtol=1e-3)
-    free = answers_with(SplicedModel(lab, layers, error), sessions, Clamp({}))
+    spliced = SplicedModel(lab, layers, error)
+    by_hand = [
+        what_it_says(hooked(lab, session, layers, clamp, error), lab.tokenizer)
+        for session in sessions
+    ]
+    tops, p_missing = zip(*by_hand, strict=True)
+    for batch_size in (1, 3, None):
+        found = answers_with(spliced, sessions, clamp, batch_size=batch_size)
+        assert found.top == tops
+        assert_close(found.p_missing, torch.stack(p_missing), atol=1e-6, rtol=1e-3)
+    free = answers_with(spliced, sessions, Clamp({}))
     assert (found.p_missing / free.p_missing - 1).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("clamp", "layers"), CLAMPS)
+@torch.no_grad()
+@pytest.mark.parametrize(("clamp", "layers"), [case for case in CLAMPS if len(case[1]) == 1])
 def test_a_clamp_is_what_given_latents_are_one_prompt_at_a_time(lab, sessions, clamp, layers):
-    """`SplicedModel.run` with the latents of the run before, one number of them changed by hand."""
-    if len(layers) > 1:
-        layers, clamp = (
-            [1],
-            Clamp(
-                {key: value for key, value in clamp.values.items() if key[0] == hook_point(1)},
-                clamp.place,
-            ),
-        )
+    """`SplicedModel.run` with the latents of the run before, some numbers changed by hand."""
     spliced = SplicedModel(lab, layers, "keep")
+    [name] = spliced.hook_points
     found = answers_with(spliced, sessions, clamp)
-    for session, top, p_missing in zip(sessions, found.top, found.p_missing):
+    for session, top, p_missing in zip(sessions, found.top, found.p_missing, strict=True):
         tokens = tokens_of(session, lab.tokenizer)
-        with torch.no_grad():
-            f = spliced.run(tokens).latents[hook_point(layers[0])].clone()
-            for (_, latent), value in clamp.values.items():
-                f[0, clamp.place, latent] = value
-            logits = spliced.run(tokens, latents={hook_point(layers[0]): f}).logits[0]
-        expected = what_it_says(logits, lab.tokenizer)
-        assert top == expected[0]
-        assert_close(p_missing, expected[1], atol=1e-6, rtol=1e-3)
+        f = spliced.run(tokens).latents[name].clone()
+        for (_, latent), value in clamp.values.items():
+            f[0, clamp.place, latent] = value
+        logits = spliced.run(tokens, latents={name: f}).logits[0]
+        expected_top, expected_p = what_it_says(logits, lab.tokenizer)
+        assert top == expected_top
+        assert_close(p_missing, expected_p, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("place", [QUERIED, LAST])
@@ -517,6 +574,31 @@ def test_a_tokenizer_that_splits_an_answer_is_refused(token, sessions):
             ask()
 
 
+def test_a_batch_is_no_wider_than_its_longest_prompt(lab, sessions, monkeypatch):
+    spliced, widths = SplicedModel(lab), []
+    embed = spliced.stack.embed
+    monkeypatch.setattr(spliced.stack, "embed", lambda t: widths.append(t.shape[1]) or embed(t))
+    answers(spliced, sessions, batch_size=4)
+    lengths = [tokens_of(session, lab.tokenizer).shape[1] for session in sessions]
+    expected = [max(lengths[i : i + 4]) for i in range(0, len(lengths), 4)]
+    assert widths == expected and len(set(widths)) > 1
+
+
+def test_reading_latents_runs_no_layer_after_theirs(lab, sessions):
+    ran = []
+    handles = [
+        layer.register_forward_hook(lambda *args, i=i: ran.append(i))
+        for i, layer in enumerate(lab.hf_model.model.layers)
+    ]
+    spliced = SplicedModel(lab)
+    read_latents(spliced, sessions[:2], 1)  # records the layers' arguments
+    ran.clear()
+    read_latents(spliced, sessions[:2], 1)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+
+
 def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, capsys):
     spliced = SplicedModel(lab, error="keep")
     answers(spliced, sessions)
@@ -529,9 +611,7 @@ def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, ca
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody_asks_for(family):
     sessions = attacks(twin(family), 30, seed=1)
-    assert [session.prompt for session in sessions] == [
-        session.prompt for session in attacks(twin(family), 30, seed=1)
-    ]
+    assert sessions == attacks(twin(family), 30, seed=1)
     for session in sessions:
         assert (session.outcome() == MISSING) == family.lures
         asked, above = name_in(session), session.prompt.rsplit("\n", 2)[0]
@@ -539,9 +619,31 @@ def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody
             assert not re.search(rf"\b{asked}\b", above, re.IGNORECASE)
         else:
             assert f"'{asked}'" in above
-    assert (
-        sum(is_honest(session) for session in sessions) < 5
-    )  # a longer word can be another name: 'Ann', 'Anna'
+    # a longer word can be another name: 'Ann', 'Anna'
+    assert sum(is_honest(session) for session in sessions) < 5
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_twin_is_its_familys_own_change_with_an_unused_name_of_the_same_split(family, split):
+    n_made = 0
+    for seed in range(30):
+        honest, rng = honest_session(seed, split), random.Random(seed)
+        made = twin(family).make(honest, random.Random(seed))
+        used = {name_in(honest), *keys_of(honest)}
+        other = rng.choice([name for name in KEYS[split] if name not in used])
+        base = honest if family.lures else with_key(honest, rng)[0]
+        changed = family.make(replace(base, query=repr(other)), rng)
+        if twin(family).has(made):
+            n_made += 1
+            assert made == replace(changed, query=changed.query.replace(other, name_in(honest)))
+    assert n_made > 10
+
+
+def test_a_name_that_python_would_split_after_b_has_no_twin_in_bytes():
+    bytes_family = BY_NAME["bytes: b'Ann'"]
+    sessions = attacks(twin(bytes_family), 60)
+    assert not any(name_in(s).lower().startswith(("s", "t", "m", "d")) for s in sessions)
 
 
 def is_honest(session: Session) -> bool:

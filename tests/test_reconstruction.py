@@ -73,12 +73,22 @@ def test_what_replaces_the_stream_is_given_all_tokens_in_rows_and_in_order(lab, 
 
     def look(x):
         shown.append(x.clone())
-        return x.half()  # another dtype than the model's
+        return x.double()  # another dtype than the model's
 
     loss = text_loss(lab, 1, task.clean, resid, look, batch_size=5)
     assert torch.equal(torch.cat(shown), resid.flatten(0, 1))
-    assert_close(loss, text_loss(lab, 1, task.clean, resid), rtol=1e-2, atol=1e-2)
-    assert loss.dtype == torch.float32
+    assert_close(loss, text_loss(lab, 1, task.clean, resid), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_a_model_in_half_precision_is_computed_in_full(task):
+    lab = make_lab()
+    half = Lab("half", copy.deepcopy(lab.hf_model).bfloat16(), lab.tokenizer, {})
+    losses = [
+        text_loss(lab, 1, task.clean, residual_stream(lab, 1, task.clean)) for lab in (lab, half)
+    ]
+    assert losses[1].dtype == torch.float32
+    assert_close(losses[1], losses[0], rtol=0.05, atol=0.05)
+    assert len(losses[1].bfloat16().unique()) < len(losses[1].unique())
 
 
 def test_without_a_bos_the_loss_is_over_the_tokens_from_the_second_on(task):
