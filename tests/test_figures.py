@@ -6,7 +6,7 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
@@ -85,7 +85,9 @@ INTERVALS = (
 ESTIMATES = INTERVALS | NUMBERS
 NAMES = st.text("abcdefg ", min_size=1).filter(str.strip)
 NAMED = st.dictionaries(NAMES, ESTIMATES, min_size=1, max_size=12)
-few = settings(max_examples=15, deadline=None)  # a figure takes a tenth of a second
+few = settings(  # a figure takes a tenth of a second: few of them, and failures are not shrunk
+    max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
 
 
 @few
@@ -366,6 +368,19 @@ def test_circuits_without_nodes_are_named_below_an_axis_that_has_no_place_for_th
         assert note == "with 0 nodes, left of this axis: learned mask 0.25, IG 0.00"
     assert texts(figure.legends[0].texts) == ["learned mask", "IG"]
     assert "0 nodes" not in figures.frontier_figure(FRONTIER, "t").axes[0].get_xlabel()
+
+
+def test_the_note_on_circuits_without_nodes_and_the_legend_do_not_cover_each_other(task):
+    frontier = frontier_of(point("learned mask", 0, 0.25), point("learned mask", 2, 0.5))
+    masks = masks_of(task, {A: [(1, 3)]})
+    for figure in (
+        figures.frontier_figure(frontier, "t"),
+        figures.frontier_at_size_figure(frontier, masks, task),
+    ):
+        figure.draw_without_rendering()
+        note, [legend] = figure.axes[0].xaxis.label, figure.legends
+        assert "with 0 nodes" in note.get_text()
+        assert not note.get_window_extent().overlaps(legend.get_window_extent())
 
 
 def test_a_frontier_of_nothing_but_circuits_without_nodes_is_drawn(task):

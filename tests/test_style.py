@@ -5,7 +5,7 @@ import math
 
 import matplotlib.pyplot as plt
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from course_utils.circuits.statistics import Interval
@@ -109,7 +109,7 @@ def test_open_panels_have_lines_at_the_left_and_below_boxed_ones_all_round():
         assert shown == {"left": True, "bottom": True, "top": boxed, "right": boxed}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.integers(1, 12), st.integers(3, 12))
 def test_a_legend_names_every_series_and_is_no_wider_than_the_figure(n, width):
     figure, [axes] = style.panels(1, width, 6)

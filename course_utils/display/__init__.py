@@ -1,1 +1,1 @@
-"""What one looks at: figures, coloured text, widgets."""
+"""What one looks at: figures, how they look (style), coloured text (html), things to click on."""

@@ -385,12 +385,9 @@ def frontier_at_size_figure(
     if n:
         left.axvline(n, color="grey", linewidth=6, alpha=0.3)
     _draw_methods(left, frontier, "vs_spliced", "nodes kept")
-    if frontier.methods:
-        left.legend(
-            fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
-        )
     _write_latents(right, masks, task.position_labels, named=n <= most_named)
     right.set_title("the latents that it keeps")
+    style.legend_below(figure, left)
     return style.headed(figure, f"The learned circuit of {n:,} nodes")
 
 

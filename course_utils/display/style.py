@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from course_utils.circuits.statistics import Interval
@@ -34,9 +35,6 @@ DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)), (0
 
 Estimate = Interval | Number
 """A value, with its 95 % interval where it has one."""
-
-POINTS_PER_CHARACTER = 0.55
-"""How wide a character of matplotlib's font is on average, over the size of the font."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -135,18 +133,32 @@ def headed(figure: Figure, title: str, *, size: Number = 12) -> Figure:
     """
     lines = []
     for line in title.splitlines():
-        width = _characters(figure, size)
-        broken = textwrap.wrap(line, width)
-        while len(shorter := textwrap.wrap(line, width - 1)) == len(broken) > 1:
-            broken, width = shorter, width - 1
-        lines += broken
+        lines += _broken(line, _points_across(figure), size)
     figure.suptitle("\n".join(lines), fontsize=size)
     return figure
 
 
-def _characters(figure: Figure, size: Number) -> int:
-    """How many characters fit side by side into a figure."""
-    return int(72 * figure.get_figwidth() / (POINTS_PER_CHARACTER * size))
+def _broken(line: str, room: float, size: Number) -> list[str]:
+    """A line in as few pieces as fit into ``room`` points, of about one length."""
+    characters = max(len(line), 2)
+    pieces = [line]
+    while characters > 2 and max(_width(piece, size) for piece in pieces) > room:
+        characters -= 1
+        pieces = textwrap.wrap(line, characters)
+    while characters > 2 and len(textwrap.wrap(line, characters - 1)) == len(pieces):
+        characters -= 1
+        pieces = textwrap.wrap(line, characters)
+    return pieces
+
+
+def _points_across(figure: Figure) -> float:
+    """The width of a figure in points, of which an inch has 72."""
+    return 72.0 * figure.get_figwidth()
+
+
+def _width(text: str, size: Number) -> float:
+    """How many points wide a text is."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
 
 
 def legend_below(figure: Figure, axes: Axes, *, size: Number = 10) -> None:
@@ -160,19 +172,19 @@ def legend_below(figure: Figure, axes: Axes, *, size: Number = 10) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    room = _characters(figure, size)
+    room = _points_across(figure)
+    widths = [_width(label, size) + 4.8 * size for label in labels]  # 4.8: the marker and the gaps
     columns = len(labels)
-    while columns > 1 and _legend_width(labels, columns) > room:
+    while columns > 1 and _legend_width(widths, columns) > room:
         columns -= 1
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
     )
 
 
-def _legend_width(labels: Sequence[str], columns: int) -> int:
-    """In characters. A marker and the gap behind a label are about nine characters wide."""
-    parts = [part for part in np.array_split(labels, columns) if len(part)]
-    return sum(max(map(len, part)) + 9 for part in parts)
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """Of entries that matplotlib puts into so many columns, each as wide as its widest entry."""
+    return sum(float(part.max()) for part in np.array_split(np.array(widths), columns))
 
 
 # ---------------------------------------------------------------------------------------------
