@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -113,11 +114,23 @@ def in_a_new_process(code: str) -> str:
     return done.stdout.strip()
 
 
+def defines(module: str, name: str) -> bool:
+    """Whether a class, function or constant of this name is made in a module, not imported."""
+    for node in ast.parse(SOURCES[module]).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]
+        if name in names:
+            return True
+    return False
+
+
 def test_the_fifteen_names_are_where_they_are_said_to_be():
     assert len(course_utils.__all__) == 15 and len(set(course_utils.__all__)) == 15
     for name in course_utils.__all__:
-        assert getattr(course_utils, name).__name__ == name
         assert name in dir(course_utils)
+        homes = [module for module in MODULES if defines(module, name)]
+        assert len(homes) == 1 and room_of(homes[0]) in ("labs", "prompts", "circuits")
+        assert getattr(course_utils, name) is getattr(importlib.import_module(homes[0]), name)
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         course_utils.no_such_name  # noqa: B018
 
