@@ -66,7 +66,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(cache, tmp_path, mo
 
 
 def test_a_plain_pickle_is_refused_too(cache, tmp_path):
-    file_in(cache, QWEN, "layer4").write_bytes(pickle.dumps(Touches(tmp_path / "touched")))
+    file_in(cache, QWEN, "layer4").write_bytes(
+        pickle.dumps(Touches(tmp_path / "touched"), protocol=2)
+    )
     with pytest.raises(LabError, match="layer4 of qwen-scope"):
         load_sae((QWEN, "layer4"))
     assert not (tmp_path / "touched").exists()
