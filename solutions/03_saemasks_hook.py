@@ -599,8 +599,8 @@ if path.is_file():
     circuits = [MyMasks.from_json(record) for record in json.loads(path.read_text()).values()]
 else:
     circuits = [MyMasks.from_scores(largest_change(spliced, train), n) for n in (15, 40)]
-for found in circuits:
-    found.masks = [mask.to(lab.device) for mask in found.masks]
+for masks in circuits:
+    masks.to(lab.device)
 circuit = max(
     (found for found in circuits if found.get_num_latents() < 100), key=SAEMasks.get_num_latents
 )
