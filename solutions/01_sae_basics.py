@@ -102,6 +102,7 @@ def sparse_batch(n: int, n_features: int, p: float) -> Float[Tensor, "n n_featur
     return torch.rand(n, n_features) * (torch.rand(n, n_features) < p)
 
 
+torch.manual_seed(SEED)
 sparse_batch(4, N_FEATURES, p=0.3)
 
 # %% [markdown]
