@@ -324,6 +324,61 @@ def test_the_two_orders_of_averaging_differ_as_they_should(spliced, task, score)
     assert (absolute[A] > signed[A].abs() + 1e-6).any()
 
 
+def sizes_of_passes(monkeypatch, work):
+    """How many prompts went through the spliced model in each pass, and what `work` returned."""
+    sizes, run = [], SplicedModel.run
+
+    def noting_run(self, prefix, **options):
+        sizes.append(len(prefix))
+        return run(self, prefix, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplicedModel, "run", noting_run)
+        patch.setattr(
+            SplicedModel, "batch_size", lambda self, seq, *, gradient=False: 5 if gradient else 7
+        )
+        work()
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("method", "by_default"),
+    [(atp, 5), (activation_patching, 7), (largest_change, 7), (random_scores, 7)],
+)
+def test_no_pass_has_more_prompts_than_fit_or_are_asked_for(
+    spliced, task, monkeypatch, method, by_default
+):
+    seed = {"seed": 0} if method is random_scores else {}
+    fit = sizes_of_passes(monkeypatch, lambda: scored_by(method, spliced, task, **seed))
+    assert max(fit) == by_default and set(fit) == {by_default, 12 % by_default}
+    asked = {"batch_size": 4, **seed}
+    assert set(sizes_of_passes(monkeypatch, lambda: scored_by(method, spliced, task, **asked))) == {
+        4
+    }
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "prompts", "points"),
+    [(6, 3, 2, 3), (12, 3, 4, 3), (5, 10, 1, 5), (1, 4, 1, 1), (24, 2, 12, 2)],
+)
+def test_ig_fills_a_pass_with_prompts_times_points(
+    spliced, task, monkeypatch, batch_size, steps, prompts, points
+):
+    sizes = sizes_of_passes(
+        monkeypatch,
+        lambda: integrated_gradients(spliced, task, steps=steps, batch_size=batch_size),
+    )
+    n_batches, passes = 12 // prompts, steps // points  # per SAE, of which there are two
+    expected = n_batches * (2 * [prompts] + 2 * passes * [prompts * points])
+    assert sorted(sizes) == sorted(expected)
+    assert max(sizes) <= batch_size
+
+
+def test_ig_takes_as_many_prompts_times_points_as_fit_with_gradients(spliced, task, monkeypatch):
+    sizes = sizes_of_passes(monkeypatch, lambda: integrated_gradients(spliced, task, steps=2))
+    assert max(sizes) == 4 and 12 // 2 * (2 + 2) == len(sizes)
+
+
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_mean_in_batches_of_any_size_is_the_mean(sizes, seed):
     values = torch.randn(sum(sizes), 3, 2, generator=torch.Generator().manual_seed(seed))
