@@ -38,6 +38,7 @@
 # setup
 
 # %%
+import json
 import os
 import random
 import time
@@ -212,9 +213,7 @@ print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others:
 # mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
 
 # %%
-code = [path.read_text()[2000:2400] for path in sorted((root / "course_utils").glob("*.py"))][
-    : 4 if QUICK else 16
-]
+code = json.loads((root / "data" / "text" / "python.json").read_text())[: 4 if QUICK else 16]
 code = [
     [lab.tokenizer.bos_token_id, *ids[:31]]
     for ids in lab.tokenizer(code, add_special_tokens=False)["input_ids"]
@@ -487,13 +486,13 @@ def telling(site, n=5):
     """Up to ``n`` latents of a site that fire for a repeat, and up to ``n`` that fire for none."""
     rise = known_present[site].mean(0) - known_missing[site].mean(0)
     order = rise.argsort(descending=True).tolist()
-    return [i for i in order if auc[site][i] > 0.8][:n], [
-        i for i in reversed(order) if auc[site][i] < 0.2
+    return [i for i in order if auc_of[site][i] > 0.8][:n], [
+        i for i in reversed(order) if auc_of[site][i] < 0.2
     ][:n]
 
 
 # %%
-auc = {site: separations(known_present[site], known_missing[site]) for site in sites}
+auc_of = {site: separations(known_present[site], known_missing[site]) for site in sites}
 TELLING = {site: telling(site) for site in sites}
 rows = [
     (
@@ -503,7 +502,7 @@ rows = [
         (a < 0.2).sum().item(),
         1 - a.min().item(),
     )
-    for site, a in auc.items()
+    for site, a in auc_of.items()
 ]
 pd.DataFrame(
     rows,

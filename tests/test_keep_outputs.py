@@ -212,6 +212,13 @@ def test_what_is_to_be_ignored_can_be_said():
     assert outputs(kept(changed, ignored=[r"\d+ nodes"])) == outputs(kept())
 
 
+def test_a_line_that_the_first_run_on_a_machine_prints_is_not_compared():
+    once = "This took 13.9 seconds.\nConverting some-model.gguf to safetensors (once) …\n"
+    changed = nbformat.writes(NOW).replace(r"This took 13.9 seconds.\n", once.replace("\n", r"\n"))
+    assert "Converting" in changed
+    assert outputs(kept(nbformat.reads(changed, as_version=4))) == outputs(kept())
+
+
 def test_quick_runs_of_other_code_are_refused():
     other = nbformat.from_dict(FRESH)
     code_cells(other)[0].source = "new(17)"

@@ -30,10 +30,14 @@ VARIES = (
     r"[\d.]+ times as long",
     r"free memory [\d.]+ GB",
     r"[\d.]+ GB of it still missing here",
+    r"Converting \S+ to safetensors \(once\) …",
     r"circuits-vis-[\w-]+",
     r"#?T_[0-9a-f]{5}\w*",
 )
-"""What differs between two runs of one notebook: times, speeds, the machine, made-up ids."""
+"""What differs between two runs of one notebook: times, speeds, the machine, made-up ids.
+
+A line of which nothing else is left is not compared.
+"""
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 
 
@@ -233,13 +237,14 @@ class Shown:
 def shown_by(cells: Sequence[NotebookNode], varies: Iterable[str] = VARIES) -> list[Shown]:
     """All that code cells show, as text, with ``…`` for what differs from run to run."""
     pattern = re.compile("|".join(varies))
-    return [
-        Shown(number, pattern.sub("…", " ".join(text.split())))
-        for number, cell in enumerate(cells)
-        for output in cell.outputs
-        for text in _texts(output)
-        if text.strip()
-    ]
+    shown = []
+    for number, cell in enumerate(cells):
+        for output in cell.outputs:
+            for text in _texts(output):
+                text = pattern.sub("…", " ".join(text.split()))
+                if text not in ("", "…"):
+                    shown.append(Shown(number, text))
+    return shown
 
 
 def _texts(output: NotebookNode) -> list[str]:
