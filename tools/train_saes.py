@@ -25,6 +25,7 @@ safetensors.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import random
@@ -139,6 +140,7 @@ def read_paragraphs(corpora: list[Path]) -> tuple[list[str], list[str]]:
     return paragraphs[n_held_out:], paragraphs[:n_held_out]
 
 
+@functools.cache
 def training_prompts(n_per_task: int, seed: int) -> list[str]:
     """Prompts of the course's kinds from the train vocabulary, clean or patch, with their answer
     where they have one.
