@@ -214,6 +214,22 @@ def test_activation_patching_equals_running_with_that_node_replaced(
     assert all(score.shape == (6, 24) for score in scores.values())
 
 
+@pytest.mark.parametrize("error", ["mean", "keep"])
+def test_activation_patching_adds_the_errors_of_the_policy(lab, task, error):
+    spliced = SplicedModel(lab, error=error)
+    means = spliced.patch_means(task.patch)
+    scores = activation_patching(spliced, task, [(A, 2, 5)], means=means)
+    f = spliced.run(task.clean, means=means).latents[A]
+    replaced = f.clone()
+    replaced[:, 2, 5] = spliced.run(task.patch, means=means).latents[A][:, 2, 5]
+    with torch.no_grad():
+        clean, patched = (
+            logit_diff(spliced.run(task.clean, means=means, latents={A: g}).logits, task)
+            for g in (f, replaced)
+        )
+    torch.testing.assert_close(scores[A][2, 5], (clean - patched).mean(), atol=1e-5, rtol=1e-4)
+
+
 def test_a_node_that_is_named_twice_has_the_score_of_one_that_is_named_once(spliced, task):
     node, other = (A, 2, 5), (B, 5, 0)
     once = activation_patching(spliced, task, [node, other])
