@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_lab, tiny_sae
+from sae_lens import TopKSAE, TopKSAEConfig
 
 from course_utils.circuits.masks import MaskError, SAEMasks
 from course_utils.circuits.saes import decode
@@ -346,3 +347,19 @@ def test_errors_kept_are_those_of_the_clean_prompts_where_these_are_given(lab, t
 def test_a_spliced_model_without_saes_is_refused_at_once(lab):
     with pytest.raises(LabError, match=r"layers: none.*\[1, 3\]"):
         SplicedModel(lab, layers=[])
+
+
+def test_a_topk_sae_is_not_narrowed_below_its_k(task):
+    """Where fewer latents fire than k, there are no k to choose from among those that are left."""
+    lab = make_lab()
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKSAEConfig(d_in=16, d_sae=24, k=6))
+    with torch.no_grad():
+        sae.b_enc[4:] = -100.0  # so that at most four fire
+    spliced = SplicedModel(Lab("topk", lab.hf_model, lab.tokenizer, {1: sae}))
+    means = spliced.patch_means(task.patch)
+    masks = random_masks(means)
+    whole = spliced.run(task.clean, masks=masks, means=means)
+    assert 0 < int((whole.latents[hook_point(1)] != 0).flatten(0, 1).any(0).sum()) < 6
+    narrow = spliced.run(task.clean, masks=masks, means=means, keep_latents=False)
+    torch.testing.assert_close(narrow.logits, whole.logits, atol=1e-5, rtol=1e-5)
