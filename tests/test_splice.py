@@ -356,10 +356,12 @@ def test_a_topk_sae_is_not_narrowed_below_its_k(task):
     sae = TopKSAE(TopKSAEConfig(d_in=16, d_sae=24, k=6))
     with torch.no_grad():
         sae.b_enc[4:] = -100.0  # so that at most four fire
-    spliced = SplicedModel(Lab("topk", lab.hf_model, lab.tokenizer, {1: sae}))
+    saes = {1: tiny_sae(), 3: sae}  # gradients come to the TopK SAE from the mask before it
+    spliced = SplicedModel(Lab("topk", lab.hf_model, lab.tokenizer, saes))
     means = spliced.patch_means(task.patch)
     masks = random_masks(means)
+    masks[hook_point(1)].requires_grad_()
     whole = spliced.run(task.clean, masks=masks, means=means)
-    assert 0 < int((whole.latents[hook_point(1)] != 0).flatten(0, 1).any(0).sum()) < 6
+    assert 0 < int((whole.latents[hook_point(3)] != 0).flatten(0, 1).any(0).sum()) < 6
     narrow = spliced.run(task.clean, masks=masks, means=means, keep_latents=False)
     torch.testing.assert_close(narrow.logits, whole.logits, atol=1e-5, rtol=1e-5)
