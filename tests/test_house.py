@@ -199,3 +199,12 @@ def test_a_module_that_is_not_there_is_noticed():
     gone = ["course_utils.splice", "course_utils/splice.py", "course_utils.circuits.splicing.Run"]
     there = ["course_utils.circuits.splice.Run", "course_utils/labs", "course_utils.load_lab"]
     assert all(map(does_not_exist, gone)) and not any(map(does_not_exist, there))
+
+
+def test_no_test_decides_by_a_clock():
+    """What takes long on a busy machine is no error."""
+    clocks = {"perf_counter", "monotonic", "process_time", "time_ns"}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        called = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert not called & clocks, path.name

@@ -66,6 +66,8 @@ def test_imports_formatting_comments_docstrings_and_text_may_change():
         ('figure(f"{x} of {f}")',),
     )
     fresh.cells[0].source = "another text"
+    for cell in code_cells(fresh):
+        cell.execution_count = None
     kept = with_outputs_of(BUILT, fresh)
     assert outputs(kept) == [[], ["one"], ["two"], ["three"]]
     assert kept.cells[0].source == "another text"
@@ -109,6 +111,20 @@ def test_changed_code_is_refused(old, new):
         with_outputs_of(BUILT, fresh)
 
 
+def test_a_statement_more_or_less_at_the_end_is_refused():
+    shorter = notebook(*[(cell.source,) for cell in code_cells(BUILT)[:-1]])
+    longer = notebook(*[(cell.source,) for cell in code_cells(BUILT)], ("x = 17",))
+    for fresh in (shorter, longer):
+        with pytest.raises(OutputsChanged, match="a statement more or less"):
+            with_outputs_of(BUILT, fresh)
+
+
+def test_outputs_without_a_statement_have_no_place():
+    built = notebook(("import noisy", printed("hello")), ("x = 1",))
+    with pytest.raises(OutputsChanged, match="no cell is left for the outputs of code cell 0"):
+        with_outputs_of(built, notebook(("x = 1",)))
+
+
 def test_statements_in_another_order_are_refused():
     fresh = notebook(*[(cell.source,) for cell in reversed(code_cells(BUILT))])
     with pytest.raises(OutputsChanged, match="its code has changed"):
@@ -137,6 +153,12 @@ def test_names_may_change_that_are_given_with_their_new_name():
         fewer = {old: new for old, new in renamed.items() if old != forgotten}
         with pytest.raises(OutputsChanged, match="its code has changed"):
             with_outputs_of(built, fresh, fewer)
+
+
+def test_functions_and_their_arguments_may_have_new_names():
+    built = notebook(("def band(keep):\n    return keep\nprint(band(keep=1))", printed("1")))
+    fresh = notebook(("def mean(save_as):\n    return save_as\nprint(mean(save_as=1))",))
+    assert outputs(with_outputs_of(built, fresh, {"band": "mean", "keep": "save_as"})) == [["1"]]
 
 
 def test_two_names_do_not_become_one():
@@ -198,6 +220,15 @@ def test_another_number_or_word_is_refused_and_named(old, new, said):
     with pytest.raises(OutputsChanged) as refusal:
         kept(changed)
     assert said in str(refusal.value)
+
+
+def test_html_is_read_as_a_reader_sees_it_and_errors_by_their_message():
+    error = new_output("error", ename="ValueError", evalue="no such layer", traceback=[])
+    page = table("<style>p {color: red}</style><b>F(S) &minus; F(&empty;)</b> &lt; 1")
+    assert outputs(notebook(("a", error), ("b", page))) == [
+        ["ValueError: no such layer"],
+        ["F(S) − F(∅) < 1"],
+    ]
 
 
 def test_every_difference_is_listed():
