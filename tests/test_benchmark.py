@@ -91,6 +91,7 @@ integrated_gradients(spliced, task[:4], steps=5)
 integrated_gradients(spliced, task[:4], steps=5, means=means, baseline="mean")
 random_scores(spliced, task, seed=0)
 print("nobody sees this")
+assert display("nor this", display_id=True) is not None
 """,
     """
 learn_masks(spliced, task, means=means, steps=2, batch_size=8, progress=False)
@@ -124,6 +125,13 @@ def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
     assert counted == {6: {"single": 12, "both": both, "fwd": forward}}
     assert capsys.readouterr().out == ""
     assert list(tmp_path.glob("build/benchmark/masks/*/frontier_*.json"))
+
+
+def test_a_cell_that_fails_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(count_passes, "ROOT", tmp_path)
+    (tmp_path / "solutions").mkdir()
+    with pytest.raises(ZeroDivisionError):
+        count_passes.run_cells(["1 / 0", "raise AssertionError"])
 
 
 def test_nothing_is_counted_any_more_afterwards(counted, task):

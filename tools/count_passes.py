@@ -5,16 +5,18 @@ place.
 from __future__ import annotations
 
 import functools
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
 
 from course_utils.circuits import attribution, frontier, optimize
 from course_utils.circuits.attribution import AttributionSettings
@@ -113,15 +115,19 @@ class PlainPasses:
 
 
 def run_cells(cells: Iterable[str], **names: Any) -> None:
-    """Run a notebook's code cells, in their folder and without a picture, with some names given;
-    what they save goes to build/.
+    """Run a notebook's code cells in their folder, with some names given, and show nothing; what
+    they save goes to build/.
     """
-    with (
-        mock.patch.object(frontier, "MASKS_DIR", ROOT / "build" / "benchmark" / "masks"),
-        mock.patch.dict("os.environ", {"MPLBACKEND": "agg"}),
-        chdir(ROOT / "solutions"),
-        redirect_stdout(io.StringIO()),
-    ):
-        namespace = {"__name__": "__main__", **names}
-        for cell in cells:
-            exec(cell, namespace)
+    config = Config({"HistoryManager": {"enabled": False}})
+    shell = InteractiveShell.instance(config=config, user_ns=dict(names))  # `display` asks for one
+    try:
+        with (
+            mock.patch.object(frontier, "MASKS_DIR", ROOT / "build" / "benchmark" / "masks"),
+            mock.patch.dict("os.environ", {"MPLBACKEND": "agg"}),
+            chdir(ROOT / "solutions"),
+            capture_output(),
+        ):
+            for cell in cells:
+                shell.run_cell(cell).raise_error()
+    finally:
+        InteractiveShell.clear_instance()
