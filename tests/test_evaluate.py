@@ -165,6 +165,8 @@ def test_faithfulness_is_made_of_these(evaluation, means):
         **settings,
     )
     assert evaluation.faithfulness(masks, seed=3) != evaluation.faithfulness(masks, seed=4)
+    by_default = evaluation.faithfulness(masks, n_bootstrap=1000, seed=0)
+    assert evaluation.faithfulness(masks) == by_default
 
 
 def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(evaluation, means):
@@ -328,6 +330,18 @@ def test_the_margin_is_compared_with_the_lower_end_of_the_interval():
     expected = [low > margin for low in lows]
     assert needed(lost, margin, n_bootstrap=300, seed=2).tolist() == expected
     assert sum(expected) == 2
+
+
+def test_a_loss_of_just_the_margin_is_not_above_it():
+    assert needed(torch.ones(1, 4), 1.0).tolist() == [False]
+
+
+def test_without_a_seed_it_is_0_and_there_are_1000_draws():
+    lost = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) + 0.5
+    low = bootstrap(lambda mean: mean, [lost[0]], n_bootstrap=1000, seed=0).low
+    assert needed(lost, low - 1e-9).all() and not needed(lost, low + 1e-9).any()
+    rows = random_rows(20)
+    assert faithfulness_of(*rows) == faithfulness_of(*rows, n_bootstrap=1000, seed=0)
 
 
 def test_jaccard_nesting_and_iou_per_layer_by_hand():
