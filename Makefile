@@ -1,6 +1,6 @@
 # make lab     open the course in JupyterLab
 # make course  run every solutions notebook from top to bottom, into build/
-# make check   lint, types, and the unit tests, no weights and no network: two to three minutes
+# make check   lint, types, and the unit tests, no weights and no network: two minutes
 # make test    make check, then every other test: real weights, notebooks, a browser
 # make benchmark    how fast the library is against the published recipe, and does it agree with it
 # Each sets up what is missing first: a virtual environment in .venv with the versions in
