@@ -233,6 +233,7 @@ def unexplained(x, x_hat):
     return ((x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
 
 
+# %%
 rows = {}
 for kind, tokens in texts.items():
     with torch.no_grad():
@@ -477,6 +478,7 @@ known_missing, known_present = (
 )
 
 
+# %%
 def name_of(site):
     """A site in words."""
     return f"after layer {site[0]}, at {where[site[1]]}"
@@ -494,6 +496,9 @@ def telling(site, n=5):
 # %%
 auc_of = {site: separations(known_present[site], known_missing[site]) for site in sites}
 TELLING = {site: telling(site) for site in sites}
+
+
+# %%
 rows = [
     (
         name_of(site),
@@ -630,6 +635,9 @@ VERDICT = min(
     default=(LAYERS[2], LAST),
 )
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
+
+
+# %%
 circuit = circuits["dict_key", SIZES["dict_key"][-1]]
 nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
@@ -866,6 +874,7 @@ def predicted(site, family):
     )
 
 
+# %%
 rows = [
     {
         "family": family.name,
@@ -1167,6 +1176,7 @@ def is_right(found, asked_of):
     )
 
 
+# %%
 before = {family: got[family][:N_MEND].fooled(True) for family in working}
 right = {
     "missing": is_right(missing[:n], unseen_missing),
@@ -1259,6 +1269,7 @@ def as_typed(family):
     return (session.dictionary, session.query[1:-1]) if plain else None
 
 
+# %%
 to_try = {
     family.name: as_typed(family)
     for family in (*HONEST, *FAMILIES[: 1 if QUICK else None])

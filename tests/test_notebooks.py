@@ -98,7 +98,7 @@ def test_one_idea_a_cell(source):
     cells = code_cells(unexecuted(source, solved=True))
     lengths = [n_lines(cell.source) for cell in cells]
     assert not {cell.source for cell, n in zip(cells, lengths) if n > 25}
-    assert sorted(lengths)[len(lengths) // 2] <= 14
+    assert sorted(lengths)[len(lengths) // 2] <= 12
 
 
 def n_lines(code):
