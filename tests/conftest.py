@@ -32,6 +32,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from course_utils.circuits.splice import PatchMeans, SplicedModel
 from course_utils.labs.lab import Lab
 from course_utils.prompts.grammar import VOCABULARIES, inflect
 from course_utils.prompts.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSING
@@ -197,6 +198,18 @@ def lab() -> Lab:
 def task() -> Task:
     """Twelve prompt pairs of 6 tokens (BOS, "The athletes near the guard")."""
     return make_task(tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def spliced(lab) -> SplicedModel:
+    """The tiny llama lab with its SAEs spliced in, errors dropped."""
+    return SplicedModel(lab)
+
+
+@pytest.fixture(scope="module")
+def means(spliced, task) -> PatchMeans:
+    """Its means over the patch prompts of `task`."""
+    return spliced.patch_means(task.patch)
 
 
 def make_task(tokenizer) -> Task:

@@ -28,16 +28,6 @@ A, B = hook_point(1), hook_point(3)
 
 
 @pytest.fixture(scope="module")
-def spliced(lab):
-    return SplicedModel(lab)
-
-
-@pytest.fixture(scope="module")
-def means(spliced, task):
-    return spliced.patch_means(task.patch)
-
-
-@pytest.fixture(scope="module")
 def padded(task):
     """The task with every third prompt two tokens shorter."""
     lengths = torch.tensor([4, 6, 6] * 4)

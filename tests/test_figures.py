@@ -384,10 +384,17 @@ def test_the_note_on_circuits_without_nodes_and_the_legend_do_not_cover_each_oth
 
 
 def test_a_frontier_of_nothing_but_circuits_without_nodes_is_drawn(task):
-    for frontier in (frontier_of(point("IG", 0, 0.1)), frontier_of()):
-        figures.frontier_figure(frontier, "t").draw_without_rendering()
-        empty = masks_of(task, {A: []})
-        figures.frontier_at_size_figure(frontier, empty, task).draw_without_rendering()
+    empty = masks_of(task, {A: []})
+    for frontier, n_named in ((frontier_of(point("IG", 0, 0.1)), 1), (frontier_of(), 0)):
+        for figure in (
+            figures.frontier_figure(frontier, "t"),
+            figures.frontier_at_size_figure(frontier, empty, task),
+        ):
+            figure.draw_without_rendering()
+            axes = figure.axes[0]
+            assert axes.get_xlabel().count("with 0 nodes") == n_named
+            drawn = [len(bars.lines[0].get_xdata()) for bars in axes.containers]
+            assert not any(drawn)  # no point stands at 0 on a log axis
 
 
 # -- circuits ----------------------------------------------------------------------------------

@@ -120,7 +120,9 @@ def test_the_first_known_wrong_answer_that_fits_counts():
 
 
 def test_a_right_answer_is_right_even_if_it_is_listed_as_wrong():
-    compare(1.0, 1.0, {"this is 1": 1.0})
+    assert compare(1.0, 1.0, {"this is 1": 1.0}) is None
+    with pytest.raises(Wrong, match="this is 1"):
+        compare(1.0, 2.0, {"this is 1": 1.0})
 
 
 @given(
