@@ -46,7 +46,7 @@ from course_utils.studies.dictionaries import (
     twin,
 )
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "dev", "test")
 LAYERS = (1, 3)
 BY_NAME = {family.name: family for family in FAMILIES}
 every_family = pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_split_asks_for_its_own_keys_in_its_own_dictionaries(family):
 @every_family
 def test_an_attack_leaves_all_other_entries_as_the_honest_session_has_them(family):
     for seed in range(40):
-        honest = missing_key(KEYS["test"], DICTIONARIES["test"], random.Random(seed))
+        honest = missing_key(KEYS["dev"], DICTIONARIES["dev"], random.Random(seed))
         made = family.make(honest, random.Random(seed))
         changed = [(a, b) for a, b in zip(honest.entries, made.entries, strict=True) if a != b]
         assert (
@@ -124,6 +124,24 @@ def test_an_attack_leaves_all_other_entries_as_the_honest_session_has_them(famil
         )
         assert all(a[0] == b[0] or a[1] == b[1] for a, b in changed)
         assert made == honest if family is HONEST[0] else made != honest
+
+
+def test_dev_is_the_split_that_is_attacked_unless_told():
+    """So nobody reads the test keys by mistake."""
+    lower = BY_NAME["lower case: 'ann'"]
+    assert attacks(lower, 20) == attacks(lower, 20, split="dev")
+    assert {name_in(session) for session in attacks(lower, 20)} <= set(KEYS["dev"])
+
+
+def test_attacks_on_dev_are_those_that_the_course_had_when_dev_was_called_test():
+    [session] = attacks(HONEST[0], 1)
+    rng = random.Random("honest: missing/test/0")
+    assert session == missing_key(KEYS["dev"], DICTIONARIES["dev"], rng)
+
+
+def test_a_split_that_is_not_there_is_refused_by_name():
+    with pytest.raises(ValueError, match="'train', 'dev' or 'test', not 'held_out'"):
+        attacks(HONEST[0], 1, split="held_out")
 
 
 def only_key(session: Session, wanted: Callable[[str, str], bool]) -> bool:
@@ -242,7 +260,7 @@ def test_sessions_with_another_outcome_than_the_family_means_are_left_out():
     assert {session.outcome() for session in attacks(family, 30)} == {MISSING}
 
 
-def honest_session(seed: int, split: str = "test") -> Session:
+def honest_session(seed: int, split: str = "dev") -> Session:
     return missing_key(KEYS[split], DICTIONARIES[split], random.Random(seed))
 
 
@@ -576,6 +594,7 @@ def test_a_tokenizer_that_splits_an_answer_is_refused(token, sessions):
 
 def test_a_batch_is_no_wider_than_its_longest_prompt(lab, sessions, monkeypatch):
     spliced, widths = SplicedModel(lab), []
+    answers(spliced, sessions, batch_size=4)  # lengths that are new to a stack cost a pass more
     embed = spliced.stack.embed
     monkeypatch.setattr(spliced.stack, "embed", lambda t: widths.append(t.shape[1]) or embed(t))
     answers(spliced, sessions, batch_size=4)
@@ -651,7 +670,7 @@ def is_honest(session: Session) -> bool:
     query.
     """
     plain = all(
-        re.fullmatch(r"'\w+'", key) and eval(key) in KEYS["test"] and value.isdigit()
+        re.fullmatch(r"'\w+'", key) and eval(key) in KEYS["dev"] and value.isdigit()
         for key, value in session.entries
     )
     return (

@@ -15,16 +15,21 @@ from hypothesis import strategies as st
 from test_plain_recipe import variant
 
 from course_utils.circuits.evaluate import (
+    LOWER_IS_BETTER,
     MEASURES,
     MIB_FRACTIONS,
     Evaluation,
     Faithfulness,
+    Reference,
+    area_intervals,
     areas,
     iou_per_layer,
     jaccard,
     needed,
     nesting,
     nodes_per_layer,
+    paired_difference,
+    seed_mean,
     sizes_at,
 )
 from course_utils.circuits.masks import SAEMasks, only, without
@@ -54,11 +59,12 @@ def random_rows(n, seed=0):
     return noise + torch.tensor([[3.0], [9.0], [6.0], [0.5]])
 
 
-def test_the_three_faithfulnesses_and_the_gap_by_hand():
+def test_the_three_faithfulnesses_the_distance_and_the_gap_by_hand():
     result = faithfulness_of([2.0, 4.0], [4.0, 6.0], [3.0, 5.0], [1.0, 1.0])
     assert result.vs_model.value == pytest.approx((3 - 1) / (5 - 1))
     assert result.vs_spliced.value == pytest.approx((3 - 1) / (4 - 1))
     assert result.raw.value == pytest.approx(3 / 4)
+    assert result.distance.value == pytest.approx(1 - (3 - 1) / (4 - 1))
     assert result.gap.value == pytest.approx((1 + 1) / (2 + 4))
     assert (result.f_model, result.f_spliced, result.f_circuit, result.f_empty) == (5, 4, 3, 1)
     assert result.n == 2
@@ -67,7 +73,25 @@ def test_the_three_faithfulnesses_and_the_gap_by_hand():
 def test_a_circuit_that_is_right_on_average_only_has_a_gap():
     result = faithfulness_of([1.0, 7.0], [4.0, 4.0], [4.0, 4.0], [0.0, 0.0])
     assert result.vs_spliced.value == pytest.approx(1)
+    assert result.distance.value == pytest.approx(0)
     assert result.gap.value == pytest.approx(3 / 4)
+
+
+def test_a_circuit_that_overshoots_is_as_far_off_as_one_that_falls_short():
+    for circuit in ([2.0, 4.0], [4.0, 6.0]):  # S is 3 and 5, nothing is 1
+        result = faithfulness_of(circuit, [4.0, 6.0], [3.0, 5.0], [1.0, 1.0])
+        assert result.distance.value == pytest.approx(1 / 3)
+
+
+def test_the_interval_of_the_distance_holds_0_where_that_of_faithfulness_holds_1():
+    _, model, spliced_model, empty = random_rows(40)
+    noise = random_rows(40, seed=1)[0] - 3
+    result = faithfulness_of(spliced_model + noise, model, spliced_model, empty)
+    below, above = 1 - result.vs_spliced.low, result.vs_spliced.high - 1
+    assert below > 0 and above > 0
+    assert result.distance.low == 0
+    assert result.distance.high == pytest.approx(max(below, above))
+    assert result.distance.value == pytest.approx(abs(1 - result.vs_spliced.value))
 
 
 def test_each_interval_is_the_bootstrap_of_its_own_ratio():
@@ -85,6 +109,12 @@ def test_each_interval_is_the_bootstrap_of_its_own_ratio():
             seed=5,
         ),
         "raw": bootstrap(lambda c, s: c / s, [circuit, spliced_model], n_bootstrap=300, seed=5),
+        "distance": bootstrap(
+            lambda c, s, e: (1 - (c - e) / (s - e)).abs(),
+            [circuit, spliced_model, empty],
+            n_bootstrap=300,
+            seed=5,
+        ),
         "gap": bootstrap(lambda a, b: a / b, [off, off_empty], n_bootstrap=300, seed=5),
     }
     assert list(expected) == list(MEASURES)
@@ -96,7 +126,8 @@ def test_resampling_keeps_prompts_together():
     """Where every prompt's circuit is half its model, so is every resample: no width at all."""
     model = torch.tensor([1.0, 5.0, 9.0])
     result = faithfulness_of(model / 2, model, model, torch.zeros(3))
-    for interval in (result.vs_model, result.vs_spliced, result.raw, result.gap):
+    for name in MEASURES:
+        interval = getattr(result, name)
         assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
 
 
@@ -106,8 +137,135 @@ def test_faithfulness_knows_no_unit_and_no_zero_point(seed, factor, shift):
     rows = random_rows(8, seed).double()
     one = faithfulness_of(*rows, n_bootstrap=5)
     other = faithfulness_of(*(factor * rows + shift), n_bootstrap=5)
-    for name in ("vs_model", "vs_spliced", "gap"):
+    for name in ("vs_model", "vs_spliced", "distance", "gap"):
         assert vars(getattr(one, name)) == pytest.approx(vars(getattr(other, name)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Two methods, the same prompts
+# ---------------------------------------------------------------------------------------------
+
+
+def reference_of(n, seed=0):
+    return Reference(*random_rows(n, seed)[1:])
+
+
+def circuits_of(n_seeds, n, centre, seed=0):
+    """Logit differences of circuits that differ a little, a row each."""
+    noise = torch.randn(n_seeds, n, generator=torch.Generator().manual_seed(100 + seed))
+    return noise + centre + torch.arange(n_seeds)[:, None] / 10
+
+
+def values_by_hand(circuit, reference):
+    """The measures of one circuit, as the module's docstring has them."""
+    c, m, s, e = (
+        row.mean().item()
+        for row in (circuit, reference.model, reference.spliced_model, reference.empty)
+    )
+    off = (circuit - reference.spliced_model).abs().mean().item()
+    off_empty = (reference.empty - reference.spliced_model).abs().mean().item()
+    return {
+        "vs_model": (c - e) / (m - e),
+        "vs_spliced": (c - e) / (s - e),
+        "raw": c / s,
+        "distance": abs(1 - (c - e) / (s - e)),
+        "gap": off / off_empty,
+    }
+
+
+def difference_by_hand(a, b, measure, reference):
+    of_a, of_b = (
+        sum(values_by_hand(row, reference)[measure] for row in rows) / len(rows) for rows in (a, b)
+    )
+    return of_a - of_b
+
+
+def resampled(reference, rows):
+    return Reference(*(row[rows] for row in vars(reference).values()))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_paired_difference_is_that_of_means_over_seeds_in_draws_that_both_share(measure):
+    n = 30
+    a, b, reference = circuits_of(3, n, 5.0), circuits_of(2, n, 4.0, seed=1), reference_of(n)
+    found = paired_difference(a, b, measure, reference, n_bootstrap=200, seed=6)
+    assert found.value == pytest.approx(difference_by_hand(a, b, measure, reference), rel=1e-4)
+    rows = torch.randint(n, (200, n), generator=torch.Generator().manual_seed(6))
+    draws = torch.tensor(
+        [
+            difference_by_hand(a[:, row], b[:, row], measure, resampled(reference, row))
+            for row in rows
+        ]
+    )
+    assert found.low == pytest.approx(draws.quantile(0.025).item(), rel=1e-3)
+    assert found.high == pytest.approx(draws.quantile(0.975).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_circuit_differs_from_itself_by_nothing_and_sides_can_be_swapped(measure):
+    a, b, reference = circuits_of(2, 30, 5.0), circuits_of(1, 30, 3.0, seed=1), reference_of(30)
+    same = paired_difference(a, a, measure, reference)
+    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    one, other = (paired_difference(*pair, measure, reference) for pair in ((a, b), (b, a)))
+    assert (other.value, other.low, other.high) == pytest.approx(
+        (-one.value, -one.high, -one.low), abs=1e-9
+    )
+
+
+def test_the_better_circuit_has_less_gap_and_less_distance():
+    reference = reference_of(30)
+    near, far = reference.spliced_model[None] + 0.1, reference.spliced_model[None] - 2
+    for measure in LOWER_IS_BETTER:
+        assert paired_difference(near, far, measure, reference).high < 0
+        assert paired_difference(far, near, measure, reference).low > 0
+
+
+def test_what_is_hard_about_a_prompt_for_both_cancels():
+    """Two circuits that are off on the same prompts: each is uncertain, their difference is not."""
+    reference = reference_of(60)
+    hard = 3 * torch.rand(60, generator=torch.Generator().manual_seed(1))
+    a, b = reference.spliced_model - hard, reference.spliced_model - hard - 0.1
+    paired = paired_difference(a[None], b[None], "gap", reference)
+    alone = faithfulness_of(a, *vars(reference).values()).gap
+    assert paired.high < 0
+    assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_mean_over_one_seed_is_its_faithfulness_and_over_several_their_mean(measure):
+    reference = reference_of(40)
+    circuits = circuits_of(3, 40, 4.0)
+    alone = [
+        getattr(faithfulness_of(row, *vars(reference).values(), n_bootstrap=100, seed=2), measure)
+        for row in circuits
+    ]
+    first = seed_mean(circuits[:1], measure, reference, n_bootstrap=100, seed=2)
+    assert vars(first) == pytest.approx(vars(alone[0]))
+    every = seed_mean(circuits, measure, reference, n_bootstrap=100, seed=2)
+    assert every.value == pytest.approx(sum(interval.value for interval in alone) / 3)
+    assert every.low < every.value < every.high
+
+
+def test_another_seed_draws_other_prompts_for_differences():
+    a, b, reference = circuits_of(1, 30, 5.0), circuits_of(1, 30, 3.0, seed=1), reference_of(30)
+    by_default = paired_difference(a, b, "gap", reference)
+    assert by_default == paired_difference(a, b, "gap", reference, n_bootstrap=1000, seed=0)
+    assert by_default != paired_difference(a, b, "gap", reference, seed=1)
+    assert seed_mean(a, "gap", reference) == seed_mean(a, "gap", reference, n_bootstrap=1000)
+    assert seed_mean(a, "gap", reference) != seed_mean(a, "gap", reference, seed=1)
+
+
+def test_comparisons_refuse_unknown_measures_missing_circuits_and_other_prompts(wrong_types):
+    a, reference = circuits_of(2, 30, 5.0), reference_of(30)
+    with pytest.raises(ValueError, match="no measure is called 'cmd'; there are vs_model, "):
+        paired_difference(a, a, "cmd", reference)
+    with pytest.raises(ValueError, match="no measure is called 'cmd'"):
+        seed_mean(a, "cmd", reference)
+    for wrong in (a[:0], a[:, :20], a[0]):
+        with pytest.raises(ValueError, match="logit differences of 30 prompts; got"):
+            paired_difference(a, wrong, "gap", reference)
+        with pytest.raises(ValueError, match="logit differences of 30 prompts; got"):
+            seed_mean(wrong, "gap", reference)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -167,6 +325,26 @@ def test_faithfulness_is_made_of_these(evaluation, means):
     assert evaluation.faithfulness(masks, seed=3) != evaluation.faithfulness(masks, seed=4)
     by_default = evaluation.faithfulness(masks, n_bootstrap=1000, seed=0)
     assert evaluation.faithfulness(masks) == by_default
+
+
+def test_two_circuits_or_lists_of_seeds_are_compared_by_their_logit_differences(evaluation, means):
+    one, other, third = some_masks(means, 40), some_masks(means, 20), some_masks(means, 30)
+    reference = evaluation.reference
+    assert torch.equal(reference.model, evaluation.model)
+    assert torch.equal(reference.spliced_model, evaluation.spliced_model)
+    assert torch.equal(reference.empty, evaluation.empty)
+    rows = {masks: evaluation(masks)[None] for masks in (one, other, third)}
+    settings = dict(n_bootstrap=50, seed=3)
+    pair = evaluation.paired_difference(one, other, "gap", **settings)
+    assert pair == paired_difference(rows[one], rows[other], "gap", reference, **settings)
+    assert pair == evaluation.paired_difference([one], [other], "gap", **settings)
+    of_two = evaluation.paired_difference([one, third], other, "vs_model", **settings)
+    both = torch.cat([rows[one], rows[third]])
+    assert of_two == paired_difference(both, rows[other], "vs_model", reference, **settings)
+    by_default = evaluation.paired_difference(one, other, "gap")
+    assert by_default == paired_difference(rows[one], rows[other], "gap", reference)
+    with pytest.raises(ValueError, match="needs a circuit or more on either side"):
+        evaluation.paired_difference([], one, "gap")
 
 
 def test_the_whole_circuit_is_the_spliced_model_and_none_is_nothing(evaluation, means):
@@ -434,6 +612,52 @@ def test_areas_refuse_sizes_that_do_not_rise(fractions, log):
 def test_areas_refuse_other_numbers_of_values_than_sizes():
     with pytest.raises(ValueError, match="for 3 values"):
         areas([0.1, 1.0], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_areas_of_seeds_are_those_of_each_draw(log):
+    """A method with 2, 1 and 3 seeds at its sizes, against plain loops over the draws."""
+    n, fractions, reference = 25, [0.01, 0.1, 0.4], reference_of(25)
+    circuits = [circuits_of(k, n, 3.0 + i, seed=i) for i, k in enumerate((2, 1, 3))]
+
+    def by_hand(row):
+        drawn = resampled(reference, row)
+        values = [
+            [values_by_hand(circuit[row], drawn) for circuit in at_size] for at_size in circuits
+        ]
+        curve = {
+            name: [sum(value[name] for value in at_size) / len(at_size) for at_size in values]
+            for name in ("vs_spliced", "distance")
+        }
+        return [areas(fractions, curve[name], log=log)[0].item() for name in curve]
+
+    found = area_intervals(fractions, circuits, reference, log=log, n_bootstrap=100, seed=4)
+    rows = torch.randint(n, (100, n), generator=torch.Generator().manual_seed(4))
+    draws = torch.tensor([by_hand(row) for row in rows])
+    for i, interval in enumerate(found):
+        assert interval.value == pytest.approx(by_hand(torch.arange(n))[i], rel=1e-4)
+        assert interval.low == pytest.approx(draws[:, i].quantile(0.025).item(), rel=1e-3)
+        assert interval.high == pytest.approx(draws[:, i].quantile(0.975).item(), rel=1e-3)
+
+
+def test_a_seed_that_overshoots_makes_up_for_nothing_in_cmd():
+    reference = reference_of(30)
+    whole, nothing = reference.spliced_model, reference.empty
+    apart = torch.stack([nothing, 2 * whole - nothing])  # f = 0 and f = 2
+    cpr, cmd = area_intervals([0.0, 1.0], [apart, apart], reference)
+    assert (cpr.value, cmd.value) == pytest.approx((1, 1))
+    perfect = area_intervals([0.2, 0.7], [whole[None], whole[None]], reference)
+    assert perfect[0].value == pytest.approx(0.5) and perfect[1].value == pytest.approx(0)
+
+
+def test_areas_of_circuits_refuse_what_areas_refuse_and_sizes_without_circuits(wrong_types):
+    reference, circuit = reference_of(30), circuits_of(1, 30, 3.0)
+    with pytest.raises(ValueError, match="rising fractions"):
+        area_intervals([0.5, 0.1], [circuit, circuit], reference)
+    with pytest.raises(ValueError, match="2 fractions, and 1 sizes"):
+        area_intervals([0.1, 0.5], [circuit], reference)
+    with pytest.raises(ValueError, match="one circuit or more"):
+        area_intervals([0.1, 0.5], [circuit, circuit[:0]], reference)
 
 
 def test_sizes_are_rounded_down_and_none_is_empty():

@@ -1,7 +1,5 @@
-"""Sweeps, and the post's circuits beside ours.
-
-A sweep does every point once, keeps what it has, and says what failed: in this process, in others,
-and on a cluster.
+"""Sweeps: every point is done once, what is there is kept, and what failed is said: in this
+process, in others, and on a cluster.
 """
 
 import itertools
@@ -22,13 +20,10 @@ from hypothesis import strategies as st
 from course_utils.circuits import experiments
 from course_utils.circuits.evaluate import MEASURES, Evaluation
 from course_utils.circuits.experiments import (
-    PublishedCircuit,
     SweepPoint,
     SweepResult,
-    beside_published,
     grid,
     learn_and_judge,
-    published_circuits,
     read_results,
     sweep,
 )
@@ -392,46 +387,3 @@ def test_a_point_without_a_size_leaves_it_to_lambda(tiny):
         for sparsity in (0.001, 0.5)
     ]
     assert sizes[0] > sizes[1]
-
-
-# ---------------------------------------------------------------------------------------------
-# The post's circuits
-# ---------------------------------------------------------------------------------------------
-
-
-def test_the_posts_circuits_are_those_of_gemma_2_9b():
-    circuits = published_circuits("gemma-2-9b")
-    assert [(c.nodes, c.faithfulness) for c in circuits if c.task == "ioi"] == [
-        (822, 0.88),
-        (1695, 0.95),
-    ]
-    assert published_circuits("smollm2") == []
-
-
-def test_ours_have_the_published_sizes_and_tasks_that_we_lack_are_left_out(tiny):
-    circuits = [
-        PublishedCircuit("no_such_task", "?", 5, 0.5),
-        PublishedCircuit("sva_rc", "agreement", 18, 0.94),
-        PublishedCircuit("ioi", "names", 3, 0.9),
-    ]
-    spliced = SplicedModel(tiny.lab)
-    settings = dict(steps=5, seed=2, progress=False)
-    rows = beside_published(spliced, circuits, n_train=17, n_test=4, **settings)
-    means = spliced.patch_means(tiny.train.patch[:17])
-    learned = learn_masks(spliced, tiny.train[:17], means=means, n_nodes=18, **settings)
-    raw = Evaluation(spliced, tiny.test[:4], means).faithfulness(learned.masks).raw
-    assert rows[0] == {
-        "behaviour": "agreement",
-        "nodes, published": 18,
-        "F(C)/F(S), published": 0.94,
-        "nodes, ours": 18,
-        "F(C)/F(S), ours": str(raw),
-        "prompts": 4,
-    }
-    assert [(row["behaviour"], row["nodes, ours"]) for row in rows[1:]] == [("names", 3)]
-    assert tiny.asked == [
-        ("sva_rc", "train"),
-        ("sva_rc", "test"),
-        ("ioi", "train"),
-        ("ioi", "test"),
-    ]

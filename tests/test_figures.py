@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -9,8 +10,9 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
+from test_frontier import add
 
-from course_utils.circuits.evaluate import Faithfulness
+from course_utils.circuits.evaluate import MEASURES, Faithfulness
 from course_utils.circuits.frontier import Frontier, Point
 from course_utils.circuits.masks import MaskError, SAEMasks
 from course_utils.circuits.statistics import Interval
@@ -51,6 +53,14 @@ def series_of(axes, values="y"):
 
 def any_figure():
     return figures.history_figure([{"step": 0, "faithfulness_loss": 1, "n_on": 1}], "t")
+
+
+def test_pictures_have_150_dots_per_inch():
+    figure = any_figure()
+    width = figure.get_figwidth()
+    png = figures.picture(figure, alt="").data
+    pixels = int.from_bytes(png[16:20], "big")  # of the header, by the standard
+    assert 0.8 < pixels / (150 * width) < 1.2
 
 
 def test_show_gives_the_picture_alternative_text_and_closes_the_figure(monkeypatch):
@@ -290,6 +300,17 @@ def test_what_cannot_be_drawn_is_refused(groups, options, message):
         estimates_figure(groups, **{"axis": "y", "title": "t", **options})
 
 
+def test_a_caption_says_over_what_intervals_are_where_that_is_known():
+    estimates = {"a": Interval(0.5, 0.0, 1.0)}
+    said = estimates_figure(estimates, "y", "t", over="nodes")
+    assert said._supxlabel.get_text() == "intervals: 95 % over nodes"
+    assert estimates_figure(estimates, "y", "t")._supxlabel is None
+    lines = {"y": {"a": [Interval(0.5, 0.0, 1.0)]}}
+    said = figures.lines_figure(lines, [1], "x", "t", over="seeds")
+    assert said._supxlabel.get_text() == "intervals: 95 % over seeds"
+    assert figures.lines_figure(lines, [1], "x", "t")._supxlabel is None
+
+
 # -- frontiers ---------------------------------------------------------------------------------
 
 
@@ -395,6 +416,213 @@ def test_a_frontier_of_nothing_but_circuits_without_nodes_is_drawn(task):
             assert axes.get_xlabel().count("with 0 nodes") == n_named
             drawn = [len(bars.lines[0].get_xdata()) for bars in axes.containers]
             assert not any(drawn)  # no point stands at 0 on a log axis
+
+
+def test_a_frontier_says_how_many_prompts_there_are_and_what_bars_are_over(task):
+    masks = masks_of(task, {A: [(1, 3)]})
+    for figure in (
+        figures.frontier_figure(FRONTIER, "t"),
+        figures.frontier_at_size_figure(FRONTIER, masks, task),
+        figures.measures_figure(FRONTIER),
+    ):
+        caption = figure.legends[0].get_title().get_text()
+        assert caption == "n = 10 prompts; bars: 95 % intervals over prompts"
+
+
+@pytest.mark.parametrize("draw", ["frontier", "at a size", "measures"])
+def test_seeds_are_points_with_a_line_through_their_mean_and_no_bars(draw, task):
+    seeds = [(4, 0.5), (5, 0.7), (4, 0.6)]
+    frontier = frontier_of(
+        *(replace(point("mask", n, value), seed=i, wanted=4) for i, (n, value) in enumerate(seeds)),
+        replace(point("mask", 9, 0.9), seed=0, wanted=9),
+        point("IG", 4, 0.3),
+        point("IG", 9, 0.8),
+    )
+    if draw == "frontier":
+        figure = figures.frontier_figure(frontier, "t", ["vs_spliced"])
+    elif draw == "measures":
+        figure = figures.measures_figure(frontier, ["vs_spliced"])
+    else:
+        figure = figures.frontier_at_size_figure(frontier, masks_of(task, {A: [(1, 3)]}), task)
+    axes = figure.axes[0]
+    look = style.looks_of(["mask", "IG"])["mask"]
+    means, points, _ = [line for line in axes.lines if line.get_color() == look.colour][:3]
+    assert means.get_xydata().ravel().tolist() == pytest.approx([13 / 3, 0.6, 9, 0.9])
+    drawn = sorted(map(tuple, points.get_xydata().tolist()))
+    assert drawn == [(4, 0.5), (4, 0.6), (5, 0.7), (9, 0.9)]
+    assert {container.get_label() for container in axes.containers} == {"IG"}
+    assert texts(figure.legends[0].texts) == ["mask", "IG"]
+    caption = figure.legends[0].get_title().get_text()
+    assert caption.replace("\n", " ").endswith(
+        "; small points: 3 seeds, with a line through their mean"
+    )
+
+
+def test_a_seed_without_nodes_has_no_place_and_is_named(task):
+    frontier = frontier_of(
+        *(replace(point("mask", n, n / 10), wanted=4) for n in (0, 4, 5)),
+        replace(point("mask", 0, 0.25), wanted=2),
+    )
+    axes = figures.frontier_figure(frontier, "t", ["vs_spliced"]).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[4.5, 0.45]]
+    note = axes.get_xlabel().split("\n")[1]
+    assert note == "with 0 nodes, left of this axis: mask 0.25, mask 0.00"
+
+
+def test_the_ticks_of_a_frontier_are_the_sizes_of_its_circuits():
+    for axes in figures.frontier_figure(FRONTIER, "t").axes:
+        assert texts(axes.get_xticklabels()) == ["2", "5", "10"]
+
+
+# -- both measures, all seeds, paired ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A mask with 3 seeds and two rivals with one, with the logit differences of every prompt."""
+    made = frontier_of()
+    for seed, shift in enumerate((-0.05, 0.0, 0.05)):
+        for size, share in ((4, 0.7), (6, 0.9), (9, 1.0)):
+            add(made, "learned mask", size, share + shift, seed=seed)
+    for size, share in ((4, 1.01), (6, 1.3), (9, 1.02), (20, 1.0)):
+        add(made, "IG", size, share, noise=1.0, seed=7)
+    for size in (4, 6):
+        add(made, "random", size, 0.0)
+    return made
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_the_measures_figure_has_a_panel_a_measure_with_the_value_to_reach(judged, n):
+    measures = [*MEASURES[2:], *MEASURES[:2]][:n]  # raw, distance, gap, vs_model, vs_spliced
+    figure = figures.measures_figure(judged, measures, "the finding")
+    figure.draw_without_rendering()
+    assert len(figure.axes) == n and figure.get_suptitle() == "the finding"
+    for axes, measure in zip(figure.axes, measures, strict=True):
+        level = axes.lines[-1]
+        assert set(level.get_ydata()) == {0 if measure in ("distance", "gap") else 1}
+        assert level.get_linestyle() == ":" and axes.get_xscale() == "log"
+        drawn = series_of(axes)
+        points = judged.of_method("IG")
+        intervals = [getattr(point.faithfulness, measure) for point in points]
+        assert drawn["IG"][0] == [interval.value for interval in intervals]
+        assert drawn["IG"][1] == [
+            pytest.approx([interval.low, interval.high]) for interval in intervals
+        ]
+        assert axes.get_ylabel() == figures.PANEL_LABELS[measure]
+        assert axes.get_title() == figures.PANEL_TITLES[measure]
+    assert texts(figure.legends[0].texts) == ["learned mask", "IG", "random"]
+
+
+def test_by_default_the_measures_are_two_faithfulnesses_the_distance_and_the_gap(judged):
+    figure = figures.measures_figure(judged)
+    labels = [figures.PANEL_LABELS[name] for name in ("vs_spliced", "vs_model", "distance", "gap")]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
+    shown = [axes.get_xlabel() for axes in figure.axes]
+    assert shown == ["", "", figures.NODES_KEPT, figures.NODES_KEPT]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_texts_of_the_measures_figure_do_not_cover_each_other(judged, n):
+    figure = figures.measures_figure(judged, MEASURES[:n], "a title of several words " * 4)
+    figure.draw_without_rendering()
+    assert not overlaps(figure)
+
+
+def all_texts(figure):
+    """What is written outside the panels' data: titles, axis labels, tick labels, legend."""
+    found = [figure._suptitle, figure.legends[0].get_title(), *figure.legends[0].texts]
+    for axes in figure.axes:
+        found += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            found += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+    return [text for text in found if text.get_text() and text.get_visible()]
+
+
+def overlaps(figure):
+    """Pairs of texts that cover each other, and texts that leave the figure to the sides."""
+    boxes = {text: text.get_window_extent() for text in all_texts(figure)}
+    wrong = [
+        (one.get_text(), other.get_text())
+        for one, other in itertools.combinations(boxes, 2)
+        if boxes[one].overlaps(boxes[other])
+    ]
+    outside = [t.get_text() for t, box in boxes.items() if box.x0 < 0 or box.x1 > figure.bbox.x1]
+    return wrong + outside
+
+
+@pytest.mark.parametrize("n_rivals", [1, 2, 9])
+def test_texts_of_the_paired_figure_do_not_cover_each_other(n_rivals):
+    made = frontier_of()
+    for size in (3, 4, 8, 12, 20):
+        add(made, "learned mask", size, 0.9)
+        for i in range(n_rivals):
+            add(made, f"method number {i}", size, i / 10, noise=0.5)
+    figure = figures.paired_figure(made, "learned mask", title="a title of several words " * 4)
+    figure.draw_without_rendering()
+    assert not overlaps(figure)
+    assert figure.get_figwidth() <= 13
+
+
+def test_the_paired_figure_shows_what_each_rival_has_more_than_the_method(judged):
+    figure = figures.paired_figure(judged, "learned mask", title="the finding")
+    assert figure.get_suptitle() == "the finding"
+    gap, distance = figure.axes
+    assert "gap" in gap.get_title() and "|1 − F|" in distance.get_title()
+    for axes, measure in ((gap, "gap"), (distance, "distance")):
+        assert texts(axes.get_xticklabels()) == ["4", "6", "9"]
+        assert axes.get_ylabel() == "rival − learned mask\n(above 0: learned mask is better)"
+        looks = style.looks_of(["IG", "random"])
+        for rival, shift in (("IG", -0.1), ("random", 0.1)):
+            drawn = {}
+            for container in axes.containers:
+                markers, _, bars = container
+                if markers.get_color() == looks[rival].colour:
+                    hollow = markers.get_markerfacecolor() == "white"
+                    ends = [one[:, 1].tolist() for one in bars[0].get_segments()] if bars else []
+                    for (x, y), segment in zip(markers.get_xydata().tolist(), ends):
+                        drawn[round(x - shift, 6)] = (y, *segment, hollow)
+            sizes = judged.shared_sizes(["learned mask", rival])
+            assert sorted(drawn) == [[4, 6, 9].index(size) for size in sizes]
+            for size in sizes:
+                found = judged.compare(rival, "learned mask", size, measure)
+                *numbers, hollow = drawn[[4, 6, 9].index(size)]
+                assert numbers == pytest.approx([found.value, found.low, found.high], abs=1e-6)
+                assert hollow == (found.low <= 0 <= found.high)
+    assert texts(figure.legends[0].texts) == ["IG", "random"]
+    caption = figure.legends[0].get_title().get_text().replace("\n", " ")
+    assert caption == (
+        "n = 60 prompts; bars: 95 % intervals of the paired difference, over prompts; hollow: the "
+        "interval holds 0; small points: the 3 seeds of learned mask, one by one"
+    )
+
+
+def test_small_points_of_the_paired_figure_are_the_single_seeds(judged):
+    axes = figures.paired_figure(judged, "learned mask", ["IG"], ["gap"]).axes[0]
+    at_size = [
+        points.get_offsets().tolist()
+        for points in axes.collections
+        if len(points.get_offsets()) == 3
+    ]
+    assert len(at_size) == 3
+    [rival] = judged.by_size("IG")[6]
+    singles = [
+        rival.faithfulness.gap.value - seed.faithfulness.gap.value
+        for seed in judged.by_size("learned mask")[6]
+    ]
+    assert [y for _, y in at_size[1]] == pytest.approx(singles)
+    one_seed = figures.paired_figure(judged, "IG", ["random"], ["gap"])
+    assert "seeds" not in one_seed.legends[0].get_title().get_text()
+    assert not [points for points in one_seed.axes[0].collections if len(points.get_offsets()) > 1]
+
+
+def test_a_paired_figure_of_nothing_in_common_is_refused(judged):
+    with pytest.raises(ValueError, match="shares no size with"):
+        figures.paired_figure(judged, "random", [])
+    with pytest.raises(ValueError, match="no method is called"):
+        figures.paired_figure(judged, "AtP")
 
 
 # -- circuits ----------------------------------------------------------------------------------

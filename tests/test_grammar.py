@@ -1,27 +1,36 @@
 """The grammar: what the generators write, and that the shipped files are what they write."""
 
+import hashlib
 import json
 import random
 import re
 from collections import Counter
 from dataclasses import asdict
+from itertools import combinations
 
 import pytest
 from conftest import session_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course_utils.labs.loading import load_model
 from course_utils.prompts import sessions
 from course_utils.prompts.grammar import (
     AUXILIARIES,
     CODE_TASKS,
     GENERATORS,
     PREPOSITIONS,
+    REWORDED_DISTRACTORS,
+    REWORDED_PREPOSITIONS,
+    REWORDED_SUBJECTS,
+    SEED_NAMES,
+    TRANSFER_TASKS,
     TRANSITIVES,
     VOCABULARIES,
     dict_key,
     dict_value,
     generate_pairs,
+    generator_of,
     inflect,
     plural,
     third_person,
@@ -35,16 +44,25 @@ from course_utils.prompts.tasks import (
     load_task,
     read_pairs,
 )
+from course_utils.prompts.tokens import token_ids
 from tools.write_tasks import SIZES, write_tasks
 
 KEYS = {"clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case"}
-SVA = ("sva_simple", "sva_nounpp", "sva_rc", "sva_within_rc")
+SVA = ("sva_simple", "sva_nounpp", "sva_reworded", "sva_rc", "sva_within_rc")
 ENGLISH = (*SVA, "ioi")
 CODE = ("dict_key", "dict_value", "list_index")
 TASKS = ENGLISH + CODE
 IOI_PROMPT = re.compile(r"When (\w+) and (\w+) went to the (\w+), (\w+) gave a (\w+) to")
 VERBS = {*TRANSITIVES, *map(third_person, TRANSITIVES)}
-FUNCTION_WORDS = {"the", "that", "when", "and", "went", "to", "gave", "a", *PREPOSITIONS, *VERBS}
+DETERMINERS = {word.lower() for word in ("the", *REWORDED_SUBJECTS, *REWORDED_DISTRACTORS)}
+FUNCTION_WORDS = {
+    *("that", "when", "and", "went", "to", "gave", "a"),
+    *DETERMINERS,
+    *PREPOSITIONS,
+    *REWORDED_PREPOSITIONS,
+    *VERBS,
+}
+PAIRS_OF_SPLITS = list(combinations(SPLITS, 2))
 
 
 def shipped(name: str, split: str) -> list[PromptPair]:
@@ -84,14 +102,67 @@ def test_the_third_person_of_a_verb(verb, expected):
     assert third_person(verb) == expected
 
 
-def test_train_and_test_vocabularies_share_no_word_in_any_role_or_number():
-    forms = {}
+def nouns_of(split: str) -> set[str]:
+    """Every noun of a split, in both numbers."""
+    words = VOCABULARIES[split]
+    nouns = words.people + words.things + words.places + words.objects
+    return {*nouns, *map(plural, nouns)}
+
+
+def forms_of(split: str) -> set[str]:
+    """Every noun of a split, in both numbers, and every name in small letters."""
+    return nouns_of(split) | {name.lower() for name in VOCABULARIES[split].names}
+
+
+def test_there_are_three_splits_and_a_vocabulary_for_each():
+    assert SPLITS == ("train", "dev", "test")
+    assert tuple(VOCABULARIES) == tuple(SEED_NAMES) == tuple(SIZES) == SPLITS
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS_OF_SPLITS)
+def test_two_vocabularies_share_no_word_in_any_role_or_number(one, other):
+    assert min(len(forms_of(one)), len(forms_of(other))) > 300
+    assert forms_of(one).isdisjoint(forms_of(other))
+
+
+def test_no_noun_and_no_name_is_a_word_that_all_splits_share():
+    for split in SPLITS:
+        assert forms_of(split).isdisjoint(FUNCTION_WORDS)
+
+
+def test_no_name_of_the_test_split_is_a_noun_of_any_split_nor_a_name_or_key_of_the_others():
+    nouns = {word for split in SPLITS for word in nouns_of(split)}
+    others = {
+        name.lower()
+        for split in ("train", "dev")
+        for name in (*VOCABULARIES[split].names, *sessions.KEYS[split])
+    }
+    names = {name.lower() for name in (*VOCABULARIES["test"].names, *sessions.KEYS["test"])}
+    assert {"athlete", "museum", "wallet", "children"} <= nouns and {"emily", "ann"} <= others
+    assert not names & (nouns | others)
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer():
+    _, tokenizer = load_model("smollm2")
+    return tokenizer
+
+
+@pytest.mark.weights
+def test_nouns_in_both_numbers_and_names_are_single_tokens_of_smollm2(smollm2_tokenizer):
     for split in SPLITS:
         words = VOCABULARIES[split]
-        nouns = words.people + words.things + words.places + words.objects
-        forms[split] = {word.lower() for word in (*nouns, *map(plural, nouns), *words.names)}
-        assert len(forms[split]) > 300
-    assert forms["train"].isdisjoint(forms["test"])
+        nouns = words.people + words.things
+        spellings = [f" {word}" for word in (*nouns, *map(plural, nouns), *words.names)]
+        several = [word for word in spellings if len(token_ids(smollm2_tokenizer, word)) != 1]
+        assert several == [] and len(spellings) > 300
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ENGLISH)
+def test_every_english_pair_fits_smollm2(name, split, smollm2_tokenizer):
+    assert load_task(name, smollm2_tokenizer, split).n_dropped == {}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -109,7 +180,7 @@ def test_no_role_of_a_vocabulary_has_a_word_twice(split):
 
 def test_the_generators_are_those_of_the_shipped_tasks():
     assert set(GENERATORS) == set(TASKS) == set(available_tasks())
-    assert CODE_TASKS == CODE
+    assert CODE_TASKS == CODE and TRANSFER_TASKS == ("sva_reworded",)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -125,23 +196,34 @@ def test_a_seed_gives_the_same_pairs_again_whatever_else_is_random(name):
 def test_different_seeds_and_splits_give_different_pairs(name):
     pairs = {
         key: generate_pairs(name, key[0], 40, seed=key[1])
-        for key in [("train", 0), ("train", 1), ("test", 0)]
+        for key in [("train", 1), *((split, 0) for split in SPLITS)]
     }
     assert pairs["train", 0] != pairs["train", 1]
-    assert set(pairs["train", 0]).isdisjoint(pairs["test", 0])
+    for one, other in PAIRS_OF_SPLITS:
+        assert set(pairs[one, 0]).isdisjoint(pairs[other, 0])
 
 
+def test_every_split_has_random_numbers_of_its_own():
+    """Another order of the same cases, and not only other words in the same places."""
+    drawn = {split: generator_of("ioi", split, 0).random() for split in SPLITS}
+    assert len(set(drawn.values())) == 3
+    assert drawn["dev"] == random.Random("ioi/test/0").random()
+    with pytest.raises(TaskError, match="'train', 'dev' or 'test', not 'held_out'"):
+        generator_of("ioi", "held_out", 0)
+
+
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", TASKS)
-def test_no_pair_is_generated_twice(name):
-    assert len(set(generate_pairs(name, "test", 200))) == 200
+def test_no_pair_is_generated_twice(name, split):
+    assert len(set(generate_pairs(name, split, 200))) == 200
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("sva", "train", 5), "no generator for 'sva'.*sva_simple.*ioi"),
-        (("ioi", "dev", 5), "'train' or 'test', not 'dev'"),
-        (("sva_simple", "test", 500), "only 492 different prompt pairs; 500 were wanted"),
+        (("ioi", "valid", 5), "'train', 'dev' or 'test', not 'valid'"),
+        (("sva_simple", "dev", 500), "only 492 different prompt pairs; 500 were wanted"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(arguments, message):
@@ -209,6 +291,27 @@ def test_shipped_pairs_are_those_of_seed_0(name, split):
     assert pairs == generate_pairs(name, split, len(pairs), seed=0)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", TASKS)
+def test_no_row_is_in_a_file_twice(name, split):
+    rows = (TASKS_DIR / f"{name}_{split}.jsonl").read_bytes().splitlines()
+    assert len(set(rows)) == len(rows) >= 300
+
+
+FIRST_TEST_FILES = {
+    "ioi": "8d2a16846e976acdee4f7bbd91f4bae81dbabdae8579697127076712773c5555",
+    "sva_nounpp": "a096c3c5ff67690690d60409563c1c5272b5ff7b7373650085edf55b94b30c06",
+    "dict_key": "911f0f9d827bf296aaf0baf05be000ca00f7e5d5b9c084851d5004926f94eb5b",
+}
+"""SHA-256 of the test files that the course had when there was no dev split."""
+
+
+@pytest.mark.parametrize("name", FIRST_TEST_FILES)
+def test_dev_is_what_was_test_before_there_were_three_splits(name):
+    path = TASKS_DIR / f"{name}_dev.jsonl"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FIRST_TEST_FILES[name]
+
+
 def shipped_records(name: str, split: str) -> list[dict[str, str]]:
     return [
         json.loads(line)
@@ -233,7 +336,7 @@ def test_english_prompts_have_single_spaces_and_their_answers_one_in_front(name,
             assert pair[key] == (" " if "answer" in key else "") + " ".join(pair[key].split())
 
 
-def test_shipped_train_and_test_files_share_no_noun_and_no_name():
+def test_the_shipped_files_of_two_splits_share_no_noun_and_no_name():
     content = {}
     for split in SPLITS:
         pairs = [pair for name in ENGLISH for pair in shipped(name, split)]
@@ -246,20 +349,22 @@ def test_shipped_train_and_test_files_share_no_noun_and_no_name():
             [text for pair in pairs for text in (pair.clean_prefix, pair.patch_prefix)] + names
         )
         content[split] = {word.lower() for word in re.findall(r"\w+", text)} - FUNCTION_WORDS
-    assert {"athlete", "athletes", "mary", "bakery", "toy"} <= content["test"] and len(
-        content["test"]
-    ) > 300
-    assert {"artist", "artists", "emily", "library", "hat"} <= content["train"] and len(
-        content["train"]
-    ) > 300
-    assert content["train"].isdisjoint(content["test"])
+    some = {
+        "train": {"artist", "artists", "emily", "library", "hat"},
+        "dev": {"athlete", "athletes", "mary", "bakery", "toy"},
+        "test": {"pirate", "pirates", "naomi", "cinema", "doll"},
+    }
+    for split in SPLITS:
+        assert some[split] <= content[split] and len(content[split]) > 300
+    for one, other in PAIRS_OF_SPLITS:
+        assert content[one].isdisjoint(content[other])
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", SVA)
 def test_sva_prompts_differ_only_in_the_number_of_the_word_that_the_verb_agrees_with(name, split):
     agrees = 4 if name == "sva_within_rc" else 1
-    length = {"sva_simple": 2, "sva_nounpp": 5, "sva_rc": 6, "sva_within_rc": 5}[name]
+    length = {"sva_simple": 2, "sva_rc": 6}.get(name, 5)
     for pair in shipped(name, split):
         clean, patch = pair.clean_prefix.split(), pair.patch_prefix.split()
         assert len(clean) == len(patch) == length
@@ -299,6 +404,43 @@ def test_the_case_of_an_sva_pair_is_the_numbers_of_its_clean_nouns_in_order(name
         cases[pair.case] += 1
     assert len(cases) == 2 ** len(nouns)
     assert min(cases.values()) > 0.7 * sum(cases.values()) / len(cases)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_reworded_prompts_have_their_nouns_where_nounpp_has_them_and_no_other_word_in_common(split):
+    small = {"sva_nounpp": set(), "sva_reworded": set()}
+    for name, words in small.items():
+        for pair in shipped(name, split):
+            head, subject, preposition, determiner, distractor = pair.clean_prefix.split()
+            words |= {head, preposition, determiner}
+            assert {number_of(noun, split) for noun in (subject, distractor)} <= {
+                "singular",
+                "plural",
+            }
+    assert small["sva_nounpp"] == {"The", "the", *PREPOSITIONS}
+    assert small["sva_reworded"] == {
+        *REWORDED_SUBJECTS,
+        *REWORDED_PREPOSITIONS,
+        *REWORDED_DISTRACTORS,
+    }
+    assert small["sva_nounpp"].isdisjoint(small["sva_reworded"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_determiners_of_reworded_prompts_do_not_tell_the_number(split):
+    """Each stands before singular and plural subjects, and before both kinds of distractor."""
+    seen = set()
+    for pair in shipped("sva_reworded", split):
+        head, subject, _, determiner, distractor = pair.clean_prefix.split()
+        seen |= {
+            ("subject", head, number_of(subject, split)),
+            ("distractor", determiner, number_of(distractor, split)),
+        }
+    numbers = ("singular", "plural")
+    assert seen == {
+        *(("subject", word, number) for word in REWORDED_SUBJECTS for number in numbers),
+        *(("distractor", word, number) for word in REWORDED_DISTRACTORS for number in numbers),
+    }
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -399,13 +541,16 @@ def test_the_answers_to_sessions_are_what_python_says(name, split):
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_sessions_of_train_and_test_share_no_key_and_no_variable(name):
+def test_the_sessions_of_two_splits_share_no_key_and_no_variable(name):
     words = {}
     for split in SPLITS:
         text = " ".join(pair.clean_prefix + pair.patch_prefix for pair in shipped(name, split))
         words[split] = set(re.findall(r"[A-Za-z]+", text))
-    assert words["train"].isdisjoint(words["test"])
-    assert len(words["train"]) >= (len(sessions.LISTS["train"]) if name == "list_index" else 90)
+        variables = sessions.LISTS[split] if name == "list_index" else sessions.DICTIONARIES[split]
+        keys = () if name == "list_index" else sessions.KEYS[split]
+        assert words[split] == {*variables, *keys}
+    for one, other in PAIRS_OF_SPLITS:
+        assert words[one].isdisjoint(words[other])
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -77,7 +77,7 @@ def test_the_shipped_saes_do_what_their_metrics_say(smollm2, name):
         if (r["task"], r["placement"], r["error"]) == (name, "gap 6", "drop")
     ]
     assert row["layers"] == GAP_6
-    task = load_task(name, smollm2.tokenizer, "test", n=50)
+    task = load_task(name, smollm2.tokenizer, "dev", n=50)
     spliced = SplicedModel(smollm2, GAP_6)
     share = (spliced.logit_diff(task).mean() / spliced.model_logit_diff(task).mean()).item()
     width = row["kept"]["high"] - row["kept"]["low"]
@@ -90,7 +90,7 @@ def test_bos_is_the_token_that_preceded_plain_text_in_pretraining(smollm2):
     """With it the model is right more often than with the chat token that the tokenizer calls
     BOS.
     """
-    task = load_task("sva_nounpp", smollm2.tokenizer, "test", n=60)
+    task = load_task("sva_nounpp", smollm2.tokenizer, "dev", n=60)
     chat = task.clean.clone()
     chat[:, 0] = smollm2.tokenizer.convert_tokens_to_ids("<|im_start|>")
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """SAEMasks: what it keeps, what it counts, and its files."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,8 +123,30 @@ def test_masks_survive_the_disk_and_json(masks, tmp_path):
 
 def test_a_missing_file_says_what_is_there(masks, tmp_path):
     masks.save(tmp_path, "here.safetensors")
-    with pytest.raises(MaskError, match="no masks at .*gone.*here.safetensors"):
-        SAEMasks.load(tmp_path, "gone.safetensors")
+    for gone in ((tmp_path, "gone.safetensors"), (tmp_path / "gone.safetensors",)):
+        with pytest.raises(FileNotFoundError, match="no masks at .*gone.*here.safetensors"):
+            SAEMasks.load(*gone)
+    with pytest.raises(FileNotFoundError, match="no masks at .*nowhere.*Files there: none"):
+        SAEMasks.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [(), ("mine.safetensors",), ("mine",)])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_path_that_save_returns_is_what_load_takes(masks, tmp_path, name, kind):
+    loaded = SAEMasks.load(kind(masks.save(tmp_path, *name)))
+    assert loaded.nodes() == masks.nodes() and loaded.hook_points == masks.hook_points
+
+
+def test_a_file_and_another_files_name_are_no_file(masks, tmp_path):
+    path = masks.save(tmp_path)
+    masks.save(tmp_path, "other.safetensors")
+    with pytest.raises(FileNotFoundError, match="no masks at"):
+        SAEMasks.load(path, "other.safetensors")
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_a_folder(masks, tmp_path):
+    masks.save(tmp_path / "run.safetensors")
+    assert SAEMasks.load(tmp_path / "run.safetensors").nodes() == masks.nodes()
 
 
 def test_a_foreign_file_is_refused(tmp_path):
@@ -157,6 +180,16 @@ def test_masks_are_buffers_that_torch_sees(masks):
     other = SAEMasks([A, B], [torch.zeros(5, 8), torch.zeros(5, 8)])
     other.load_state_dict(state)
     assert all(torch.equal(other[hook_point], masks[hook_point]) for hook_point in (A, B))
+
+
+def test_the_state_of_soft_masks_is_their_values_and_keeps_their_gradients():
+    theta = torch.randn(5, 8, requires_grad=True)
+    masks = SAEMasks([A], [torch.sigmoid(theta)])
+    (value,) = masks.state_dict().values()
+    torch.testing.assert_close(value, torch.sigmoid(theta.detach()), rtol=0, atol=0)
+    assert not value.requires_grad
+    masks[A].sum().backward()
+    assert theta.grad is not None and theta.grad.abs().min() > 0
 
 
 def test_a_cast_casts_the_masks(masks):

@@ -53,6 +53,6 @@ def test_the_model_knows_missing_keys_and_the_shipped_saes_do_what_their_metrics
         for row in metrics["held_out_prompts"]
     }
     for name in ("dict_key", "list_index"):
-        task = load_task(name, lab.tokenizer, "test", n=N, verbose=False)
+        task = load_task(name, lab.tokenizer, "dev", n=N, verbose=False)
         kept = spliced.logit_diff(task).mean() / spliced.model_logit_diff(task).mean()
         assert abs(kept.item() - measured[name, "all", "drop"]) < 0.25

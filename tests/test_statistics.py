@@ -11,6 +11,7 @@ from course_utils.circuits.statistics import (
     Interval,
     auc,
     bootstrap,
+    distance_from,
     mean_interval,
     mean_intervals,
     proportion,
@@ -25,6 +26,27 @@ def numbers(n, seed=0):
 
 def test_an_interval_is_written_with_its_ends():
     assert str(Interval(0.876, 0.5, 1.234)) == "0.88 [0.50, 1.23]"
+
+
+def test_the_distance_from_a_target_by_hand():
+    assert distance_from(Interval(0.5, 0.25, 0.75), 1) == Interval(0.5, 0.25, 0.75)
+    assert distance_from(Interval(1.5, 1.25, 2.0), 1) == Interval(0.5, 0.25, 1.0)
+    assert distance_from(Interval(1.25, 0.5, 1.75), 1) == Interval(0.25, 0.0, 0.75)
+    assert distance_from(Interval(0.75, 0.0, 1.5), 1) == Interval(0.25, 0.0, 1.0)
+    assert distance_from(Interval(0.5, 0.25, 1.0), 1) == Interval(0.5, 0.0, 0.75)
+
+
+@given(st.lists(st.floats(-9, 9), min_size=3, max_size=3).map(sorted), st.floats(-9, 9))
+def test_the_interval_of_a_distance_holds_the_distances_of_all_in_the_interval(ends, target):
+    low, value, high = ends
+    distance = distance_from(Interval(value, low, high), target)
+    inside = torch.linspace(low, high, 1001, dtype=torch.double)
+    more = torch.tensor([value, min(max(target, low), high)], dtype=torch.double)
+    inside = torch.cat([inside, more])
+    distances = (inside - target).abs()
+    assert distance.low == pytest.approx(distances.min().item(), abs=1e-9)
+    assert distance.high == pytest.approx(distances.max().item(), abs=1e-9)
+    assert distance.low <= distance.value <= distance.high
 
 
 # ---------------------------------------------------------------------------------------------

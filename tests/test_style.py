@@ -43,9 +43,40 @@ def test_a_method_of_the_course_looks_the_same_whoever_stands_beside_it(others):
 
 
 def test_two_methods_that_share_a_look_get_two_in_one_figure():
-    looks = looks_of(["AtP to means", "AtP"])
-    assert looks["AtP to means"] == METHOD_LOOKS["AtP to means"] == METHOD_LOOKS["AtP"]
-    assert looks["AtP"] != looks["AtP to means"]
+    looks = looks_of(["learned masks", "learned mask"])
+    assert looks["learned masks"] == METHOD_LOOKS["learned masks"] == METHOD_LOOKS["learned mask"]
+    assert looks["learned mask"].point != looks["learned masks"].point
+
+
+def test_every_method_of_the_course_has_a_look_of_its_own():
+    methods = {
+        "learned mask",
+        "hard concrete",
+        "AtP",
+        "IG",
+        "AtP to means",
+        "IG to means",
+        "IG best",
+        "iterated AtP",
+        "iterated IG",
+        "largest change",
+        "random",
+    }
+    assert set(METHOD_LOOKS) == methods | {"learned masks"}
+    assert looks_of(methods) == {method: METHOD_LOOKS[method] for method in methods}
+    for one, other in itertools.combinations(methods, 2):
+        assert METHOD_LOOKS[one].point != METHOD_LOOKS[other].point
+        if METHOD_LOOKS[one].colour == METHOD_LOOKS[other].colour:
+            assert METHOD_LOOKS[one].dashes != METHOD_LOOKS[other].dashes
+
+
+def test_a_method_that_the_course_does_not_know_borrows_no_look_of_one_that_it_knows():
+    known = {one.point for one in METHOD_LOOKS.values()}
+    looks = looks_of(["first", "second", "learned mask", "third"])
+    assert looks == looks_of(["first", "second", "learned mask", "third"])
+    for name in ("first", "second", "third"):
+        assert looks[name].point not in known
+    assert len({one.colour for one in looks.values()}) == 4
 
 
 @given(st.lists(st.tuples(FINITE, FINITE, FINITE), min_size=1))
@@ -126,13 +157,24 @@ def test_a_legend_names_every_series_and_is_no_wider_than_the_figure(n, width):
 
 def test_a_legend_that_fits_into_one_row_has_one():
     figure, [axes] = style.panels(1, 11, 3)
-    for method, own in METHOD_LOOKS.items():
-        if " to " not in method and method != "learned masks":
-            axes.plot([0, 1], [0, 1], color=own.colour, label=method)
+    for method in ("learned mask", "AtP", "IG", "largest change", "random", "iterated AtP"):
+        axes.plot([0, 1], [0, 1], color=METHOD_LOOKS[method].colour, label=method)
     style.legend_below(figure, axes)
     figure.draw_without_rendering()
     heights = {round(text.get_window_extent().y0) for text in figure.legends[0].texts}
     assert len(figure.legends[0].texts) == 6 and max(heights) - min(heights) < 5
+
+
+def test_a_legend_has_the_order_that_is_asked_for():
+    figure, [axes] = style.panels(1, 6, 3)
+    style.error_bars(axes, [1], [Interval(0.5, 0.0, 1.0)], look(0), label="bars")
+    for label in ("b", "a"):
+        axes.plot([0, 1], [0, 1], label=label)
+    order = ["a", "bars", "not drawn", "b"]
+    style.legend_below(figure, axes, order=order)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "bars", "b"]
+    by_kind = [type(handle).__name__ for handle in figure.legends[0].legend_handles]
+    assert by_kind[0] == by_kind[2] != by_kind[1]
 
 
 def test_series_without_labels_have_no_legend():
@@ -140,6 +182,44 @@ def test_series_without_labels_have_no_legend():
     axes.plot([0, 1], [0, 1])
     style.legend_below(figure, axes)
     assert not figure.legends
+
+
+@pytest.mark.parametrize("with_legend", [False, True])
+def test_a_caption_stands_below_the_panels_and_covers_neither_label_nor_legend(with_legend):
+    figure, [axes] = style.panels(1, 5, 3)
+    axes.plot([0, 1], [0, 1], label="a" if with_legend else None)
+    style.labelled(axes, "x", "y")
+    style.legend_below(figure, axes)
+    caption = "many words on how many prompts there are and on what all intervals are over, " * 2
+    style.captioned(figure, caption.strip())
+    figure.draw_without_rendering()
+    written = figure.legends[0].get_title() if with_legend else figure._supxlabel
+    assert written.get_text().replace("\n", " ") == caption.strip()
+    box = written.get_window_extent()
+    assert box.width <= figure.bbox.width
+    assert not box.overlaps(axes.xaxis.label.get_window_extent()) and box.y0 >= 0
+    for text in figure.legends[0].texts if with_legend else []:
+        assert not box.overlaps(text.get_window_extent())
+
+
+def test_an_empty_caption_is_none():
+    figure, [axes] = style.panels(1, 5, 3)
+    style.captioned(figure, "")
+    assert figure._supxlabel is None
+
+
+def test_panels_stand_in_rows_and_places_that_are_left_are_empty():
+    figure, axes_of = style.panels(5, 9, 5, columns=3)
+    assert figure.axes == axes_of and len(axes_of) == 5
+    places = [axes.get_subplotspec() for axes in axes_of]
+    assert [(one.rowspan.start, one.colspan.start) for one in places] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+    ]
+    assert len(style.panels(3, 9, 3)[0].axes) == 3
 
 
 def test_a_long_title_is_broken_where_the_figure_ends_and_keeps_its_own_lines():
@@ -164,6 +244,56 @@ def test_counts_on_a_log_axis_are_written_in_full():
     ticks = dict(zip(axes.get_xticks(), labels))
     assert {ticks[x] for x in ticks if low <= x <= high} >= {"10", "100", "1,000", "2,000"}
     assert axes.get_xscale() == "log"
+
+
+def test_counts_have_ticks_and_those_that_stand_apart_have_labels():
+    figure, [axes] = style.panels(1, 6, 3)
+    axes.plot([12, 1116], [0, 1])
+    style.log_counts(axes)
+    style.count_ticks(axes, {1116, 12, 13, 40, 41, 400})
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["12", "40", "400", "1,116"]
+    assert axes.get_xticks().tolist() == [12, 40, 400, 1116]
+    assert axes.get_xticks(minor=True).tolist() == [13, 41]
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_one_count_has_a_tick_and_no_counts_leave_the_axis_as_it_is():
+    _, [axes] = style.panels(1, 6, 3)
+    axes.plot([5], [0])
+    style.log_counts(axes)
+    before = axes.get_xticks().tolist()
+    style.count_ticks(axes, [])
+    assert axes.get_xticks().tolist() == before
+    style.count_ticks(axes, [5])
+    assert axes.get_xticks().tolist() == [5]
+
+
+def test_every_seed_is_a_point_and_the_line_goes_through_their_means():
+    _, [axes] = style.panels(1, 3, 3)
+    groups = [[(1, 0.5), (2, 1.5)], [(4, 3.0)]]
+    style.seed_points(axes, groups, Look("#123456", "s", "--"), label="mask")
+    line, points, legend = axes.lines
+    assert line.get_xydata().tolist() == [[1.5, 1.0], [4.0, 3.0]]
+    assert (line.get_linestyle(), line.get_marker()) == ("--", "None")
+    assert points.get_xydata().tolist() == [[1, 0.5], [2, 1.5], [4, 3.0]]
+    assert (points.get_linestyle(), points.get_marker()) == ("None", "s")
+    assert {one.get_color() for one in axes.lines} == {"#123456"}
+    assert axes.get_legend_handles_labels() == ([legend], ["mask"])
+    assert (legend.get_linestyle(), legend.get_marker(), len(legend.get_xdata())) == ("--", "s", 0)
+
+
+def test_hollow_markers_are_white_inside_and_lines_have_their_dashes():
+    _, [axes] = style.panels(1, 3, 3)
+    for hollow in (False, True):
+        style.error_bars(axes, [1], [Interval(1.0, 0.0, 2.0)], look(0), hollow=hollow)
+    insides = [container[0].get_markerfacecolor() for container in axes.containers]
+    assert insides == [look(0).colour, "white"]
+    assert axes.containers[1][0].get_color() == look(0).colour
+    style.error_bars(axes, [1, 2], [0.5, 1], look(0), joined=True, dashes="--")
+    assert axes.containers[2][0].get_linestyle() == "--"
 
 
 def test_level_lines_go_across_or_up():

@@ -11,20 +11,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import session_tokenizer, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 import course_utils.prompts.tasks as tasks_module
+from course_utils.labs.catalog import spec_of
+from course_utils.labs.weights import converted
 from course_utils.prompts.grammar import VOCABULARIES, generate_pairs, plural
 from course_utils.prompts.tasks import (
+    MERGED,
     MIN_PAIRS,
+    NO_SPACE,
+    SPACE_BEHIND_PROMPT,
     SPLITS,
     TASKS_DIR,
     TENSORS,
+    TWO_SPACES,
     PromptPair,
     Task,
     TaskError,
+    available_tasks,
+    kept_by_tokenizer,
     load_task,
     read_pairs,
     write_pairs,
@@ -105,8 +115,8 @@ def test_a_file_may_be_named_by_text(good):
     assert load_task(str(good), tiny_tokenizer()).pairs == load_task(good, tiny_tokenizer()).pairs
 
 
-def test_a_file_without_cases_loads_and_keeps_its_other_keys(path):
-    lines = [record(i, note="mine") for i in range(4)]
+def test_a_file_without_cases_loads_and_keeps_its_texts(path):
+    lines = [record(i) for i in range(4)]
     for line in lines:
         del line["case"]
     task = load_task(write(path, *lines), tiny_tokenizer())
@@ -299,6 +309,373 @@ def test_a_task_of_which_nothing_fits_the_tokenizer_is_an_error():
 
 
 # ---------------------------------------------------------------------------------------------
+# Where prompt and answer meet
+# ---------------------------------------------------------------------------------------------
+
+
+def trained(pre_tokenizer, decoder, alphabet: list[str]) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer to which the words of `record` are tokens, and the plural "s" is none."""
+    texts = [record(i)[key] + answer for i in range(12) for key in PREFIXES for answer in ANSWERS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        show_progress=False,
+        special_tokens=["<bos>", "<|im_start|>"],
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator([*10 * texts, "is", "are"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>")
+
+
+PREFIXES = ("clean_prefix", "patch_prefix")
+ANSWERS = (" is", " are", "\nTrace", " Trace")
+
+
+@functools.cache
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2's: a word's token has its leading space."""
+    return trained(
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+        pre_tokenizers.ByteLevel.alphabet(),
+    )
+
+
+@functools.cache
+def metaspace() -> PreTrainedTokenizerFast:
+    """As SentencePiece's: "▁" for a space, and one before any text that has none."""
+    words = pre_tokenizers.Metaspace(prepend_scheme="always")
+    lines = pre_tokenizers.Split("\n", "isolated")
+    return trained(pre_tokenizers.Sequence([words, lines]), decoders.Metaspace(), ["▁", "\n"])
+
+
+@functools.cache
+def llama_2() -> PreTrainedTokenizerFast:
+    """As Llama 2's: one "▁" more before any text, also where it has a space."""
+    tokenizer = copy.deepcopy(metaspace())
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"▁(?!▁)\w+"), "isolated"
+    )
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return tokenizer
+
+
+KINDS = [tiny_tokenizer, byte_level, metaspace, llama_2]
+
+
+def plain_ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answers_token_is_what_it_adds_to_its_prompt(good, kind):
+    tokenizer = kind()
+    task = load_task(good, tokenizer, prepend_bos=False)
+    assert len(task) == 6 and task.n_dropped == {}
+    for i, pair in enumerate(task.pairs):
+        for prompt, row in ((pair.clean_prefix, task.clean), (pair.patch_prefix, task.patch)):
+            for answer, ids in (
+                (pair.clean_answer, task.clean_answers),
+                (pair.patch_answer, task.patch_answers),
+            ):
+                assert plain_ids(tokenizer, prompt + answer) == [*row[i].tolist(), ids[i]]
+
+
+def test_an_answer_that_has_other_tokens_by_itself_is_no_hindrance(good):
+    """With Llama 2's tokenizer, every pair used to be dropped."""
+    tokenizer = llama_2()
+    assert tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, " is")) == ["▁", "▁is"]
+    task = load_task(good, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(task.clean_answers) == ["▁is"] * 6
+
+
+def test_an_answer_without_a_space_has_no_space_in_its_token_where_none_is_meant(path):
+    lines = [
+        record(i, **{key: record(i)[key] + "\n" for key in PREFIXES}, clean_answer="Trace")
+        for i in range(4)
+    ]
+    tokenizer = metaspace()
+    task = load_task(write(path, *lines), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "Trace")) == ["▁Trace"]
+    assert tokenizer.convert_ids_to_tokens(task.clean_answers) == ["Trace"] * 4
+
+
+SPACED = {key: record(0)[key] + " " for key in PREFIXES}
+BARE = {"clean_answer": "is", "patch_answer": "are"}
+WRONG_SEAMS = [
+    ({**SPACED, **BARE}, SPACE_BEHIND_PROMPT, "' + 'is'"),
+    (SPACED, TWO_SPACES, " ' + ' is'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason", "example"), WRONG_SEAMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_space_on_the_wrong_side_is_dropped_counted_and_told(
+    path, capsys, kind, changes, reason, example
+):
+    lines = [record(0, **changes), *(record(i) for i in range(1, 6)), record(0, **changes)]
+    task = load_task(write(path, *lines), kind())
+    assert [asdict(pair) for pair in task.pairs] == [record(i) for i in range(1, 6)]
+    assert task.n_dropped == {reason: 2}
+    assert capsys.readouterr().out == f"mine: kept 5 of 7 prompt pairs (dropped: 2 {reason})\n"
+
+
+@pytest.mark.parametrize(("changes", "reason", "example"), WRONG_SEAMS)
+@pytest.mark.parametrize("n_good", [0, MIN_PAIRS])
+def test_most_pairs_with_a_space_on_the_wrong_side_are_an_error_with_an_example(
+    path, n_good, changes, reason, example
+):
+    lines = [record(0, **changes)] * 5 + [record(i) for i in range(n_good)]
+    with pytest.raises(TaskError) as caught:
+        load_task(write(path, *lines), byte_level())
+    message = str(caught.value)
+    assert message.startswith(f"{path}: only {n_good} of {5 + n_good} prompt pairs fit this")
+    assert f"Dropped: 5 {reason}. For example: '{record(0)['clean_prefix']}" in message
+    assert example in message
+
+
+def test_spaces_on_the_wrong_side_of_half_the_pairs_are_no_error(path):
+    lines = [record(0, **SPACED, **BARE)] * 4 + [record(i) for i in range(4)]
+    assert load_task(write(path, *lines), byte_level(), verbose=False).n_dropped == {
+        SPACE_BEHIND_PROMPT: 4
+    }
+
+
+def test_indentation_before_an_answer_is_no_space_too_many(path):
+    lines = [record(i, **{key: record(i)[key] + "\n  " for key in PREFIXES}) for i in range(4)]
+    tokenizer = tiny_tokenizer()
+    task = load_task(write(path, *lines), tokenizer)
+    assert task.n_dropped == {}
+    assert tokenizer.convert_ids_to_tokens(task.clean_answers) == [" is"] * 4
+
+
+def test_only_one_answer_or_one_prompt_that_does_not_fit_is_enough(path):
+    wrong = [
+        dict(clean_prefix=SPACED["clean_prefix"], patch_prefix=record(0)["patch_prefix"]),
+        dict(clean_prefix=record(0)["clean_prefix"], patch_prefix=SPACED["patch_prefix"]),
+    ]
+    lines = [record(0, **changes) for changes in wrong] + [record(i) for i in range(4)]
+    task = load_task(write(path, *lines), tiny_tokenizer(), verbose=False)
+    assert task.n_dropped == {TWO_SPACES: 2}
+
+
+def test_an_answer_that_merges_with_the_last_word_is_told_to_start_with_a_space(path):
+    """ "athlete" + "s" is one token, and so no answer of "s"."""
+    one, other = VOCABULARIES["train"].people[0], VOCABULARIES["train"].people[1]
+    merging = dict(clean_prefix=f"The {one}", patch_prefix=f"The {other}", clean_answer="s")
+    lines = [record(0, **merging)] * 2 + [record(i) for i in range(4)]
+    task = load_task(write(path, *lines), byte_level(), verbose=False)
+    assert task.n_dropped == {NO_SPACE: 2}
+
+
+def test_an_answer_that_merges_with_a_mark_is_dropped_by_name(path):
+    marks = dict(clean_prefix=">>> age['Bob']", patch_prefix=">>> age['Ann']", clean_answer="\n")
+    with pytest.raises(TaskError, match=re.escape(f'Dropped: 4 {MERGED}. For example: ">>> age[')):
+        load_task(write(path, *[record(0, **marks)] * 4), session_tokenizer())
+
+
+def test_answers_that_carry_on_the_last_word_are_kept_and_told(path, capsys):
+    """ "guard" + "is" are two tokens, as "super" + "man" may be meant to be."""
+    tokenizer = byte_level()
+    task = load_task(write(path, *(record(i, **BARE) for i in range(4))), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(task.clean_answers) == ["is"] * 4
+    out = capsys.readouterr().out
+    assert out.startswith("mine: in 4 pairs an answer carries on the last word of a prompt ('The ")
+    assert "' + 'is'); an answer that is a word of its own starts with a space" in out
+
+
+def test_an_answer_whose_token_depends_on_the_prompt_is_dropped(path):
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("(?<=near) is"), " was")
+    odd = dict(clean_prefix="The artist near", patch_prefix="The artist by")
+    lines = [record(0, **odd)] + [record(i) for i in range(4)]
+    task = load_task(write(path, *lines), tokenizer, verbose=False)
+    assert task.n_dropped == {"answer whose token depends on the prompt": 1}
+
+
+def test_an_answer_that_adds_nothing_is_dropped(path):
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip(left=False, right=True)
+    lines = [record(0, clean_answer=" ")] + [record(i) for i in range(4)]
+    task = load_task(write(path, *lines), tokenizer, verbose=False)
+    assert task.n_dropped == {"answer that adds no token": 1}
+
+
+@pytest.mark.parametrize("kind", [byte_level, metaspace, llama_2])
+@pytest.mark.parametrize("key", ["clean_prefix", "patch_prefix", "clean_answer", "patch_answer"])
+@pytest.mark.parametrize("token", ["<bos>", "<|im_start|>"])
+def test_a_special_token_inside_a_text_is_refused_by_line_key_and_token(path, kind, key, token):
+    lines = [record(i) for i in range(6)]
+    lines[3][key] = token + lines[3][key]
+    message = f"{path}, line 4: {key} holds '{token}', special in this tokenizer."
+    with pytest.raises(TaskError, match=f"^{re.escape(message)}"):
+        load_task(write(path, *lines), kind())
+
+
+def test_a_special_token_is_refused_in_a_list_by_its_entry(tmp_path):
+    lines = [record(i) for i in range(6)]
+    lines[5]["clean_prefix"] += " <bos>"
+    (tmp_path / "list.json").write_text(json.dumps(lines))
+    with pytest.raises(TaskError, match="list.json, entry 6: clean_prefix holds '<bos>'"):
+        load_task(tmp_path / "list.json", byte_level())
+
+
+def test_what_is_special_in_another_tokenizer_is_text_in_this_one(path):
+    lines = [record(i) for i in range(4)] + [record(5, clean_prefix="The <|im_start|> near")]
+    assert len(load_task(write(path, *lines), tiny_tokenizer(), verbose=False)) == 4
+
+
+def test_letters_that_happen_to_be_a_special_token_are_text_where_the_tokenizer_says_so(good):
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.add_tokens([AddedToken("art", single_word=True)], special_tokens=True)
+    assert "artist" in read_pairs(good)[0].clean_prefix
+    assert len(load_task(good, tokenizer)) == 6
+
+
+@pytest.mark.weights
+def test_the_default_labs_tokenizer_drops_only_by_length_and_refuses_what_it_must(path):
+    tokenizer = AutoTokenizer.from_pretrained(converted(spec_of("smollm2").model))
+    rows = kept_by_tokenizer(available_tasks(), {"smollm2": tokenizer}, "test")
+    by_length = re.compile(r"\d+ (not \d+ tokens long|clean and patch of different lengths)")
+    reasons = [row["dropped"].removeprefix("smollm2: ").split("; ") for row in rows]
+    assert all(by_length.fullmatch(reason) for reason in filter(None, sum(reasons, [])))
+    kept = {row["task"]: row["smollm2"] / row["pairs"] for row in rows}
+    assert kept["ioi"] == kept["sva_nounpp"] == 1 > kept["dict_key"] > 0
+    with pytest.raises(TaskError, match=SPACE_BEHIND_PROMPT):
+        load_task(write(path, *[record(0, **SPACED, **BARE)] * 4), tokenizer)
+    tokenizer.bos_token = "<|endoftext|>"  # as in the lab
+    for token in ("<|im_start|>", "<|endoftext|>"):
+        lines = [record(i, clean_prefix=f"{token}The artist") for i in range(4)]
+        with pytest.raises(TaskError, match=re.escape(f"clean_prefix holds '{token}'")):
+            load_task(write(path, *lines), tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------
+# How much each tokenizer keeps
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_a_task_and_what_each_tokenizer_keeps(path):
+    wrong = [record(0, clean_answer=" is not"), record(1, **SPACED, **BARE)]
+    write(path, *wrong, *(record(i) for i in range(5)))
+    tokenizers = {"words": tiny_tokenizer(), "bytes": byte_level()}
+    rows = kept_by_tokenizer(["sva_simple", path], tokenizers, "test")
+    why = f"1 answer of more than one token; 1 {SPACE_BEHIND_PROMPT}"
+    assert rows[1] == {
+        "task": "mine",
+        "pairs": 7,
+        "words": 5,
+        "bytes": 5,
+        "dropped": f"words: {why} | bytes: {why}",
+    }
+    task = load_task("sva_simple", tiny_tokenizer(), "test", verbose=False)
+    assert rows[0]["task"] == "sva_simple" and rows[0]["words"] == len(task)
+    assert rows[0]["pairs"] == len(read_pairs(TASKS_DIR / "sva_simple_test.jsonl"))
+
+
+def test_the_table_says_zero_where_load_task_would_refuse(path):
+    write(path, *(record(i, clean_prefix=f"<bos>{record(i)['clean_prefix']}") for i in range(5)))
+    tokenizers = {"words": tiny_tokenizer()}
+    mine, ioi = kept_by_tokenizer([path, "ioi"], tokenizers, "test")
+    assert mine["words"] == 0 and "clean_prefix holds '<bos>'" in mine["dropped"]
+    assert ioi["words"] == 0 and ioi["dropped"].startswith("words: 300 both answers are the same")
+
+
+def test_the_table_of_pairs_that_all_fit_names_no_reason(good):
+    rows = kept_by_tokenizer([good], {"words": tiny_tokenizer()})
+    assert rows == [{"task": "mine", "pairs": 6, "words": 6, "dropped": ""}]
+
+
+def test_the_table_refuses_a_task_that_is_not_there():
+    with pytest.raises(TaskError, match="unknown task 'sva'"):
+        kept_by_tokenizer(["sva"], {"words": tiny_tokenizer()})
+
+
+# ---------------------------------------------------------------------------------------------
+# Files of one's own
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_is_the_home_folder(home, good, kind):
+    task = load_task(kind("~/mine.jsonl"), tiny_tokenizer())
+    assert task == load_task(good, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["folder/mine.txt", "mine.json", "./mine.data", "mine.jsonl"])
+def test_text_with_a_separator_or_an_ending_is_a_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskError, match=f"no such task file: {Path(name)}"):
+        load_task(name, tiny_tokenizer())
+    Path(name).parent.mkdir(exist_ok=True)
+    write(Path(name), *(record(i) for i in range(4)))
+    task = load_task(name, tiny_tokenizer())
+    assert (task.name, task.split, len(task)) == ("mine", "", 4)
+
+
+def test_one_json_list_is_as_good_as_json_lines(tmp_path, good):
+    lines = [record(i) for i in range(6)]
+    for name, indent in (("flat", None), ("indented", 2)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(lines, indent=indent))
+        assert read_pairs(tmp_path / f"{name}.json") == read_pairs(good)
+
+
+@pytest.mark.parametrize("shape", ["lines", "list"])
+def test_a_byte_order_mark_and_windows_line_ends_are_forgiven(path, good, shape):
+    lines = [record(i) for i in range(6)]
+    text = "\n".join(map(json.dumps, lines)) if shape == "lines" else json.dumps(lines, indent=1)
+    expected = read_pairs(good)
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+    assert read_pairs(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("The athlete", "a JSON object is wanted, not str"),
+        ({"case": "singular"}, "no clean_prefix"),
+        (record(clean_answer=5), "clean_answer must be text"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_is_named_by_its_number(path, entry, message):
+    path.write_text(json.dumps([record(0), record(1), entry, record(2)]))
+    with pytest.raises(TaskError, match=rf"^{re.escape(str(path))}, entry 3: {message}"):
+        load_task(path, tiny_tokenizer())
+
+
+def test_a_broken_list_is_named_with_its_line(path):
+    path.write_text("[\n" + json.dumps(record(0)) + "\n" + json.dumps(record(1)) + "\n]")
+    with pytest.raises(TaskError, match=r"line 3: not JSON \(.*one list of objects"):
+        read_pairs(path)
+
+
+def test_a_list_that_is_not_utf8_is_named_with_its_line(path):
+    path.write_bytes(b'[\n{"x":\n"\xe9"}]')
+    with pytest.raises(TaskError, match="line 3: not UTF-8"):
+        read_pairs(path)
+
+
+def test_other_keys_are_ignored_and_named_once(path, capsys):
+    lines = [record(i, template="{} near {}", id=f"{i}") for i in range(3)]
+    lines += [record(i, clean_subject="artist", id=f"{i}") for i in range(3, 6)]
+    task = load_task(write(path, *lines), tiny_tokenizer())
+    assert [asdict(pair) for pair in task.pairs] == [record(i) for i in range(6)]
+    assert capsys.readouterr().out == "mine: ignored the keys template, id, clean_subject\n"
+    load_task(path, tiny_tokenizer(), verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------------------------------------
 # What is refused
 # ---------------------------------------------------------------------------------------------
 
@@ -336,14 +713,15 @@ def test_blank_lines_are_no_pairs(path):
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    known = "dict_key, dict_value, ioi, list_index, sva_nounpp, sva_rc, sva_simple, sva_within_rc"
+    known = ", ".join(available_tasks())
+    assert "ioi, list_index, sva_nounpp" in known
     with pytest.raises(TaskError, match=f"unknown task 'sva'.*{known}.*jsonl"):
         load_task("sva", tiny_tokenizer())
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(TaskError, match="'train' or 'test', not 'dev'"):
-        load_task("sva_simple", tiny_tokenizer(), "dev")
+    with pytest.raises(TaskError, match="'train', 'dev' or 'test', not 'validation'"):
+        load_task("sva_simple", tiny_tokenizer(), "validation")
 
 
 @pytest.mark.parametrize("kind", [str, Path])

@@ -1,12 +1,22 @@
 """Tokens: text to ids in one way, without BOS; rows of any lengths as one tensor."""
 
+import copy
+
 import pytest
 import torch
 from conftest import session_tokenizer, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils.prompts.tokens import PADDING, one_token, pad_right, token_ids, token_rows
+from course_utils.prompts.tokens import (
+    PADDING,
+    continuation,
+    one_token,
+    pad_right,
+    special_tokens,
+    token_ids,
+    token_rows,
+)
 
 TEXTS = st.lists(
     st.lists(st.sampled_from([" near", " by", " the", " is", " are", " xyz"])).map("".join)
@@ -35,6 +45,37 @@ def test_rows_are_the_tokens_of_each_text(texts):
 def test_rows_of_any_sequence_of_texts_even_of_none():
     assert token_rows(tiny_tokenizer(), ()) == []
     assert token_rows(tiny_tokenizer(), (" is",)) == [token_ids(tiny_tokenizer(), " is")]
+
+
+WORDS = st.lists(st.sampled_from([" near", " by", " is", " xyz", "The", " "])).map("".join)
+
+
+@given(WORDS, WORDS)
+def test_a_continuation_is_the_tokens_that_a_text_adds_to_a_prompt(prompt, text):
+    tokenizer = tiny_tokenizer()
+    before = token_ids(tokenizer, prompt)
+    added = continuation(tokenizer, prompt, text)
+    assert added == continuation(tokenizer, prompt, text, before)
+    both = token_ids(tokenizer, prompt + text)
+    assert (added is None) == (both[: len(before)] != before)
+    assert added is None or before + added == both
+
+
+def test_a_text_that_changes_the_prompts_tokens_has_no_continuation():
+    tokenizer = tiny_tokenizer()
+    assert continuation(tokenizer, "The ", "is") is None
+    assert continuation(tokenizer, "The", " is") == token_ids(tokenizer, " is")
+    assert continuation(tokenizer, "The", "") == []
+
+
+def test_special_tokens_are_those_with_a_role_and_those_that_were_added_as_special():
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    named = {tokenizer.convert_tokens_to_ids(token): token for token in ("<bos>", "<unk>")}
+    assert special_tokens(tokenizer) == named
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    tokenizer.add_tokens(["an ordinary one"])
+    added = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert special_tokens(tokenizer) == named | {added: "<|im_start|>"}
 
 
 def test_one_token_is_the_id_of_a_text_that_is_one():

@@ -245,9 +245,10 @@ def test_the_wanted_share_of_sequences_starts_with_a_prompt():
     assert 0.2 < (batch[:, 1:6] == prompt).all(1).float().mean() < 0.3
 
 
-def test_training_prompts_hold_no_word_of_the_test_vocabulary():
-    test = VOCABULARIES["test"]
-    forbidden = {*test.people, *test.things, *test.names, *test.places, *test.objects}
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_training_prompts_hold_no_word_of_another_vocabulary(split):
+    other = VOCABULARIES[split]
+    forbidden = {*other.people, *other.things, *other.names, *other.places, *other.objects}
     words = {
         word.strip(",.") for prompt in training_prompts(300, seed=0) for word in prompt.split()
     }
@@ -527,10 +528,11 @@ def test_sessions_of_every_kind_show_what_python_itself_shows():
         assert len(set(lines)) > 60
 
 
-def test_the_words_of_a_tokenizer_are_its_plain_ones_without_the_keys_of_the_test_split():
+def test_the_words_of_a_tokenizer_are_its_plain_ones_without_the_keys_of_dev_and_test():
     words = Words.of(session_tokenizer())
-    tested = {key.lower() for key in KEYS["test"]}
-    assert {"Ann", "ann"} <= set(session_tokenizer().get_vocab())  # they were there to be taken
+    tested = {key.lower() for key in KEYS["dev"] + KEYS["test"]}
+    there = set(session_tokenizer().get_vocab())
+    assert {"Ann", "ann", "Connor", "connor"} <= there  # they were there to be taken
     assert not tested & {
         word.lower() for group in (words.names, words.capitalised, words.lower) for word in group
     }
@@ -552,20 +554,21 @@ def test_words_that_are_drawn_are_different():
     )
 
 
-def keys_of_the_test_split_in(text: str) -> set[str]:
-    """The keys of the test split that stand in a text as words, in whatever spelling; ``len(`` is
+def keys_kept_out_of(text: str) -> set[str]:
+    """The keys of dev and test that stand in a text as words, in whatever spelling; ``len(`` is
     Python's own.
     """
-    return {key.lower() for key in KEYS["test"]} & {
+    return {key.lower() for key in KEYS["dev"] + KEYS["test"]} & {
         word.lower() for word in re.findall(r"[A-Za-z]+", text.replace("len(", "("))
     }
 
 
-def test_no_key_of_the_test_split_is_in_a_session_in_any_spelling():
-    assert keys_of_the_test_split_in(">>> age['ANN']\n>>> len(age)  # no Jack") == {"ann", "jack"}
+def test_no_key_of_dev_or_test_is_in_a_session_in_any_spelling():
+    shown = ">>> age['ANN']\n>>> len(age)  # no Jack, no connor"
+    assert keys_kept_out_of(shown) == {"ann", "jack", "connor"}
     words, rng = Words.of(session_tokenizer()), random.Random(0)
     sessions = [session(words, rng) for _ in range(300)]
-    assert [text for text in sessions if keys_of_the_test_split_in(text)] == []
+    assert [text for text in sessions if keys_kept_out_of(text)] == []
     assert len(set(sessions)) > 290 and sum("KeyError" in text for text in sessions) > 100
 
 
@@ -769,7 +772,7 @@ def test_training_on_nothing_is_refused(tmp_path, capsys):
     assert "--corpus FILE …, or --activations FOLDER" in capsys.readouterr().err
 
 
-def test_no_longer_word_in_a_session_is_a_key_of_the_test_split():
+def test_no_longer_word_in_a_session_is_a_key_of_dev_or_test():
     words, rng = (
         Words(
             ("Jam", "Rus"), ("River", "Stone", "Storm", "Cloud"), ("jam", "rus", "river", "stone")
@@ -777,4 +780,4 @@ def test_no_longer_word_in_a_session_is_a_key_of_the_test_split():
         random.Random(0),
     )
     sessions = [transcript(other_dictionary(words, rng)) for _ in range(600)]
-    assert [text for text in sessions if keys_of_the_test_split_in(text)] == []
+    assert [text for text in sessions if keys_kept_out_of(text)] == []

@@ -1,5 +1,7 @@
 """What one clicks on changes what is shown; without a kernel, something is shown all the same."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -101,6 +103,22 @@ def test_the_frontier_explorer_goes_from_the_smallest_circuit_up_and_names_its_l
         "4 nodes. Faithfulness: mask 0.90 [0.80",
     ]
     assert "3, 5, 7\n9" in [text.get_text() for text in drawn[1][0].axes[1].texts]
+
+
+def test_the_frontier_explorer_says_the_mean_and_the_range_of_several_seeds(shown, drawn, task):
+    seeds = [replace(point("mask", n, value), wanted=4) for n, value in ((4, 0.5), (5, 0.8))]
+    frontier = Frontier(
+        "sva", "tiny", [1], "drop", [*seeds, point("IG", 4, 0.25), point("IG", 9, 1.0)]
+    )
+    circuits = [SAEMasks([A], [torch.zeros(task.seq_len, 24)]) for _ in range(2)]
+    circuits[0][A][2, :4] = 1
+    circuits[1][A][2, :5] = 1
+    widgets.explore_frontier(frontier, circuits, task)
+    [slider] = shown.displayed
+    slider.value = "5 nodes"
+    said = "Faithfulness: mask 0.65 (2 seeds: 0.50 to 0.80), IG 0.25 [0.15, 0.45]. The latents,"
+    assert [alt.partition(" nodes. ")[0] for _, alt in drawn] == ["4", "5"]
+    assert all(said in alt for _, alt in drawn)
 
 
 def test_the_frontier_explorer_draws_circuits_without_positions(shown, drawn, task):

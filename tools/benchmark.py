@@ -376,7 +376,7 @@ def same_frontier(lab: Lab, schedules: dict[str, dict], seeds: int) -> dict[str,
     """
     train, test = (
         load_task("sva_nounpp", lab.tokenizer, split, n=n, verbose=False)
-        for split, n in (("train", 256), ("test", 100))
+        for split, n in (("train", 256), ("dev", 100))
     )
     spliced = SplicedModel(lab, LAYERS)
     means = spliced.patch_means(train.patch)

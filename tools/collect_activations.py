@@ -10,9 +10,9 @@ paragraphs of its own. Sequence ``i`` is the same in every run with the same see
 time is written; stop it and run the same command again to go on.
 
 The sessions are of the course's kinds (dictionaries and lists, and what is asked of them), with
-what Python itself answers. Their keys are any words that are one token, but none of the test
-prompts' keys in any spelling: an SAE that has learned a direction for each name it knows would be
-no use for names that it does not know.
+what Python itself answers. Their keys are any words that are one token, but no key of the dev or
+test prompts in any spelling: an SAE that has learned a direction for each name it knows would be no
+use for names that it does not know.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger("collect_activations")
 
 SHARES = {"session": 0.75, "python": 0.17, "english": 0.08}
 """Which part of the sequences is what."""
-TESTED = {key.lower() for key in KEYS["test"]}
+TESTED = {key.lower() for key in KEYS["dev"] + KEYS["test"]}
 
 # ---------------------------------------------------------------------------------------------
 # Sessions
@@ -60,7 +60,7 @@ class Words:
 
     @classmethod
     def of(cls, tokenizer) -> Words:
-        """Those of a tokenizer. None is a test key in any spelling."""
+        """Those of a tokenizer. None is a key of dev or test in any spelling."""
         words = sorted(
             word for word in tokenizer.get_vocab() if word.isascii() and word.lower() not in TESTED
         )

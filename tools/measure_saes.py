@@ -134,7 +134,7 @@ def on_prompts(lab: Lab, tasks: list[str], n: int) -> list[dict[str, object]]:
     rows = []
     for name in tasks:
         test, train = (
-            load_task(name, lab.tokenizer, split, n=n, verbose=False) for split in ("test", "train")
+            load_task(name, lab.tokenizer, split, n=n, verbose=False) for split in ("dev", "train")
         )
         model = SplicedModel(lab).model_logit_diff(test)
         for place, layers in placements(lab).items():

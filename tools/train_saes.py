@@ -52,7 +52,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils.labs import loading
 from course_utils.labs.lab import hook_point
-from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, generate_pairs
+from course_utils.prompts.grammar import CODE_TASKS, GENERATORS, TRANSFER_TASKS, generate_pairs
 from course_utils.prompts.tokens import token_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def training_prompts(n_per_task: int, seed: int) -> list[str]:
     """
     rng = random.Random(seed)
     prompts = []
-    for name in (name for name in GENERATORS if name not in CODE_TASKS):
+    for name in (name for name in GENERATORS if name not in CODE_TASKS + TRANSFER_TASKS):
         n = n_per_task // 20 if name == "sva_simple" else n_per_task
         for pair in generate_pairs(name, "train", n, seed=seed + 1):
             prefix, answer = rng.choice(

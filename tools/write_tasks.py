@@ -10,7 +10,7 @@ from pathlib import Path
 from course_utils.prompts.grammar import GENERATORS, VOCABULARIES, generate_pairs
 from course_utils.prompts.tasks import TASKS_DIR, write_pairs
 
-SIZES = {"train": 600, "test": 300}
+SIZES = {"train": 600, "dev": 300, "test": 300}
 PAIRS_OF_A_NOUN = 6
 """``sva_simple`` is a noun in one of two numbers with one of three verbs: there are no more."""
 

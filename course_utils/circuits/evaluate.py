@@ -9,18 +9,23 @@ versions are reported, by name:
     vs_spliced  (F(C) − F(∅)) / (F(S) − F(∅))    charges the circuit nothing for what the SAEs lose
     raw         F(C) / F(S)                      the post: F(∅) is taken to be 0
 
-(Wang et al. 2022 use the difference F(M) − F(C).) All three compare means over prompts, so that a
-circuit which is too sure of one prompt and too unsure of the next can score 1. The *gap* cannot be
-fooled so: it is what a learned mask minimises, per prompt,
+(Wang et al. 2022 use the difference F(M) − F(C).) None of them says by itself which of two circuits
+is better, since above 1 more is worse. Two measures do; 0 is best for both:
 
+    distance    |1 − vs_spliced|                        MIB's circuit–model distance, at one size
     gap         mean |LD_C − LD_S| / mean |LD_∅ − LD_S|
 
-0 = the same on every prompt, 1 = as far off as nothing.
+The distance compares means over prompts, so that a circuit which is too sure of one prompt and too
+unsure of the next can score 0. The gap cannot be fooled so: 0 = the same on every prompt, 1 = as
+far off as nothing. But it is what a learned mask minimises, which favours masks. Report both.
 
-`Evaluation` computes all of these, for as many circuits as you like. A faithful set of nodes is not
-yet *the* circuit. Further down are other questions that one asks of it, each with its source:
-minimality (is everything in it needed?), stability (would another run have found it?), and the area
-measures of the MIB benchmark (is the method good at every size?).
+`Evaluation` computes all of these, for as many circuits as you like. Each interval is over prompts.
+To compare two methods, take the interval of their *paired difference*: both are judged on the same
+draws of prompts, so that what is hard about a prompt for both cancels.
+
+A faithful set of nodes is not yet *the* circuit. Further down are other questions that one asks of
+it, each with its source: minimality (is everything in it needed?), stability (would another run
+have found it?), and the area measures of the MIB benchmark (is the method good at every size?).
 """
 
 from __future__ import annotations
@@ -36,11 +41,21 @@ from torch import Tensor
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.splice import PatchMeans, Prefix, SplicedModel
-from course_utils.circuits.statistics import LEVELS, N_BOOTSTRAP, Interval, resampled_means
+from course_utils.circuits.statistics import (
+    LEVELS,
+    N_BOOTSTRAP,
+    Interval,
+    bootstrap,
+    distance_from,
+    resampled_means,
+)
 from course_utils.prompts.tasks import Task
 
-MEASURES = ("vs_model", "vs_spliced", "raw", "gap")
+MEASURES = ("vs_model", "vs_spliced", "raw", "distance", "gap")
 """The names of the intervals that `Faithfulness` has."""
+
+LOWER_IS_BETTER = ("distance", "gap")
+"""The measures that say which of two circuits is better. The others are best at 1."""
 
 Evaluate = Callable[[SAEMasks], Float[Tensor, " n"]]
 """The logit difference of every prompt with these masks; an `Evaluation` is such a function."""
@@ -53,12 +68,15 @@ Evaluate = Callable[[SAEMasks], Float[Tensor, " n"]]
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """The three faithfulnesses of one circuit and its gap, and the means that they are made of.
+    """The three faithfulnesses of one circuit, its distance and its gap, each with a 95 % interval
+    over prompts, and the means that they are made of.
 
     Attributes:
         vs_model, vs_spliced, raw: 0 = no better than ablating every latent (for ``raw``: than a
             logit difference of 0); 1 = as good as the model (or the spliced model); above 1, the
             circuit is surer than the model.
+        distance: |1 − vs_spliced|, how far the circuit is from the spliced model on average: 0 is
+            best.
         gap: how far the circuit is from the spliced model, prompt by prompt: 0 is best.
         f_model, f_spliced, f_circuit, f_empty: F(M), F(S), F(C) and F(∅), mean logit differences.
         n: how many prompts.
@@ -92,20 +110,18 @@ class Faithfulness:
             n_bootstrap: draws for the 95 % percentile intervals over prompts.
             seed: of the draws; what has as many prompts and the same seed is drawn alike.
         """
-        rows = [row.double().cpu() for row in (model, spliced_model, circuit, empty)]
-        off, off_empty = (rows[2] - rows[1]).abs(), (rows[3] - rows[1]).abs()
-        table = torch.stack([*rows, off, off_empty])  # [6, n]
+        table = torch.stack(_rows(Reference(model, spliced_model, empty), [circuit]))  # [6, n]
         means = table.mean(-1)
-        draws = _ratios(resampled_means(table.T, n_bootstrap=n_bootstrap, seed=seed).T)
-        low, high = draws.quantile(torch.tensor(LEVELS, dtype=torch.double), dim=-1)
-        ends = zip(_ratios(means).tolist(), low.tolist(), high.tolist(), strict=True)
-        vs_model, vs_spliced, raw, gap = (Interval(*three) for three in ends)
-        f_model, f_spliced, f_circuit, f_empty, *_ = means.tolist()
+        drawn = _measures(*resampled_means(table.T, n_bootstrap=n_bootstrap, seed=seed).T)
+        levels = torch.tensor(LEVELS, dtype=torch.double)
+        intervals = {
+            name: Interval(value.item(), *drawn[name][0].quantile(levels).tolist())
+            for name, value in _measures(*means).items()
+            if name != "distance"  # made of vs_spliced
+        }
+        f_model, f_spliced, f_empty, _, f_circuit, _ = means.tolist()
         return cls(
-            vs_model=vs_model,
-            vs_spliced=vs_spliced,
-            raw=raw,
-            gap=gap,
+            **intervals,
             f_model=f_model,
             f_spliced=f_spliced,
             f_circuit=f_circuit,
@@ -113,18 +129,138 @@ class Faithfulness:
             n=len(circuit),
         )
 
+    @property
+    def distance(self) -> Interval:
+        """|1 − vs_spliced|: 0 = as good as the spliced model on average, 1 = as bad as nothing.
 
-def _ratios(means: Float[Tensor, "6 *samples"]) -> Float[Tensor, "4 *samples"]:
-    """The four `MEASURES`, from means: LD_M, LD_S, LD_C, LD_∅, |LD_C − LD_S|, |LD_∅ − LD_S|."""
-    model, spliced_model, circuit, empty, off, off_empty = means
-    return torch.stack(
-        [
-            (circuit - empty) / (model - empty),
-            (circuit - empty) / (spliced_model - empty),
-            circuit / spliced_model,
-            off / off_empty,
-        ]
+        Its interval is what |1 − x| makes of the interval of ``vs_spliced``: it begins at 0 where
+        that interval holds 1. (The draws of |1 − x| are never below 0. Their quantiles would leave
+        out a distance of 0, however good the circuit.)
+
+        Source: the integrand of MIB's CMD (Mueller et al. 2025), against F(S).
+        """
+        return distance_from(self.vs_spliced, 1.0)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What circuits are compared with: logit differences of the same prompts, in the same order.
+
+    Attributes:
+        model: LD_M, of the model.
+        spliced_model: LD_S, with SAEs spliced in and no latent ablated.
+        empty: LD_∅, with every latent ablated.
+    """
+
+    model: Float[Tensor, " n"]
+    spliced_model: Float[Tensor, " n"]
+    empty: Float[Tensor, " n"]
+
+
+def _rows(
+    reference: Reference, circuits: Iterable[Float[Tensor, " n"]]
+) -> list[Float[Tensor, " n"]]:
+    """What `_measures` wants the means of: LD_M, LD_S, LD_∅ and |LD_∅ − LD_S|, then LD_C of each
+    circuit, then |LD_C − LD_S| of each. In float64 on the CPU.
+    """
+    fixed = (reference.model, reference.spliced_model, reference.empty)
+    model, spliced_model, empty = (row.double().cpu() for row in fixed)
+    diffs = [circuit.double().cpu() for circuit in circuits]
+    off = [(row - spliced_model).abs() for row in diffs]
+    return [model, spliced_model, empty, (empty - spliced_model).abs(), *diffs, *off]
+
+
+def _measures(*means: Float[Tensor, "*samples"]) -> dict[str, Float[Tensor, "circuits *samples"]]:
+    """All `MEASURES` of each circuit, from the means of the `_rows`."""
+    model, spliced_model, empty, off_empty, *rest = means
+    circuits, off = torch.stack(rest).chunk(2)
+    vs_spliced = (circuits - empty) / (spliced_model - empty)
+    return {
+        "vs_model": (circuits - empty) / (model - empty),
+        "vs_spliced": vs_spliced,
+        "raw": circuits / spliced_model,
+        "distance": (1 - vs_spliced).abs(),
+        "gap": off / off_empty,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# Two methods, the same prompts
+# ---------------------------------------------------------------------------------------------
+
+
+def paired_difference(
+    a: Float[Tensor, "seeds_a n"],
+    b: Float[Tensor, "seeds_b n"],
+    measure: str,
+    reference: Reference,
+    *,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> Interval:
+    """A measure of a's circuits minus that of b's, with its 95 % interval over prompts.
+
+    Each side is the mean of the measure over its circuits. Both sides use the same draws of
+    prompts. For ``distance`` and ``gap``, below 0 = a is better.
+
+    The interval is over prompts only, for the circuits that are there. It does not say how far
+    another seed would have come: show the seeds beside it, or their range.
+
+    Args:
+        a, b: logit differences on the same prompts, a row for each circuit, such as one for each
+            seed of a method.
+        measure: one of `MEASURES`.
+        reference: what the circuits are compared with, on the same prompts.
+        n_bootstrap: how often to draw.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an unknown measure, a side without circuits, other numbers of prompts.
+    """
+    _check(measure, reference, a, b)
+
+    def difference(*means: Tensor) -> Tensor:
+        values = _measures(*means)[measure]
+        return values[: len(a)].mean(0) - values[len(a) :].mean(0)
+
+    rows = _rows(reference, [*a, *b])
+    return bootstrap(difference, rows, n_bootstrap=n_bootstrap, seed=seed)
+
+
+def seed_mean(
+    circuits: Float[Tensor, "seeds n"],
+    measure: str,
+    reference: Reference,
+    *,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> Interval:
+    """The mean of a measure over circuits, with its 95 % interval over prompts.
+
+    The interval is over prompts only, as in `paired_difference`, whose arguments these are too.
+
+    Raises:
+        ValueError: an unknown measure, no circuits, other numbers of prompts.
+    """
+    _check(measure, reference, circuits)
+    return bootstrap(
+        lambda *means: _measures(*means)[measure].mean(0),
+        _rows(reference, circuits),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
     )
+
+
+def _check(measure: str, reference: Reference, *sides: Tensor) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"no measure is called {measure!r}; there are {', '.join(MEASURES)}.")
+    wanted = len(reference.spliced_model)
+    for rows in sides:
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != wanted:
+            raise ValueError(
+                f"wanted one circuit or more, each with the logit differences of {wanted} "
+                f"prompts; got {list(rows.shape)}."
+            )
 
 
 def nodes_per_layer(masks: SAEMasks) -> dict[str, int]:
@@ -193,6 +329,11 @@ class Evaluation:
         """Logit differences with every latent ablated: F(∅)."""
         return self._logit_diff_from(self.prefix, SAEMasks.full(self.means.latents, 0.0))
 
+    @property
+    def reference(self) -> Reference:
+        """All three of them."""
+        return Reference(self.model, self.spliced_model, self.empty)
+
     # -- circuits ------------------------------------------------------------------------------
 
     def logit_diff(self, masks: SAEMasks) -> Float[Tensor, " n"]:
@@ -220,6 +361,37 @@ class Evaluation:
             empty=self.empty,
             n_bootstrap=n_bootstrap,
             seed=seed,
+        )
+
+    def paired_difference(
+        self,
+        a: SAEMasks | Sequence[SAEMasks],
+        b: SAEMasks | Sequence[SAEMasks],
+        measure: str,
+        *,
+        n_bootstrap: int = N_BOOTSTRAP,
+        seed: int = 0,
+    ) -> Interval:
+        """A measure of a's circuits minus that of b's, with its 95 % interval over prompts.
+
+        A forward pass for each circuit. Where logit differences are at hand, use the function
+        `paired_difference`, which says more.
+
+        Args:
+            a, b: a circuit, or circuits of several seeds, whose measures are averaged.
+            measure: one of `MEASURES`. For ``distance`` and ``gap``, below 0 = a is better.
+            n_bootstrap: draws for the interval.
+            seed: of the draws.
+
+        Raises:
+            ValueError: an unknown measure, a side without circuits.
+        """
+        sides = [[side] if isinstance(side, SAEMasks) else list(side) for side in (a, b)]
+        if not all(sides):
+            raise ValueError("a comparison needs a circuit or more on either side; one has none.")
+        rows_a, rows_b = (torch.stack([self(masks) for masks in side]) for side in sides)
+        return paired_difference(
+            rows_a, rows_b, measure, self.reference, n_bootstrap=n_bootstrap, seed=seed
         )
 
     @torch.no_grad()
@@ -285,7 +457,8 @@ def needed(
 ) -> Bool[Tensor, " n_nodes"]:
     """Which nodes a circuit needs: the mean loss without them is above a margin, beyond chance.
 
-    That is, the lower end of its 95 % bootstrap interval is above it, so with 97.5 % confidence.
+    That is, the lower end of its 95 % bootstrap interval over prompts is above it, so with 97.5 %
+    confidence.
 
     Args:
         lost: how far each prompt's logit difference falls when the node leaves, a row a node.
@@ -382,6 +555,49 @@ def areas(
     f = torch.stack([torch.as_tensor(value, dtype=torch.double) for value in values])  # [sizes, …]
     x = (x.log() - x[0].log()) / (x[-1].log() - x[0].log()) if log else x
     return torch.trapezoid(f, x, dim=0), torch.trapezoid((1 - f).abs(), x, dim=0)
+
+
+def area_intervals(
+    fractions: Sequence[float],
+    circuits: Sequence[Float[Tensor, "_seeds n"]],
+    reference: Reference,
+    *,
+    log: bool = False,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> tuple[Interval, Interval]:
+    """CPR and CMD of a method, as in `areas`, with 95 % intervals over prompts.
+
+    f is ``vs_spliced``. At each size, f and |1 − f| are averaged over the circuits that are there,
+    so that a seed which overshoots makes up for nothing in CMD.
+
+    Args:
+        fractions: rising, in 0…1.
+        circuits: at each fraction, logit differences with a row for each circuit (each seed).
+        reference: what the circuits are compared with, on the same prompts.
+        log: over ln k, as in `areas`.
+        n_bootstrap, seed: of the draws.
+
+    Raises:
+        ValueError: fractions that `areas` refuses; a size without circuits; other numbers of
+            prompts.
+    """
+    if len(circuits) != len(fractions):
+        raise ValueError(f"there are {len(fractions)} fractions, and {len(circuits)} sizes.")
+    _check("vs_spliced", reference, *circuits)
+    counts = [len(rows) for rows in circuits]
+    rows = _rows(reference, [row for rows in circuits for row in rows])
+
+    def under(measure: str) -> Interval:
+        """The area under the measure's mean over seeds."""
+
+        def statistic(*means: Tensor) -> Tensor:
+            values = _measures(*means)[measure].split(counts)
+            return areas(fractions, [value.mean(0) for value in values], log=log)[0]
+
+        return bootstrap(statistic, rows, n_bootstrap=n_bootstrap, seed=seed)
+
+    return under("vs_spliced"), under("distance")
 
 
 def sizes_at(fractions: Iterable[float], n: int) -> dict[float, int]:

@@ -1,4 +1,4 @@
-"""Many circuits: a grid of tasks × sizes × placements × seeds, and published sizes beside ours.
+"""Many circuits: a grid of tasks × sizes × placements × seeds.
 
 A sweep is a list of points, a function that turns a point into numbers, and any executor of
 `concurrent.futures`:
@@ -29,13 +29,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
-from course_utils import DATA
 from course_utils.circuits.evaluate import MEASURES, Evaluation
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import ErrorPolicy, SplicedModel
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import Lab, load_lab
-from course_utils.prompts.tasks import available_tasks, load_task
+from course_utils.prompts.tasks import load_task
 
 
 @dataclass(frozen=True)
@@ -287,79 +286,3 @@ def _result_of(point: SweepPoint, call: Callable[..., dict[str, Any]], *args: An
         return SweepResult(point, result=call(*args))
     except Exception:
         return SweepResult(point, error=traceback.format_exc().strip())
-
-
-# ---------------------------------------------------------------------------------------------
-# The post's circuits, and ours of the same sizes beside them
-# ---------------------------------------------------------------------------------------------
-
-
-PUBLISHED_DIR = DATA / "published"
-
-
-@dataclass(frozen=True)
-class PublishedCircuit:
-    """A circuit of the post.
-
-    Attributes:
-        task: the task of this course that is made like the post's.
-        behaviour: the post's name for it.
-        nodes: the size of the circuit.
-        faithfulness: F(C) / F(S), ``raw`` in `Faithfulness`.
-    """
-
-    task: str
-    behaviour: str
-    nodes: int
-    faithfulness: float
-
-
-def published_circuits(lab_name: str) -> list[PublishedCircuit]:
-    """The post's circuits for a lab; none where it has none."""
-    path = PUBLISHED_DIR / f"{lab_name}.json"
-    if not path.exists():
-        return []
-    return [PublishedCircuit(**row) for row in json.loads(path.read_text())]
-
-
-def beside_published(
-    spliced: SplicedModel,
-    circuits: list[PublishedCircuit],
-    *,
-    n_train: int = 256,
-    n_test: int = 100,
-    **settings,
-) -> list[dict]:
-    """Learn a mask of each published size, and judge it as the post does: by F(C) / F(S).
-
-    Args:
-        spliced: the lab of the post, with its SAEs.
-        circuits: from `published_circuits`. Those whose task this course does not have are left
-            out.
-        n_train, n_test: prompts to learn on, and to judge on (with other words).
-        settings: of `learn_masks`.
-
-    Returns:
-        A row for each: nodes and F(C) / F(S), published and ours (with its 95 % interval over
-        prompts).
-    """
-    rows = []
-    for circuit in circuits:
-        if circuit.task not in available_tasks():
-            continue
-        train = load_task(circuit.task, spliced.lab.tokenizer, "train", n=n_train, verbose=False)
-        test = load_task(circuit.task, spliced.lab.tokenizer, "test", n=n_test, verbose=False)
-        means = spliced.patch_means(train.patch)
-        learned = learn_masks(spliced, train, means=means, n_nodes=circuit.nodes, **settings)
-        faithfulness = Evaluation(spliced, test, means).faithfulness(learned.masks)
-        rows.append(
-            {
-                "behaviour": circuit.behaviour,
-                "nodes, published": circuit.nodes,
-                "F(C)/F(S), published": circuit.faithfulness,
-                "nodes, ours": learned.n_nodes,
-                "F(C)/F(S), ours": str(faithfulness.raw),
-                "prompts": faithfulness.n,
-            }
-        )
-    return rows

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FORMAT = "sae-masks-1"
+FILE_NAME = "masks.safetensors"
 
 Node = tuple[str, int | None, int]
 """(hook point, position, latent). The position counts BOS; None stands for every position."""
@@ -50,7 +51,9 @@ def ablate(
 class SAEMasks(nn.Module):
     """Masks over SAE latents, by hook point.
 
-    The masks are buffers: `state_dict`, `to`, `half` and their like see them.
+    The masks are buffers, by hook point with ``/`` in place of dots: `state_dict`, `to`, `half` and
+    their like see them. Gradients reach what a soft mask was computed from; `state_dict` holds its
+    values.
 
     Args:
         hook_points: e.g. ``["blocks.5.hook_resid_post", "blocks.11.hook_resid_post"]``.
@@ -184,8 +187,8 @@ class SAEMasks(nn.Module):
 
     # -- files ---------------------------------------------------------------------------------
 
-    def save(self, save_dir: str | Path, file_name: str = "masks.safetensors") -> Path:
-        """Write the masks as safetensors; returns the path."""
+    def save(self, save_dir: str | Path, file_name: str = FILE_NAME) -> Path:
+        """Write the masks as safetensors; returns the path, which `load` takes."""
         folder = Path(save_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -196,16 +199,25 @@ class SAEMasks(nn.Module):
         return folder / file_name
 
     @classmethod
-    def load(cls, save_dir: str | Path, file_name: str = "masks.safetensors") -> SAEMasks:
+    def load(cls, save_dir: str | Path, file_name: str = FILE_NAME) -> SAEMasks:
         """Read what `save` wrote.
 
+        Args:
+            save_dir: the folder; or the file itself, and then no ``file_name``.
+
         Raises:
-            MaskError: no such file; not safetensors, or damaged; safetensors but no masks.
+            FileNotFoundError: no such file.
+            MaskError: not safetensors, or damaged; safetensors but no masks.
         """
-        path = Path(save_dir) / file_name
+        path = Path(save_dir)
+        names_a_file = path.is_file() or (path.suffix == ".safetensors" and not path.is_dir())
+        if not names_a_file or file_name != FILE_NAME:
+            path = path / file_name
         if not path.is_file():
             there = sorted(other.name for other in path.parent.glob("*.safetensors"))
-            raise MaskError(f"no masks at {path}. Files there: {', '.join(there) or 'none'}.")
+            raise FileNotFoundError(
+                f"no masks at {path}. Files there: {', '.join(there) or 'none'}."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

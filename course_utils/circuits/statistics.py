@@ -1,8 +1,12 @@
-"""Intervals over prompts, proportions, and how well a number tells two kinds of case apart.
+"""Intervals, proportions, and how well a number tells two kinds of case apart.
 
-A *bootstrap interval* comes from drawing as many prompts again, with replacement, and seeing how
-far a statistic of their means moves. What is compared on the same prompts is drawn together: the
-interval of a ratio of two means uses the same draws for both.
+A *bootstrap interval* comes from drawing as many cases again, with replacement, and seeing how far
+a statistic of their means moves. What is compared on the same cases is drawn together: the interval
+of a ratio of two means uses the same draws for both.
+
+An interval is *over* what is drawn again. In this course that is prompts, unless it is said: it
+then answers how far the number would move with other prompts of this kind. Over nodes, seeds or
+subsets it answers another question. Say over what an interval is wherever you show it.
 
 Source: Efron and Tibshirani 1993, chapter 13 (percentile intervals). Proportions have a Wilson
 interval instead.
@@ -28,7 +32,9 @@ LEVELS = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval over prompts."""
+    """An estimate with its 95 % interval. Who makes it says over what: prompts, where nothing is
+    said; or nodes, seeds, subsets.
+    """
 
     value: float
     low: float
@@ -38,15 +44,26 @@ class Interval:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+def distance_from(interval: Interval, target: float | int) -> Interval:
+    """How far an estimate is from a target, |x − target|, with the distances in its interval.
+
+    It begins at 0 where the interval holds the target. It is over what the interval is over.
+    """
+    ends = abs(interval.low - target), abs(interval.high - target)
+    held = interval.low <= target <= interval.high
+    return Interval(abs(interval.value - target), 0.0 if held else min(ends), max(ends))
+
+
 # ---------------------------------------------------------------------------------------------
-# Means over prompts, and what is made of them
+# Means over prompts (or nodes, seeds, subsets), and what is made of them
 # ---------------------------------------------------------------------------------------------
 
 
 def resampled_means(
     values: Float[Tensor, "n *rest"], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> Float[Tensor, "n_bootstrap *rest"]:
-    """The mean over prompts (axis 0) in each of ``n_bootstrap`` draws, in float64 on the CPU.
+    """The mean over prompts (axis 0) in each of ``n_bootstrap`` draws of them, in float64 on the
+    CPU.
 
     The same n and seed give the same draws.
     """
@@ -65,7 +82,8 @@ def bootstrap(
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of means over prompts, with its interval.
+    """A statistic of means over prompts, with its 95 % interval over prompts. (Or over nodes,
+    seeds, subsets: over what the rows have a number for.)
 
     (`scipy.stats.bootstrap` would give each statistic draws of its own. Here the same n and seed
     give every statistic the same draws, whichever rows it is made of.)
@@ -73,7 +91,7 @@ def bootstrap(
     Args:
         statistic: gets the mean of each row, in order, as tensors of any one shape: ``lambda c, s:
             c / s``.
-        rows: numbers of the same prompts, in the same order.
+        rows: numbers of the same prompts (or nodes, …), in the same order.
         n_bootstrap: how often to draw.
         seed: of the draws.
     """
@@ -84,19 +102,22 @@ def bootstrap(
 
 
 def mean_interval(values: Float[Tensor, " n"], *, seed: int = 0) -> Interval:
-    """The mean over prompts with its interval."""
+    """The mean over prompts (or nodes, …: over what there is a value for), with its interval over
+    the same.
+    """
     return bootstrap(lambda mean: mean, [values], seed=seed)
 
 
 def mean_intervals(values: Float[Tensor, "n m"], *, seed: int = 0) -> list[Interval]:
-    """The interval of each column's mean."""
+    """The interval of each column's mean, over the rows: prompts (or nodes, …)."""
     return [mean_interval(column, seed=seed) for column in values.T]
 
 
 def ratio_interval(
     above: Float[Tensor, " n_above"], below: Float[Tensor, " n_below"], *, seed: int = 0
 ) -> Interval:
-    """mean(above) / mean(below) with its interval. Both hold a value for each of the same prompts.
+    """mean(above) / mean(below) with its interval over prompts. Both hold a value for each of the
+    same prompts.
 
     Raises:
         ValueError: another number of prompts above than below.
@@ -115,7 +136,7 @@ def ratio_interval(
 
 
 def proportion(yes: Bool[Tensor, " n"] | Float[Tensor, " n"] | Sequence[bool | float]) -> Interval:
-    """How many of the cases are True, with a 95 % Wilson interval.
+    """How many of the cases are True, with a 95 % Wilson interval over cases (prompts, nodes, …).
 
     It does not collapse where all or none are. A case may also be True by part: 0.2 is one draw in
     five. The interval is then a little wider than it need be.

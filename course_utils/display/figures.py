@@ -7,6 +7,7 @@ How a figure looks is said in `course_utils.display.style`; here is what it show
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +24,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from course_utils import DATA
-from course_utils.circuits.frontier import Frontier
+from course_utils.circuits.evaluate import LOWER_IS_BETTER
+from course_utils.circuits.frontier import Frontier, Point
 from course_utils.circuits.masks import MaskError, Node, SAEMasks
 from course_utils.circuits.statistics import Interval
 from course_utils.display import style
@@ -34,9 +36,32 @@ MEASURE_LABELS = {
     "vs_model": "faithfulness  (F(C) − F(∅)) / (F(M) − F(∅))",
     "vs_spliced": "faithfulness  (F(C) − F(∅)) / (F(S) − F(∅))",
     "raw": "faithfulness  F(C) / F(S)",
+    "distance": "distance  |1 − F|, F against F(S) (0 is best)",
     "gap": "gap per prompt (0 is best)",
 }
 """What stands on the axis of each measure of a `Faithfulness`."""
+
+PANEL_TITLES = {
+    "vs_model": "faithfulness against the model",
+    "vs_spliced": "faithfulness against the spliced model",
+    "raw": "faithfulness without F(∅)",
+    "distance": "distance |1 − F| from the spliced model (0 is best)",
+    "gap": "gap, prompt by prompt (0 is best)",
+}
+PANEL_LABELS = {
+    "vs_model": "(F(C) − F(∅)) / (F(M) − F(∅))",
+    "vs_spliced": "(F(C) − F(∅)) / (F(S) − F(∅))",
+    "raw": "F(C) / F(S)",
+    "distance": "|1 − F|, F against F(S)",
+    "gap": "|LD$_C$ − LD$_S$| / |LD$_∅$ − LD$_S$|",
+}
+"""Above and beside the small panels of `measures_figure` and `paired_figure`."""
+
+NODES_KEPT = "nodes (position, latent) kept"
+"""What stands below sizes of circuits."""
+
+DPI = 150
+"""Of the PNGs, in dots per inch."""
 
 FIGURES_DIR = DATA / "figures"
 
@@ -70,7 +95,7 @@ def picture(figure: Figure, alt: str) -> Image:
 
 def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(png, format="png", dpi=DPI, bbox_inches="tight")
     plt.close(figure)
     return png.getvalue()
 
@@ -110,6 +135,7 @@ def estimates_figure(
     horizontal: bool = False,
     highlight: Collection[str] | None = None,
     place_label: str = "",
+    over: str = "",
 ) -> Figure:
     """Estimates with their 95 % intervals, as points or as bars.
 
@@ -127,6 +153,7 @@ def estimates_figure(
             is empty, all are sky blue. By default each bar has a colour of its own, and all points
             have the same.
         place_label: what the names are.
+        over: what the intervals are over ("prompts", "nodes", "seeds"); a caption says it.
 
     Raises:
         ValueError: nothing to draw; estimates and groups in one figure; bars on a logarithmic axis,
@@ -147,7 +174,14 @@ def estimates_figure(
     _set_place_axis(axes, drawing, place_label, horizontal)
     if len(groups) > 1:
         style.legend_below(figure, axes)
+    _say_over(figure, over)
     return style.headed(figure, title)
+
+
+def _say_over(figure: Figure, over: str) -> None:
+    """A caption that says over what the intervals are, if it is known."""
+    if over:
+        style.captioned(figure, f"intervals: 95 % over {over}")
 
 
 @dataclass(frozen=True)
@@ -333,7 +367,7 @@ def frontier_figure(
     frontier: Frontier, title: str, measures: Sequence[str] = ("vs_spliced", "gap")
 ) -> Figure:
     """Nodes (log scale) against each measure, a line for each method, with 95 % intervals over
-    prompts.
+    prompts. A method with several seeds has a small point for each, and a line through their mean.
 
     A logarithmic axis has no place for circuits without nodes: a line below it says which there
     are, and their values.
@@ -341,29 +375,229 @@ def frontier_figure(
     Args:
         measures: fields of `Faithfulness`, a panel each.
     """
-    figure, axes_of = style.panels(len(measures), 5.5 * len(measures), 4.3)
+    figure, axes_of = style.panels(len(measures), 5.5 * len(measures), 4.6)
     for axes, measure in zip(axes_of, measures):
-        _draw_methods(axes, frontier, measure, "nodes (position, latent) kept")
-    style.legend_below(figure, axes_of[0])
+        _draw_methods(axes, frontier, measure)
+        for level in (0, 1):
+            style.level_line(axes, level)
+        x_label = NODES_KEPT + _said_of_empty(frontier, measure)
+        style.labelled(axes, x_label, MEASURE_LABELS[measure])
+    style.legend_below(figure, axes_of[0], order=frontier.methods)
+    style.captioned(figure, _said_of_points(frontier))
     return style.headed(figure, title)
 
 
-def _draw_methods(axes: Axes, frontier: Frontier, measure: str, x_label: str) -> None:
-    """A line for each method: one measure against the number of nodes."""
-    empty = []
+def _draw_methods(axes: Axes, frontier: Frontier, measure: str) -> None:
+    """A line for each method: one measure against the number of nodes, on a log scale."""
     for method, look in style.looks_of(frontier.methods).items():
-        points = frontier.of_method(method)
-        intervals = [getattr(point.faithfulness, measure) for point in points]
-        n_empty = sum(point.n_nodes == 0 for point in points)  # they stand first
-        empty += [f"{method} {interval.value:.2f}" for interval in intervals[:n_empty]]
-        sizes = [point.n_nodes for point in points[n_empty:]]
-        style.error_bars(axes, sizes, intervals[n_empty:], look, label=method, joined=True)
+        groups = _groups_with_nodes(frontier, method)
+        if any(len(points) > 1 for points in groups):
+            pairs = [
+                [(point.n_nodes, _estimate(point, measure).value) for point in points]
+                for points in groups
+            ]
+            style.seed_points(axes, pairs, look, label=method)
+        else:
+            sizes = [point.n_nodes for [point] in groups]
+            intervals = [_estimate(point, measure) for [point] in groups]
+            style.error_bars(
+                axes, sizes, intervals, look, label=method, joined=True, dashes=look.dashes
+            )
     style.log_counts(axes)
-    for level in (0, 1):
-        style.level_line(axes, level)
-    if empty:
-        x_label += "\nwith 0 nodes, left of this axis: " + ", ".join(dict.fromkeys(empty))
-    style.labelled(axes, x_label, MEASURE_LABELS[measure])
+    style.count_ticks(axes, {point.size for point in frontier.points} - {0})
+
+
+def _estimate(point: Point, measure: str) -> Interval:
+    return getattr(point.faithfulness, measure)
+
+
+def _groups_with_nodes(frontier: Frontier, method: str) -> list[list[Point]]:
+    """A method's points by size, from few nodes to many, without those that have no node."""
+    groups = [
+        [point for point in points if point.n_nodes] for points in frontier.by_size(method).values()
+    ]
+    return [points for points in groups if points]
+
+
+def _said_of_empty(frontier: Frontier, measure: str) -> str:
+    """A line on the circuits without nodes; nothing where there are none."""
+    empty = [
+        f"{point.method} {_estimate(point, measure).value:.2f}"
+        for method in frontier.methods
+        for point in frontier.of_method(method)
+        if point.n_nodes == 0
+    ]
+    if not empty:
+        return ""
+    return "\nwith 0 nodes, left of this axis: " + ", ".join(dict.fromkeys(empty))
+
+
+def _said_of_points(frontier: Frontier) -> str:
+    """A caption: how many prompts, what the bars are over, what the small points are."""
+    counts = sorted({point.faithfulness.n for point in frontier.points})
+    if not counts:
+        return ""
+    said = [f"n = {' or '.join(map(str, counts))} prompts", "bars: 95 % intervals over prompts"]
+    several = {
+        method: max(map(len, frontier.by_size(method).values())) for method in frontier.methods
+    }
+    seeds = dict.fromkeys(f"{n}" for n in several.values() if n > 1)
+    if seeds:
+        said.append(f"small points: {' or '.join(seeds)} seeds, with a line through their mean")
+    return "; ".join(said)
+
+
+def measures_figure(
+    frontier: Frontier,
+    measures: Sequence[str] = ("vs_spliced", "vs_model", "distance", "gap"),
+    title: str = "",
+) -> Figure:
+    """Nodes (log scale) against several measures, a small panel each, a line for each method.
+
+    Every seed is a small point, and the line goes through their mean. A method with one seed has
+    bars: 95 % intervals over prompts. A dotted line marks the value to reach: 1 for a faithfulness,
+    0 for a distance or a gap. Circuits without nodes have no place on a logarithmic axis.
+
+    Args:
+        measures: of `evaluate.MEASURES`.
+        title: the finding.
+    """
+    columns = 2 if len(measures) == 4 else min(3, len(measures))
+    n_rows = math.ceil(len(measures) / columns)
+    width = {1: 6.4, 2: 10.4}.get(columns, 12.8)
+    figure, axes_of = style.panels(
+        len(measures), width, 1.2 + 2.9 * n_rows, columns=columns, sharex=True
+    )
+    for i, (axes, measure) in enumerate(zip(axes_of, measures)):
+        _draw_methods(axes, frontier, measure)
+        style.level_line(axes, 0 if measure in LOWER_IS_BETTER else 1)
+        lowest = i + columns >= len(measures)  # of its column
+        style.labelled(axes, NODES_KEPT if lowest else "", PANEL_LABELS[measure])
+        axes.tick_params(labelbottom=lowest)
+        axes.set_title(PANEL_TITLES[measure], fontsize=10)
+    style.legend_below(figure, axes_of[0], order=frontier.methods)
+    style.captioned(figure, _said_of_points(frontier))
+    return style.headed(figure, title)
+
+
+def paired_figure(
+    frontier: Frontier,
+    method: str,
+    rivals: Sequence[str] | None = None,
+    measures: Sequence[str] = ("gap", "distance"),
+    title: str = "",
+) -> Figure:
+    """By how much each rival is worse than a method, size by size, on the same prompts.
+
+    A marker is a rival's measure minus the method's, the mean over the seeds of each, with the 95 %
+    interval of the paired difference over prompts. Above 0, the method is better. A marker is
+    filled where the interval is clear of 0, and hollow where it holds 0. Small points beside it are
+    the single seeds of the method.
+
+    Args:
+        method: who is compared.
+        rivals: by default all other methods.
+        measures: ``"gap"`` and ``"distance"``, a panel each.
+        title: the finding.
+
+    Raises:
+        ValueError: an unknown method, no size that the method shares with a rival, a point that
+            `Frontier.judge` did not add.
+    """
+    rivals = frontier.rivals_of(method, rivals)
+    sizes = sorted({n for rival in rivals for n in frontier.shared_sizes([method, rival])})
+    if not sizes:
+        raise ValueError(f"{method!r} shares no size with {rivals}: there is nothing to compare.")
+    width = min(11.0, max(5.0, 1.0 + len(sizes) * (0.35 + 0.16 * len(rivals))))  # of a panel
+    columns = len(measures) if width * len(measures) <= 13 else 1
+    n_rows = math.ceil(len(measures) / columns)
+    figure, axes_of = style.panels(
+        len(measures), width * columns, 1.2 + 2.9 * n_rows, columns=columns
+    )
+    for axes, measure in zip(axes_of, measures):
+        for i in range(1, len(sizes), 2):
+            axes.axvspan(i - 0.5, i + 0.5, color="black", alpha=0.045, linewidth=0)
+        style.level_line(axes, 0, dashes="-")
+        for rival, look, shift in _abreast(rivals):
+            places = {size: i + shift for i, size in enumerate(sizes)}
+            _draw_differences(axes, frontier, (rival, method), measure, places, look)
+            _draw_single_seeds(axes, frontier, (rival, method), measure, places, look)
+        axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+        axes.set_xlim(-0.5, len(sizes) - 0.5)
+        axes.set_title(PANEL_TITLES[measure].partition(" (")[0], fontsize=10)
+        axes.set_ylabel(f"rival − {method}\n(above 0: {method} is better)")
+    for axes in axes_of[-columns:]:
+        axes.set_xlabel(NODES_KEPT)
+    style.legend_below(figure, axes_of[0], order=rivals)
+    style.captioned(figure, _said_of_differences(frontier, method))
+    return style.headed(figure, title)
+
+
+def _abreast(rivals: Sequence[str]) -> list[tuple[str, Look, float]]:
+    """Each rival, how it looks, and how far beside the middle of a size it stands."""
+    step = min(0.8 / len(rivals), 0.2)
+    return [
+        (rival, look, step * (i - (len(rivals) - 1) / 2))
+        for i, (rival, look) in enumerate(style.looks_of(rivals).items())
+    ]
+
+
+def _draw_differences(
+    axes: Axes,
+    frontier: Frontier,
+    pair: tuple[str, str],
+    measure: str,
+    places: Mapping[int, float],
+    look: Look,
+) -> None:
+    """A rival's measure minus the method's, at the place of each size that both have."""
+    rival, method = pair
+    differences = frontier.differences(rival, measure, [method])[method]
+    clear = [size for size, found in differences.items() if found.low > 0 or found.high < 0]
+    unclear = [size for size in differences if size not in clear]
+    for some, hollow in ((clear, False), (unclear, True)):
+        style.error_bars(
+            axes,
+            [places[size] for size in some],
+            [differences[size] for size in some],
+            look,
+            label=None if hollow else rival,
+            hollow=hollow,
+        )
+
+
+def _draw_single_seeds(
+    axes: Axes,
+    frontier: Frontier,
+    pair: tuple[str, str],
+    measure: str,
+    places: Mapping[int, float],
+    look: Look,
+) -> None:
+    """Where the method has several seeds, the difference that each would have made."""
+    rival, method = pair
+    for size in frontier.shared_sizes(pair):
+        of_rival, of_method = (
+            [_estimate(point, measure).value for point in frontier.by_size(name)[size]]
+            for name in pair
+        )
+        if len(of_method) > 1:
+            single = [sum(of_rival) / len(of_rival) - value for value in of_method]
+            beside = [places[size] + 0.05] * len(single)
+            axes.scatter(beside, single, s=7, color=look.colour, alpha=0.6, linewidths=0)
+
+
+def _said_of_differences(frontier: Frontier, method: str) -> str:
+    """A caption: how many prompts, what bars and small points are."""
+    n_seeds = max(map(len, frontier.by_size(method).values()))
+    said = [
+        f"n = {frontier.points[0].faithfulness.n} prompts",
+        "bars: 95 % intervals of the paired difference, over prompts",
+        "hollow: the interval holds 0",
+    ]
+    if n_seeds > 1:
+        said.append(f"small points: the {n_seeds} seeds of {method}, one by one")
+    return "; ".join(said)
 
 
 def frontier_at_size_figure(
@@ -384,10 +618,15 @@ def frontier_at_size_figure(
     figure, (left, right) = style.panels(2, 13, 4.6, gridspec_kw={"width_ratios": (2, 3)})
     if n:
         left.axvline(n, color="grey", linewidth=6, alpha=0.3)
-    _draw_methods(left, frontier, "vs_spliced", "nodes kept")
+    _draw_methods(left, frontier, "vs_spliced")
+    for level in (0, 1):
+        style.level_line(left, level)
+    x_label = "nodes kept" + _said_of_empty(frontier, "vs_spliced")
+    style.labelled(left, x_label, MEASURE_LABELS["vs_spliced"])
     _write_latents(right, masks, task.position_labels, named=n <= most_named)
     right.set_title("the latents that it keeps")
-    style.legend_below(figure, left)
+    style.legend_below(figure, left, order=frontier.methods)
+    style.captioned(figure, _said_of_points(frontier))
     return style.headed(figure, f"The learned circuit of {n:,} nodes")
 
 
@@ -656,6 +895,7 @@ def lines_figure(
     bands: bool = False,
     marks: Sequence[Number] = (),
     levels: Mapping[str, Number] | None = None,
+    over: str = "",
 ) -> Figure:
     """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each
     method.
@@ -666,6 +906,7 @@ def lines_figure(
         marks: x positions with a grey line, such as the layers that have an SAE.
         levels: by the label of the y axis, a value with a dotted line, such as that of the model
             itself.
+        over: what the intervals are over ("prompts", "nodes", "seeds"); a caption says it.
     """
     levels = levels or {}
     figure, axes_of = style.panels(len(quantities), 4.6 * len(quantities), 3.9)
@@ -686,6 +927,7 @@ def lines_figure(
                 style.error_bars(axes, x, intervals, look, label=label, joined=True)
         style.labelled(axes, x_label, y_label)
     _lines_legend(figure, axes_of)
+    _say_over(figure, over)
     return style.headed(figure, title)
 
 

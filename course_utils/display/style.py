@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -56,6 +56,11 @@ class Look:
     marker: str = "none"
     dashes: Dashes = "-"
 
+    @property
+    def point(self) -> tuple[str, str]:
+        """Its colour and marker, which tell points apart."""
+        return self.colour, self.marker
+
 
 def look(i: int) -> Look:
     """The look of the i-th series of a figure. The first 49 differ in colour or marker."""
@@ -65,24 +70,31 @@ def look(i: int) -> Look:
 
 
 METHOD_LOOKS: Mapping[str, Look] = {
-    "learned mask": look(0),
-    "learned masks": look(0),
-    "AtP": look(1),
-    "AtP to means": look(1),
-    "IG": look(2),
-    "IG to means": look(3),
-    "largest change": look(4),
-    "random": look(5),
-    "iterated AtP": look(6),
+    "learned mask": Look(ORANGE, "o"),
+    "learned masks": Look(ORANGE, "o"),
+    "hard concrete": Look(ORANGE, "s", "--"),
+    "AtP": Look(BLUE, "s"),
+    "AtP to means": Look(BLUE, "D", "--"),
+    "IG": Look(SKY, "D"),
+    "IG to means": Look(GREEN, "^"),
+    "IG best": Look(SKY, "^", "--"),
+    "largest change": Look(YELLOW, "v"),
+    "random": Look(PINK, "P"),
+    "iterated AtP": Look(BLACK, "X"),
+    "iterated IG": Look(BLACK, "o", "--"),
 }
-"""The look of each method through the whole course."""
+"""The look of each method through the whole course. Two methods of one kind share a colour; the
+marker and the dashes tell them apart.
+"""
 
 
 def looks_of(methods: Iterable[str]) -> dict[str, Look]:
     """A look for each method of a figure, no two alike (up to 49 methods).
 
-    Methods in `METHOD_LOOKS` have the look that stands there. Other methods get the looks that are
-    left, in order; so does a method whose look another one of the figure has.
+    Methods in `METHOD_LOOKS` have the look that stands there. Other methods get looks that no
+    method of the course has, in order, those first whose colour is new to the figure; the same
+    methods in the same order always look the same. So does a method whose look another one of the
+    figure has.
     """
     methods = list(dict.fromkeys(methods))
     looks: dict[str, Look] = {}
@@ -90,14 +102,19 @@ def looks_of(methods: Iterable[str]) -> dict[str, Look]:
         own = METHOD_LOOKS.get(method)
         if own is not None and own not in looks.values():
             looks[method] = own
-    left = _looks_but(list(looks.values()))
-    return {method: looks[method] if method in looks else next(left) for method in methods}
+    for method in methods:
+        if method not in looks:
+            looks[method] = _look_beside(list(looks.values()))
+    return {method: looks[method] for method in methods}
 
 
-def _looks_but(taken: Sequence[Look]) -> Iterator[Look]:
-    for i in count():
-        if look(i) not in taken:
-            yield look(i)
+def _look_beside(taken: Sequence[Look]) -> Look:
+    """A look that is not taken: of no method of the course if there is one, and of a new colour."""
+    points, colours = {one.point for one in taken}, {one.colour for one in taken}
+    reserved = {one.point for one in METHOD_LOOKS.values()}
+    every = [look(i) for i in range(len(COLOURS) * len(MARKERS))]
+    free = [one for one in every if one.point not in points] or every
+    return min(free, key=lambda one: (one.point in reserved, one.colour in colours))  # the first
 
 
 # ---------------------------------------------------------------------------------------------
@@ -106,22 +123,61 @@ def _looks_but(taken: Sequence[Look]) -> Iterator[Look]:
 
 
 def panels(
-    n: int, width: Number, height: Number, *, boxed: bool = False, **options: Any
+    n: int,
+    width: Number,
+    height: Number,
+    *,
+    columns: int | None = None,
+    boxed: bool = False,
+    **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of ``n`` panels side by side.
+    """An empty figure of ``n`` panels, side by side or in rows.
 
     Args:
         width, height: of the whole figure, in inches.
+        columns: how many panels a row has; by default all. Places that are left stay empty.
         boxed: a line on all four sides of a panel; by default at the left and the bottom.
         options: of `matplotlib.pyplot.subplots`, such as ``sharey=True``.
+
+    Returns:
+        The figure, and its panels row by row.
     """
+    columns = columns or n
     figure, grid = plt.subplots(
-        1, n, figsize=(width, height), layout="constrained", squeeze=False, **options
+        math.ceil(n / columns),
+        columns,
+        figsize=(width, height),
+        layout="constrained",
+        squeeze=False,
+        **options,
     )
-    axes_in_order = list(grid[0])
+    axes_in_order = list(grid.flat)[:n]
+    for empty in list(grid.flat)[n:]:
+        empty.remove()
     for axes in axes_in_order:
         axes.spines[["top", "right"]].set_visible(boxed)
     return figure, axes_in_order
+
+
+def captioned(figure: Figure, caption: str, *, size: Number = 8.5) -> None:
+    """A small grey line below the panels: how many cases there are, and over what intervals are.
+
+    It stands above the legend below the figure, if there is one: draw that first. An empty caption
+    is none.
+
+    Args:
+        size: of the letters, in points.
+    """
+    if not caption:
+        return
+    lines = "\n".join(_broken(caption, 0.95 * _points_across(figure), size))
+    if figure.legends:
+        figure.legends[-1].set_title(lines, FontProperties(size=size))
+        written = figure.legends[-1].get_title()
+        written.set_multialignment("center")
+    else:
+        written = figure.supxlabel(lines, fontsize=size)
+    written.set_color("dimgrey")
 
 
 def headed(figure: Figure, title: str, *, size: Number = 12) -> Figure:
@@ -142,6 +198,10 @@ def _broken(line: str, room: float, size: Number) -> list[str]:
     """A line in as few pieces as fit into ``room`` points, of about one length."""
     characters = max(len(line), 2)
     pieces = [line]
+    width = _width(line, size)
+    if width > 2 * room:  # lines of so many characters are too wide whatever the letters
+        characters = max(2, int(2 * room / width * characters))
+        pieces = textwrap.wrap(line, characters)
     while characters > 2 and max(_width(piece, size) for piece in pieces) > room:
         characters -= 1
         pieces = textwrap.wrap(line, characters)
@@ -157,21 +217,32 @@ def _points_across(figure: Figure) -> float:
 
 
 def _width(text: str, size: Number) -> float:
-    """How many points wide a text is."""
-    return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
+    """How many points wide a text is, to about one point."""
+    if not text.strip():
+        return 0.0
+    x = TextPath((0, 0), text, size=size).vertices[:, 0]  # exact extents take 10 times as long
+    return float(x.max() - x.min())
 
 
-def legend_below(figure: Figure, axes: Axes, *, size: Number = 10) -> None:
+def legend_below(
+    figure: Figure, axes: Axes, *, order: Sequence[str] | None = None, size: Number = 10
+) -> None:
     """A legend of the labelled series of ``axes`` below the figure, in as many columns as fit.
 
     Nothing is drawn where no series has a label.
 
     Args:
+        order: all labels, in the order in which they stand; by default that of matplotlib, which
+            has lines first.
         size: of the letters, in points.
     """
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
+    if order is not None:
+        places = [list(order).index(label) for label in labels]
+        handles = [handle for _, handle in sorted(zip(places, handles), key=lambda pair: pair[0])]
+        labels = [order[place] for place in sorted(places)]
     room = _points_across(figure)
     widths = [_width(label, size) + 4.8 * size for label in labels]  # 4.8: the marker and the gaps
     columns = len(labels)
@@ -204,6 +275,26 @@ def log_counts(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def count_ticks(axes: Axes, counts: Iterable[Number], *, apart: Number = 0.07) -> None:
+    """Ticks of a logarithmic x axis at these counts, in place of round numbers.
+
+    All have a tick. Those get a label that are far enough from the labelled one before.
+
+    Args:
+        apart: the least distance of two labels, as a share of the axis.
+    """
+    counts = sorted(set(counts))
+    if not counts:
+        return
+    least = apart * (math.log(counts[-1]) - math.log(counts[0]))
+    labelled_counts = counts[:1]
+    for count in counts[1:]:
+        if math.log(count) - math.log(labelled_counts[-1]) >= least:
+            labelled_counts.append(count)
+    axes.set_xticks(labelled_counts, [f"{count:,}" for count in labelled_counts])
+    axes.set_xticks([count for count in counts if count not in labelled_counts], minor=True)
 
 
 def level_line(axes: Axes, level: Number, *, horizontal: bool = True, dashes: Dashes = ":") -> None:
@@ -254,14 +345,19 @@ def error_bars(
     *,
     label: str | None = None,
     joined: bool = False,
+    dashes: Dashes = "-",
+    hollow: bool = False,
     horizontal: bool = False,
 ) -> None:
-    """Estimates as markers with bars for their 95 % intervals.
+    """Estimates as markers with bars for their 95 % intervals. Say in the caption over what these
+    are.
 
     Args:
         places: where each stands on the other axis.
         label: in the legend.
         joined: a line from estimate to estimate.
+        dashes: of that line.
+        hollow: markers are white inside.
         horizontal: values along x, places along y.
     """
     values = [value_of(estimate) for estimate in estimates]
@@ -278,9 +374,42 @@ def error_bars(
         color=look.colour,
         marker=look.marker,
         markersize=5,
-        linestyle="-" if joined else "none",
+        markerfacecolor="white" if hollow else look.colour,
+        linestyle=dashes if joined else "none",
         linewidth=1.5,
         capsize=2.5,
+    )
+
+
+def seed_points(
+    axes: Axes,
+    groups: Sequence[Sequence[tuple[Number, Number]]],
+    look: Look,
+    *,
+    label: str | None = None,
+) -> None:
+    """Every seed as a small point, and a line through the means of the seeds.
+
+    Args:
+        groups: along the line, the (x, y) of each seed.
+        label: in the legend.
+    """
+    x, y = zip(*(pair for group in groups for pair in group))
+    means = [[sum(values) / len(group) for values in zip(*group)] for group in groups]
+    axes.plot(*zip(*means), color=look.colour, linestyle=look.dashes, linewidth=1.5)
+    axes.plot(
+        x,
+        y,
+        color=look.colour,
+        marker=look.marker,
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        alpha=0.75,
+        linestyle="none",
+    )
+    axes.plot(  # the line and the points in one, for the legend
+        [], [], label=label, color=look.colour, marker=look.marker, markersize=5, ls=look.dashes
     )
 
 

@@ -18,6 +18,7 @@ from IPython.display import HTML, DisplayHandle, Image, display
 from course_utils.circuits.explain import LatentCard
 from course_utils.circuits.frontier import Frontier
 from course_utils.circuits.masks import SAEMasks
+from course_utils.circuits.statistics import Interval
 from course_utils.display.figures import frontier_at_size_figure, picture
 from course_utils.display.html import card_html, heading_html, refusal_html
 from course_utils.prompts.tasks import Task
@@ -104,14 +105,23 @@ def explore_frontier(frontier: Frontier, circuits: Sequence[SAEMasks], task: Tas
 
 
 def _said_of(frontier: Frontier, n_nodes: int) -> str:
-    """In words: every method's faithfulness at this size."""
-    intervals = {
-        point.method: point.faithfulness.vs_spliced
-        for point in frontier.points
-        if point.n_nodes == n_nodes
-    }
-    said = ", ".join(f"{method} {interval}" for method, interval in intervals.items())
+    """In words: every method's faithfulness at this size; of several seeds, mean and range."""
+    sizes = {point.size for point in frontier.points if point.n_nodes == n_nodes}
+    found: dict[str, list[Interval]] = {}
+    for point in frontier.points:
+        if point.size in sizes:
+            found.setdefault(point.method, []).append(point.faithfulness.vs_spliced)
+    said = ", ".join(f"{method} {_said_of_seeds(found[method])}" for method in found)
     return f"{n_nodes} nodes. Faithfulness: {said}. The latents, by layer and position."
+
+
+def _said_of_seeds(intervals: Sequence[Interval]) -> str:
+    """One seed's interval over prompts; of several, the mean and the range."""
+    if len(intervals) == 1:
+        return str(intervals[0])
+    values = [interval.value for interval in intervals]
+    mean = sum(values) / len(values)
+    return f"{mean:.2f} ({len(values)} seeds: {min(values):.2f} to {max(values):.2f})"
 
 
 def browse_latents(cards: Sequence[LatentCard], *, n_static: int = 3) -> None:

@@ -1,10 +1,12 @@
 """Prompt pairs made by rule: vocabularies, and one generator per task.
 
-Three families are generated, all with separate vocabularies for training and testing:
+Three families are generated. Each has a vocabulary of its own for every split: *train* to learn
+on, *dev* to choose on, *test* to report on.
 
 - subject–verb agreement (SVA; Finlayson et al. 2021, and the splits of Marks et al. 2024): "The
   athlete near the cars" → " is", not " are". The patch prompt has the subject in the other number.
-  `sva_simple`, `sva_nounpp`, `sva_rc`, `sva_within_rc`.
+  `sva_simple`, `sva_nounpp`, `sva_rc`, `sva_within_rc`; and `sva_reworded`, which says `sva_nounpp`
+  in other words, place by place.
 - indirect object identification (IOI; Wang et al. 2022): "When Mary and John went to the store,
   John gave a drink to" → " Mary". The patch prompt has three other names, so nothing determines the
   answer. `ioi`.
@@ -40,8 +42,15 @@ Number = Literal["singular", "plural"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of one split. Within a task, train and test share prepositions and verbs, but no
-    noun, no name, no key and no variable.
+    """The words of one split.
+
+    No two splits share a noun, a name, a place or an object; nor a key or a variable (see
+    `sessions.py`). All splits share the small words: determiners, prepositions, auxiliaries and
+    transitive verbs.
+
+    Nouns (``people``, ``things``; both numbers) and ``names`` are single tokens of SmolLM2, with
+    their leading space. Those of ``test`` are also single tokens of Qwen2.5, GPT-2 and Gemma 2 and
+    3.
     """
 
     split: str
@@ -84,8 +93,8 @@ VOCABULARIES = {
         places=word_list("store park school office market house library beach farm station"),
         objects=word_list("drink book ball gift letter key ring map coin hat camera pen"),
     ),
-    "test": Vocabulary(
-        split="test",
+    "dev": Vocabulary(
+        split="dev",
         people=word_list("""
             actor athlete brother chef clerk coach customer director editor employer executive
             fisherman guard guide historian inspector journalist king manager minister mother nurse
@@ -112,9 +121,48 @@ VOCABULARIES = {
         places=word_list("hospital restaurant shop mall airport zoo pool bakery"),
         objects=word_list("bone snack ticket cake flower guitar bottle basket toy rose"),
     ),
+    "test": Vocabulary(
+        split="test",
+        people=word_list("""
+            activist administrator adult adviser advocate agent ambassador ancestor applicant
+            astronaut attorney baby beginner believer bishop borrower boss broker builder buyer
+            businessman celebrity champion civilian collector commander commissioner companion
+            consumer contractor contributor counselor criminal defendant defender disciple diver
+            economist educator elder enemy enthusiast fighter filmmaker gentleman guardian guy heir
+            helper homeowner investigator kid knight lender listener lord man migrant missionary mom
+            official outsider peasant pedestrian performer photographer pirate prophet protagonist
+            provider publisher pupil reader recipient reviewer seller spouse successor supplier
+            taxpayer technician thinker toddler trainer trustee twin villain woman
+        """),
+        things=word_list("""
+            airplane apartment barrel bathroom bedroom bell bike bowl brick bucket bush candle
+            cannon cave cliff curtain factory flag helicopter laptop machine monument pillar
+            platform pole poster rocket roof shelter sword tunnel vehicle village wheel
+        """),
+        names=word_list("""
+            Dorothy Sharon Deborah Shirley Kathleen Janet Frances Joyce Julie Teresa Gerald Judith
+            Lawrence Eugene Louise Russell Annie Antonio Stanley Leonard Wendy Manuel Curtis Norman
+            Ellen Vincent Glenn Monica Esther Alfred Herbert Frederick Leslie Eleanor Edwin Jill
+            Randall Lynn Sally Barry Bernard Mario Marcus Theodore Miguel Marion Calvin Lloyd Tommy
+            Leon Beth Jerome Floyd Wesley Gordon Jorge Pedro Vera Maurice Vernon Gilbert Caroline
+            Brett Edgar Chester Cecil Gabriel Arnold Harvey Nina Naomi Adrian Erik Jenny Fernando
+            Katrina Hugh Felix Isabel Wallace Casey Julian Amelia Isaac Olivia Seth Hannah Stuart
+            Lucas Edmund Sophia Colin Owen Helena Ethan
+        """),
+        places=word_list("supermarket gym stadium gallery bank studio clinic cinema pharmacy"),
+        objects=word_list(
+            "sandwich cookie necklace pencil jacket puzzle balloon towel doll wallet"
+        ),
+    ),
 }
 
 PREPOSITIONS = ("near", "behind", "beside", "by", "with", "opposite")
+
+REWORDED_PREPOSITIONS = ("above", "around", "beneath", "from", "under", "without")
+"""Chosen on train prompts: SmolLM2-135M-Instruct prefers the right verb on 85 to 95 % of them."""
+REWORDED_SUBJECTS = ("My", "Our", "Your", "Their")
+REWORDED_DISTRACTORS = ("his", "her", "my", "our", "their")
+"""Determiners that go with either number, in place of `sva_nounpp`'s "The" and "the"."""
 
 AUXILIARIES = ((" is", " are"), (" was", " were"), (" has", " have"))
 
@@ -186,6 +234,25 @@ def sva_nounpp(words: Vocabulary, rng: random.Random) -> PromptPair:
     tail = f"{rng.choice(PREPOSITIONS)} the {inflect(distractor, other)}"
     return _sva_pair(
         lambda n: f"The {inflect(subject, n)} {tail}",
+        number,
+        rng.choice(AUXILIARIES),
+        f"{number}_{other}",
+    )
+
+
+def sva_reworded(words: Vocabulary, rng: random.Random) -> PromptPair:
+    """`sva_nounpp` in other words: "Our athlete without their cars" → " is".
+
+    Subject, distractor and verb stand where they stand in `sva_nounpp`, and all determiners and
+    prepositions are others. So a circuit with positions of its own, found there, can be tried here.
+    """
+    subject, distractor = rng.choice(words.people), rng.choice(words.people + words.things)
+    number, other = rng.choice(NUMBERS), rng.choice(NUMBERS)
+    head = rng.choice(REWORDED_SUBJECTS)
+    preposition, determiner = rng.choice(REWORDED_PREPOSITIONS), rng.choice(REWORDED_DISTRACTORS)
+    tail = f"{preposition} {determiner} {inflect(distractor, other)}"
+    return _sva_pair(
+        lambda n: f"{head} {inflect(subject, n)} {tail}",
         number,
         rng.choice(AUXILIARIES),
         f"{number}_{other}",
@@ -276,10 +343,13 @@ def list_index(words: Vocabulary, rng: random.Random) -> PromptPair:
 
 CODE_TASKS = ("dict_key", "dict_value", "list_index")
 """For models of code."""
+TRANSFER_TASKS = ("sva_reworded",)
+"""To try on what was found elsewhere: no SAE of the course was trained on such prompts."""
 
 GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
     "sva_simple": sva_simple,
     "sva_nounpp": sva_nounpp,
+    "sva_reworded": sva_reworded,
     "sva_rc": sva_rc,
     "sva_within_rc": sva_within_rc,
     "ioi": ioi,
@@ -287,6 +357,25 @@ GENERATORS: dict[str, Callable[[Vocabulary, random.Random], PromptPair]] = {
     "dict_value": dict_value,
     "list_index": list_index,
 }
+
+
+SEED_NAMES = {"train": "train", "dev": "test", "test": "new test"}
+"""The word that seeds a split.
+
+The course began with two splits. Its first test prompts were read while choices were made, and so
+became *dev*. They keep the word that they were seeded with, and so stay the same prompts.
+"""
+
+
+def generator_of(name: str, split: str, seed: int) -> random.Random:
+    """The random numbers of one family of prompts in one split.
+
+    Raises:
+        TaskError: unknown split.
+    """
+    if split not in SPLITS:
+        raise TaskError(f"split must be 'train', 'dev' or 'test', not {split!r}")
+    return random.Random(f"{name}/{SEED_NAMES[split]}/{seed}")
 
 
 def generate_pairs(name: str, split: str, n: int, seed: int = 0) -> list[PromptPair]:
@@ -297,11 +386,9 @@ def generate_pairs(name: str, split: str, n: int, seed: int = 0) -> list[PromptP
     """
     if name not in GENERATORS:
         raise TaskError(f"no generator for {name!r}; there are {', '.join(GENERATORS)}")
-    if split not in SPLITS:
-        raise TaskError(f"split must be 'train' or 'test', not {split!r}")
     if n < 1:
         raise TaskError(f"n must be 1 or more, not {n}.")
-    rng = random.Random(f"{name}/{split}/{seed}")
+    rng = generator_of(name, split, seed)
     pairs: dict[PromptPair, None] = {}
     for _ in range(50 * n):
         pairs[GENERATORS[name](VOCABULARIES[split], rng)] = None

@@ -46,7 +46,7 @@ KEYS = {
         Victoria Juan Charlie Billy Jay Kay Ted Hal Sid Mike Steve Greg Jon Ken Kim Brad Ross Kyle
         Cole Taylor Dallas
     """),
-    "test": word_list("""
+    "dev": word_list("""
         Ann Christopher David John Andrew Jason Sarah Anthony Eric Adam Kevin Thomas Laura Richard
         Amy Jeremy Mark Aaron Stephen Sean Jamie Scott Mary Jose Anna Henry Peter Jack Kate Martin
         Simon Charlotte Edward Lewis Leo Rose Carlos Ali Tom Jim Bill Joe Ben Chris Matt Jake Ian
@@ -54,25 +54,40 @@ KEYS = {
         Danny Ray Jeff Phil Ron Don Rod Len Kit Todd Russ Blake Grant Hunter Jordan Austin Georgia
         Virginia
     """),
+    "test": word_list("""
+        Marc Connor Dave Doug Neal Jess Lou Meg Mel Fran Hillary Chelsea Kent Gil Mari Marg Dani Una
+        Flo Les Sal Ed Jo Bo Ty Vi Lu Su Li June Kat Dom Cam Roman Tai Rich Junior Hong Thor Smith
+        Johnson Williams Davis Sanders Wolf Gray Sharp Texas Kansas Arizona Colorado Michigan
+        Atlanta Miami Philadelphia Phoenix Toronto Mexico Rio Argentina Italy France Germany Sweden
+        India Asia Africa Europe January February November
+    """),
 }
-"""First names: one token each in Qwen's vocabulary, after a quote mark. Train and test share none.
+"""Names: one token each in Qwen's vocabulary, after a quote mark. No two splits share one.
+
+Train and dev have first names. Few first names were left that the course's SAEs for Qwen had never
+met in training, in any spelling: test has those, and surnames, places and months.
 """
 
-# Names of variables: one token each, and never a key.
+# Names of variables: one token each, never a key, and in one split only.
 DICTIONARIES = {
     "train": word_list("""
         rank score room team floor points price grade height year day size rate cost speed votes
         wins page row bed pay tax
     """),
-    "test": word_list("""
+    "dev": word_list("""
         age seat level count stock weight month code shift bonus goals line slot gate desk debt
+    """),
+    "test": word_list("""
+        rating visits miles hours length width volume group zone block calls emails credit budget
+        quota rent share
     """),
 }
 LISTS = {
     "train": word_list("""
         data values nums x numbers scores row a digits marks sample counts points weights
     """),
-    "test": word_list("items xs prices b codes sizes results steps ids rates totals"),
+    "dev": word_list("items xs prices b codes sizes results steps ids rates totals"),
+    "test": word_list("y c z lst seq heights ranks grades amounts temps speeds"),
 }
 
 
@@ -224,7 +239,7 @@ def read_session(
         pieces = [tokenizer.decode([token]) for token in token_ids(tokenizer, query)]
         raise SessionError(
             f"the key {query!r} is not one token in the prompt ({' + '.join(pieces)}), as is "
-            f"wanted here, such as {', '.join(KEYS['test'][:4])}."
+            f"wanted here, such as {', '.join(KEYS['dev'][:4])}."
         )
     return session
 

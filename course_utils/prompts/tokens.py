@@ -30,6 +30,36 @@ def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
+def continuation(
+    tokenizer: Any, prompt: str, text: str, prompt_ids: Sequence[int] | None = None
+) -> list[int] | None:
+    """The tokens that a text adds to a prompt: those of prompt + text after the prompt's own.
+
+    That is what a model predicts after the prompt, and not always the tokens of the text alone.
+    After "The car", " is" adds ``["▁is"]`` in Llama 2, where " is" alone is ``["▁", "▁is"]``.
+
+    Args:
+        prompt_ids: `token_ids` of the prompt, where they are at hand.
+
+    Returns:
+        None where the prompt's own tokens change with the text behind it. "The car " ends in a
+        token for the space, and "The car is" has none.
+    """
+    before = token_ids(tokenizer, prompt) if prompt_ids is None else list(prompt_ids)
+    both = token_ids(tokenizer, prompt + text)
+    return both[len(before) :] if both[: len(before)] == before else None
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The tokens that a tokenizer reads as commands and not as text, such as ``<|im_start|>``, by
+    id: BOS, EOS and their like, and those that were added as special.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {i: str(token) for i, token in added.items() if token.special}
+    named = tokenizer.all_special_tokens
+    return special | dict(zip(tokenizer.convert_tokens_to_ids(named), named))
+
+
 def one_token(tokenizer: Any, text: str) -> int:
     """The token of a text that is a single one, such as ``" are"``.
 

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.saes import encode
 from course_utils.circuits.splice import SplicedModel
+from course_utils.prompts.grammar import generator_of
 from course_utils.prompts.sessions import (
     DICTIONARIES,
     KEYS,
@@ -256,14 +257,18 @@ def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> S
     )
 
 
-def attacks(family: Family, n: int, *, split: str = "test", seed: int = 0) -> list[Session]:
+def attacks(family: Family, n: int, *, split: str = "dev", seed: int = 0) -> list[Session]:
     """``n`` different sessions of a family, with the keys of one split; the same for the same seed.
 
+    Args:
+        split: ``"train"``, ``"dev"`` or ``"test"``. Only what is reported reads test, so it is not
+            the default.
+
     Raises:
-        ValueError: the family makes too few sessions on which Python's answer is the one that it is
-            about.
+        ValueError: unknown split; the family makes too few sessions on which Python's answer is the
+            one that it is about.
     """
-    rng = random.Random(f"{family.name}/{split}/{seed}")
+    rng = generator_of(family.name, split, seed)
     sessions: dict[Session, None] = {}  # a set that keeps its order
     n_draws = DRAWS_PER_SESSION * n
     for _ in range(n_draws):
