@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from readers import WrongVersions, attempt, cases
 
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import MaskSettings
-from course_utils.circuits.optimize import temperature as library_temperature
+from course_utils.circuits.sparsification import MaskSettings
+from course_utils.circuits.sparsification import temperature as library_temperature
 from course_utils.teaching import nb04
 from course_utils.teaching.nb04 import (
     attribution_scores,
@@ -172,7 +172,7 @@ def test_the_temperature_rises_by_the_same_factor_from_1_to_its_end(steps, tau_m
     assert taus[0] == 1 and taus[-1] == pytest.approx(tau_max)
     factors = [after / before for before, after in zip(taus, taus[1:], strict=False)]
     assert factors == pytest.approx([factors[0]] * (steps - 1)) and factors[0] > 1
-    settings = MaskSettings(steps=steps, tau_max=tau_max)
+    settings = MaskSettings(steps=steps, tau_max=tau_max, settle=1.0)
     assert taus == pytest.approx([library_temperature(step, settings) for step in range(steps)])
 
 

@@ -10,11 +10,12 @@ from conftest import ARCHITECTURES, make_lab
 
 from course_utils.circuits.attribution import integrated_gradients
 from course_utils.circuits.evaluate import Evaluation
-from course_utils.circuits.optimize import MaskSettings, learn_masks
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.sparsification import MaskSettings
 from course_utils.circuits.splice import SplicedModel
 from tools.plain_recipe import PlainSplice, weights_with_gradients
 
-SETTINGS = MaskSettings(sparsity=0.01, steps=6, batch_size=4, lr=0.6)
+SETTINGS = MaskSettings(sparsity=0.01, steps=6, batch_size=4, lr=0.6, candidates="all")
 
 
 @pytest.fixture(

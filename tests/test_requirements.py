@@ -13,7 +13,8 @@ from conftest import make_lab
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from course_utils.circuits.optimize import MaskSettings, learn_masks
+from course_utils.circuits.optimize import learn_masks
+from course_utils.circuits.sparsification import MaskSettings
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs import hub, requirements
 from course_utils.labs.catalog import LABS, LabError

@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from course_utils.circuits.attribution import integrated_gradients
 from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import LearnedMask, MaskSettings, learn_masks
+from course_utils.circuits.optimize import LearnedMask, learn_masks
 from course_utils.circuits.saes import decode, encode
+from course_utils.circuits.sparsification import PUBLISHED, MaskSettings
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.labs.requirements import fast_dtype, matrix_rate
@@ -157,8 +158,8 @@ class Bench:
         self.means = self.fast.patch_means(task.patch)
 
     def settings(self, steps: int, **changes) -> MaskSettings:
-        settings = MaskSettings(sparsity=self.sparsity, steps=steps, batch_size=BATCH)
-        return replace(settings, **changes)
+        settings = replace(PUBLISHED, compare="each_prompt", sparsity=self.sparsity)
+        return replace(settings, steps=steps, batch_size=BATCH, **changes)
 
     def learn(self, steps: int, **changes) -> LearnedMask:
         """A mask, by the library."""

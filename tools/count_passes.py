@@ -21,7 +21,7 @@ from traitlets.config import Config
 from course_utils.circuits import attribution, frontier, optimize
 from course_utils.circuits.attribution import AttributionSettings
 from course_utils.circuits.evaluate import Evaluation
-from course_utils.circuits.optimize import MaskSettings
+from course_utils.circuits.sparsification import MaskSettings
 from course_utils.circuits.splice import SplicedModel
 from course_utils.prompts.tasks import Task
 

@@ -3,7 +3,7 @@
 Written from the description in the post: the whole model in every pass, a hook at every SAE, all
 logits of all positions; mean latents prompt by prompt; two forward passes in every step of learning
 a mask; ten passes per SAE, each from the embedding, for integrated gradients. Slow, short, and easy
-to check by eye. Only the update of θ is the library's (`ContinuousSparsification`); the tests of
+to check by eye. Only the update of θ is the library's (`sparsification`); the tests of
 that one write the update out.
 """
 
@@ -19,10 +19,11 @@ from sae_lens import SAE
 from torch import Tensor
 
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import (
-    ContinuousSparsification,
+from course_utils.circuits.sparsification import (
     MaskSettings,
+    all_nodes,
     binary_masks,
+    sparsification,
     starting_theta,
 )
 from course_utils.circuits.splice import PatchMeans, batches
@@ -180,8 +181,16 @@ class PlainSplice:
         prompt, not at every step.
         """
         whole = self._whole(task, means, settings.batch_size) if whole_once else None
-        theta, first = starting_theta(means.latents, settings), int(self.has_bos)
-        learning = ContinuousSparsification(theta, len(task), settings, first=first)
+        theta = starting_theta(means.latents, settings)
+        nodes = all_nodes(theta, first=int(self.has_bos))
+        to_lose = 1.0
+        if settings.n_nodes is not None:
+            everything = self._whole(task, means, settings.batch_size)
+            nothing = SAEMasks.full(means.latents, 0.0, has_bos=self.has_bos)
+            with torch.no_grad():
+                empty = self.logit_diff(task.clean, task, masks=nothing, means=means)
+            to_lose = (empty - everything).abs().mean().item()
+        learning = sparsification(theta, nodes, len(task), settings, to_lose=to_lose)
         while not learning.done:
             rows, masks = learning.rows(), learning.soft_masks()
             batch = task[rows]
@@ -193,7 +202,7 @@ class PlainSplice:
             masked = self.logit_diff(batch.clean, batch, masks=masks, means=means)
             learning.update(target - masked, masks)
         losses = [record["faithfulness_loss"] for record in learning.history]
-        return binary_masks(learning.theta, settings, first=first), losses
+        return binary_masks(learning.theta, nodes), losses
 
     @torch.no_grad()
     def _whole(self, task: Task, means: PatchMeans, size: int) -> Float[Tensor, " n"]:

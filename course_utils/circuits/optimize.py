@@ -1,99 +1,51 @@
 """A learned mask: which nodes does the behaviour need?
 
-A mask of zeros and ones cannot be learned by gradient descent. *Continuous sparsification*
-(Savarese et al. 2020) learns one number θ per node instead, and softens the step function to m =
-σ(τ·θ). The temperature τ starts at 1, where every node has a gradient, and grows geometrically to
-τ_max, where m is all but 0 or 1. The loss asks for the spliced model's answer with as few nodes as
-possible:
+`learn_masks` takes all the steps; `MaskLearner` takes them one by one; `LearnedMask` is what they
+come to, finished or not, and can be saved. How a mask is softened, priced and brought to a wanted
+size is the business of `sparsification.py`; here are the logit differences, computed with a
+`SplicedModel`.
 
-    loss = |LD_spliced − LD_masked|  +  λ · Σm / (number of SAEs)
-
-and at the end the nodes with θ > 0 are kept. The sum is over the nodes that can matter: before the
-first mask acts, latents are what they are, and one that fires on no training prompt is left out. λ,
-``sparsity`` in the code, says how much a node costs. Where a size is wanted instead
-(``n_nodes=20``), λ itself is adjusted as the mask is learned, like a Lagrange multiplier.
-
-`ContinuousSparsification` is the method, whatever computes the two logit differences. `MaskLearner`
-computes them with a `SplicedModel`, step by step, and `learn_masks` takes all the steps.
+Two things are left out of the work since they cannot change a number, or hardly can. Before the
+first mask acts, latents are what they are: a latent of the first SAE that is 0 on every training
+prompt does nothing. And nodes that never fire while nothing is masked rarely do later
+(``candidates="firing"``).
 """
 
 from __future__ import annotations
 
 import copy
-import math
+import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.saes import encode
-from course_utils.circuits.settings import require, with_changes
+from course_utils.circuits.settings import with_changes
+from course_utils.circuits.sparsification import (
+    MaskSettings,
+    Record,
+    all_nodes,
+    binary_masks,
+    sparsification,
+    starting_theta,
+)
 from course_utils.circuits.splice import PatchMeans, Prefix, SplicedModel
 from course_utils.prompts.tasks import Task
 
-Candidates = Literal["all", "firing"]
-
-Record = dict[str, int | float]
-"""What one step was like: ``step`` (from 0), ``loss``, ``faithfulness_loss`` (its first term),
-``n_on`` (nodes with θ > 0 after the step), ``tau`` and ``sparsity`` (τ and λ in the step).
-"""
-
-
-@dataclass(frozen=True)
-class MaskSettings:
-    """How a mask is learned.
-
-    Attributes:
-        sparsity: λ, what a node costs in the loss: 0 or more. Larger means fewer nodes.
-        n_nodes: the wanted number of nodes; then λ is found on the way, from ``sparsity`` on.
-        steps: optimisation steps; τ reaches ``tau_max`` at the last.
-        batch_size: prompt pairs per step.
-        lr: Adam's learning rate for θ.
-        theta_init: θ at the start, for every node.
-        tau_max: the temperature at the end; it starts at 1.
-        per_position: a mask ``[seq, d_sae]``, or one ``[d_sae]`` for all positions.
-        candidates: ``"all"`` latents can fire while the mask is learned. ``"firing"``: only those
-            that fire when nothing is masked, on some training prompt, clean or patch; an
-            approximation that makes the width of the SAEs nearly free.
-            `LearnedMask.candidate_error` says what it cost.
-        seed: of the order of the prompts.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    sparsity: float = 0.03
-    n_nodes: int | None = None
-    steps: int = 60
-    batch_size: int = 16
-    lr: float = 0.3
-    theta_init: float = 1.0
-    tau_max: float = 200.0
-    per_position: bool = True
-    candidates: Candidates = "all"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self, "sparsity", self.sparsity >= 0, "0 or more")
-        require(self, "n_nodes", self.n_nodes is None or self.n_nodes > 0, "above 0 (or None)")
-        require(self, "steps", self.steps > 0, "above 0")
-        require(self, "batch_size", self.batch_size > 0, "above 0")
-        require(self, "lr", self.lr > 0, "above 0")
-        require(self, "tau_max", self.tau_max >= 1, "1 or more")
-        known = self.candidates in get_args(Candidates)
-        require(self, "candidates", known, "'all' or 'firing'")
-
-    def check_prompts(self, n_prompts: int) -> None:
-        """Raise ValueError if there are fewer prompts than one batch."""
-        if n_prompts < self.batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size}, but there are only {n_prompts} prompt pairs."
-            )
+FILE_NAME = "learned_mask.safetensors"
+FORMAT = "scalable-sae-circuits learned mask 1"
+SIZE_TOLERANCE = 0.1
+"""A learned size may differ from the wanted one by this share before a warning says so."""
 
 
 @dataclass
@@ -101,16 +53,15 @@ class LearnedMask:
     """What `learn_masks` comes to, finished or not.
 
     Attributes:
-        masks: zeros and ones: the nodes with θ > 0 (the best ``n_nodes`` of them, where a size was
-            wanted).
-        theta: the learned numbers, by hook point, ``[seq, d_sae]`` or ``[d_sae]``; −∞ for latents
-            that were left out.
+        masks: zeros and ones: the nodes with θ > 0.
+        theta: the learned numbers, by hook point, ``[seq, d_sae]`` or ``[d_sae]``; −∞ for what was
+            no candidate.
         history: a record per step: loss, faithfulness loss, nodes on (θ > 0), temperature, λ.
         settings: those that it was learned with.
         interrupted: whether steps are left. ``learn_masks(…, resume=this)`` goes on.
         optimizer_state: Adam's, to go on from.
         candidate_error: with ``candidates="firing"``, the mean over training prompts of |LD of the
-            circuit with all latents that were left out − LD of the circuit|; None if all were
+            circuit with all nodes that were left out − LD of the circuit|; None if all were
             candidates.
     """
 
@@ -127,6 +78,60 @@ class LearnedMask:
         """Nodes in the circuit."""
         return self.masks.get_num_latents()
 
+    def save(self, folder: str | Path) -> Path:
+        """Write everything, so that a resume outlives this process; returns the path."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        adam = self.optimizer_state.get("state", {})
+        tensors = {f"theta/{name}": value for name, value in self.theta.items()}
+        for i, state in adam.items():
+            tensors |= {f"adam/{i}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        tensors |= {f"mask/{name}": mask for name, mask in self.masks.items()}
+        record = {
+            "settings": asdict(self.settings),
+            "history": self.history,
+            "interrupted": self.interrupted,
+            "candidate_error": self.candidate_error,
+            "param_groups": self.optimizer_state.get("param_groups", []),
+            "hook_points": list(self.theta),
+        }
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(tensors, path, metadata={"format": FORMAT, "record": json.dumps(record)})
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LearnedMask:
+        """Read what `save` wrote: its folder, or its path.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is no learned mask.
+        """
+        path = Path(folder)
+        path = path / FILE_NAME if path.is_dir() or path.suffix != ".safetensors" else path
+        if not path.is_file():
+            raise FileNotFoundError(f"no learned mask in {path}: LearnedMask.save writes one.")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} holds no learned mask (format {metadata.get('format')}).")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        record = json.loads(metadata["record"])
+        names, state = record["hook_points"], {}
+        for key in (key for key in tensors if key.startswith("adam/")):
+            _, i, what = key.split("/")
+            state.setdefault(int(i), {})[what] = tensors[key]
+        adam = {"state": state, "param_groups": record["param_groups"]} if state else {}
+        return cls(
+            masks=SAEMasks(names, [tensors[f"mask/{name}"] for name in names]),
+            theta={name: tensors[f"theta/{name}"] for name in names},
+            history=record["history"],
+            settings=MaskSettings(**record["settings"]),
+            interrupted=record["interrupted"],
+            optimizer_state=adam,
+            candidate_error=record["candidate_error"],
+        )
+
 
 def learn_masks(
     spliced: SplicedModel,
@@ -138,7 +143,10 @@ def learn_masks(
     progress: bool = True,
     **changes: Any,
 ) -> LearnedMask:
-    """Learn which nodes to keep, by continuous sparsification.
+    """Learn which nodes to keep.
+
+        learn_masks(spliced, train, sparsity=0.1)          # a price per node
+        learn_masks(spliced, train, n_nodes=20)            # a size: the price is found on the way
 
     Args:
         task: the training prompts.
@@ -149,7 +157,11 @@ def learn_masks(
         progress: show a bar with loss, nodes on and temperature.
 
     Returns:
-        The mask. Ctrl-C does not raise: it returns the mask so far, with ``interrupted=True``.
+        The mask. Ctrl-C does not raise: it returns the mask so far, with ``interrupted=True``;
+        before the first step that is every node.
+
+    Warns:
+        UserWarning: ``n_nodes`` was missed by more than a tenth.
 
     Raises:
         ValueError: a setting out of range; ``n_nodes`` larger than the number of nodes; fewer
@@ -159,7 +171,12 @@ def learn_masks(
     if resume is not None:
         settings = resume.settings
     settings = with_changes(settings or MaskSettings(), changes)
-    learner = MaskLearner(spliced, task, means, settings, resume=resume)
+    settings.check_prompts(len(task))
+    try:
+        learner = MaskLearner(spliced, task, means, settings, resume=resume)
+    except KeyboardInterrupt:
+        _say_interrupted(0 if resume is None else len(resume.history), settings)
+        return resume or _nothing_learned(spliced, task, settings)
     bar = tqdm(
         total=settings.steps,
         initial=len(learner.history),
@@ -173,202 +190,47 @@ def learn_masks(
             bar.set_postfix(loss=loss, nodes=record["n_on"], tau=tau)
             bar.update()
     except KeyboardInterrupt:
-        print(
-            f"Interrupted after {len(learner.history)} of {settings.steps} steps; this is the mask "
-            "so far. Go on with resume=…."
-        )
+        _say_interrupted(len(learner.history), settings)
     finally:
         bar.close()
-    return learner.finish()
+    learned = learner.finish()
+    _warn_of_another_size(learned)
+    return learned
+
+
+def _say_interrupted(n_steps: int, settings: MaskSettings) -> None:
+    print(
+        f"Interrupted after {n_steps} of {settings.steps} steps; this is the mask so far. Go on "
+        "with resume=…."
+    )
+
+
+def _nothing_learned(spliced: SplicedModel, task: Task, settings: MaskSettings) -> LearnedMask:
+    """Every node, and no step taken."""
+    shapes = {
+        name: torch.zeros(task.seq_len, sae.cfg.d_sae, device=sae.W_dec.device)
+        for name, sae in spliced.saes.items()
+    }
+    theta = starting_theta(shapes, settings)
+    masks = binary_masks(theta, all_nodes(theta, first=spliced.first))
+    return LearnedMask(masks, theta, [], settings, interrupted=True, optimizer_state={})
+
+
+def _warn_of_another_size(learned: LearnedMask) -> None:
+    wanted = learned.settings.n_nodes
+    if wanted is None or learned.interrupted:
+        return
+    if abs(learned.n_nodes - wanted) > SIZE_TOLERANCE * wanted:
+        warnings.warn(
+            f"n_nodes={wanted} were wanted, and {learned.n_nodes} were learned. More steps "
+            f"(steps={2 * learned.settings.steps}) come closer; no node was cut or added, since "
+            "that breaks a circuit.",
+            stacklevel=3,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
-# The method
-# ---------------------------------------------------------------------------------------------
-
-
-def temperature(step: int, settings: MaskSettings) -> float:
-    """τ: 1 at step 0, ``tau_max`` at the last step, geometric between, and no further."""
-    return settings.tau_max ** (min(step, settings.steps - 1) / max(1, settings.steps - 1))
-
-
-def soft_mask(theta: Float[Tensor, "*nodes"], tau: float) -> Float[Tensor, "*nodes"]:
-    """m = σ(τ·θ): 0.5 at θ = 0; near 0 or 1 when τ is large."""
-    return torch.sigmoid(tau * theta)
-
-
-def batch_rows(n_prompts: int, step: int, settings: MaskSettings) -> Int[Tensor, " batch"]:
-    """The prompts of a step: all in a new random order each epoch, and no prompt twice in one.
-
-    The order depends on the seed and the step only, so that it is the same after a resume. The last
-    prompts of an epoch's order that do not fill a batch are left out.
-    """
-    steps_per_epoch = n_prompts // settings.batch_size
-    epoch, batch = divmod(step, steps_per_epoch)
-    generator = torch.Generator().manual_seed(1000 * settings.seed + epoch)
-    order = torch.randperm(n_prompts, generator=generator)
-    first = batch * settings.batch_size
-    return order[first : first + settings.batch_size]
-
-
-class ContinuousSparsification:
-    """θ, its optimiser, and what makes masks of it: the method but for the logit differences.
-
-        while not learning.done:
-            rows, masks = learning.rows(), learning.soft_masks()
-            gaps = …  # LD_spliced − LD_masked of these prompts with these masks
-            learning.update(gaps, masks)
-
-    Args:
-        theta: where to start from, by hook point: ``[seq, d_sae]``, or ``[d_sae]`` for all
-            positions.
-        n_prompts: how many training prompts there are.
-        settings: `MaskSettings`.
-        first: the first position where a node can be: 1 where there is a BOS, else 0.
-        resume: an interrupted result, whose history and optimiser state to go on with.
-
-    Attributes:
-        theta: the numbers so far.
-        history: a record per step.
-        sparsity: λ for the next step.
-
-    Raises:
-        ValueError: fewer prompts than one batch; ``n_nodes`` larger than the number of nodes.
-    """
-
-    def __init__(
-        self,
-        theta: Mapping[str, Float[Tensor, "..."]],
-        n_prompts: int,
-        settings: MaskSettings,
-        *,
-        first: int,
-        resume: LearnedMask | None = None,
-    ):
-        settings.check_prompts(n_prompts)
-        self.theta = {
-            name: value.detach().clone().requires_grad_() for name, value in theta.items()
-        }
-        self.n_prompts, self.settings = n_prompts, settings
-        self.live = {name: _live(value, first) for name, value in theta.items()}
-        self.n_total = sum(int(live.sum()) for live in self.live.values())
-        if settings.n_nodes is not None and settings.n_nodes > self.n_total:
-            raise ValueError(
-                f"n_nodes must be at most {self.n_total} (all nodes that can matter), not "
-                f"{settings.n_nodes}."
-            )
-        self.optimizer = torch.optim.Adam(self.theta.values(), lr=settings.lr)
-        self.history: list[Record] = []
-        self.sparsity = settings.sparsity
-        if resume is not None:
-            self.optimizer.load_state_dict(copy.deepcopy(resume.optimizer_state))
-            self.history = list(resume.history)
-        if self.history and settings.n_nodes is not None:
-            self.sparsity = self.history[-1]["sparsity"]
-
-    @property
-    def done(self) -> bool:
-        """Whether all steps have been taken."""
-        return len(self.history) >= self.settings.steps
-
-    @property
-    def tau(self) -> float:
-        """The temperature of the next step."""
-        return temperature(len(self.history), self.settings)
-
-    def rows(self) -> Int[Tensor, " batch"]:
-        """Which prompts the next step is to use."""
-        return batch_rows(self.n_prompts, len(self.history), self.settings)
-
-    def soft_masks(self) -> SAEMasks:
-        """m = σ(τ·θ), and 0 in BOS' row; gradients flow to θ."""
-        masks = [soft_mask(theta, self.tau) * self.live[name] for name, theta in self.theta.items()]
-        return SAEMasks(list(self.theta), masks)
-
-    def update(self, gaps: Float[Tensor, " batch"], masks: SAEMasks) -> Record:
-        """One step of Adam on mean |gaps| + λ · Σm / (number of SAEs).
-
-        Args:
-            gaps: LD_spliced − LD_masked of each prompt, with a graph back to ``masks``.
-            masks: the soft masks that the gaps were computed with.
-
-        Returns:
-            The step's record.
-        """
-        step, tau, sparsity = len(self.history), self.tau, self.sparsity
-        faithfulness_loss = gaps.abs().mean()
-        n_soft = sum((mask.sum() for mask in masks.masks), torch.zeros((), device=gaps.device))
-        loss = faithfulness_loss + sparsity * n_soft / len(self.theta)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        record: Record = {
-            "step": step,
-            "loss": loss.item(),
-            "faithfulness_loss": faithfulness_loss.item(),
-            "n_on": self._n_on(),
-            "tau": tau,
-            "sparsity": sparsity,
-        }
-        self.history.append(record)
-        if self.settings.n_nodes is not None:
-            self.sparsity = self._adjusted_sparsity(n_soft.item(), self.settings.n_nodes)
-        return record
-
-    def _n_on(self) -> int:
-        return sum(int(((theta > 0) & self.live[name]).sum()) for name, theta in self.theta.items())
-
-    def _adjusted_sparsity(self, n_soft: float, n_nodes: int) -> float:
-        """λ for the next step: up where there are more nodes than there should be by now.
-
-        The wanted number falls geometrically from all nodes to ``n_nodes`` over the first two
-        thirds.
-        """
-        progress = min(1.0, len(self.history) / max(1, self.settings.steps * 2 / 3))
-        wanted = self.n_total ** (1 - progress) * n_nodes**progress
-        too_many = math.log(max(n_soft, 1e-3) / wanted)
-        return self.sparsity * math.exp(0.2 * max(-2.0, min(2.0, too_many)))
-
-
-def starting_theta(
-    mean_latents: Mapping[str, Float[Tensor, "seq _d_sae"]], settings: MaskSettings
-) -> dict[str, Float[Tensor, "*seq _d_sae"]]:
-    """θ₀ for every node: ``[seq, d_sae]`` like the means, or ``[d_sae]`` for all positions."""
-    theta = {}
-    for name, mean in mean_latents.items():
-        shape = mean.shape if settings.per_position else mean.shape[1:]
-        theta[name] = mean.new_full(shape, settings.theta_init, dtype=torch.float32)
-    return theta
-
-
-def binary_masks(
-    theta: Mapping[str, Float[Tensor, "..."]], settings: MaskSettings, *, first: int
-) -> SAEMasks:
-    """Zeros and ones: the nodes with θ > 0; where a size is wanted, the nodes with the largest θ.
-
-    Args:
-        theta: by hook point, ``[seq, d_sae]`` or ``[d_sae]``.
-        settings: whose ``n_nodes`` says whether a size is wanted.
-        first: the first position where a node can be.
-    """
-    live = {name: _live(value, first) for name, value in theta.items()}
-    if settings.n_nodes is None:
-        masks = [((value > 0) & live[name]).float() for name, value in theta.items()]
-        return SAEMasks(list(theta), masks)
-    scores = {name: value.masked_fill(~live[name], -torch.inf) for name, value in theta.items()}
-    return SAEMasks.from_scores(scores, settings.n_nodes, rank="signed")
-
-
-def _live(theta: Float[Tensor, "*seq d_sae"], first: int) -> Bool[Tensor, "*seq d_sae"]:
-    """Where a node can be: not in BOS' row."""
-    live = torch.ones_like(theta, dtype=torch.bool)
-    if live.ndim == 2:
-        live[:first] = False
-    return live
-
-
-# ---------------------------------------------------------------------------------------------
-# The method with a spliced model
+# Step by step
 # ---------------------------------------------------------------------------------------------
 
 
@@ -412,16 +274,19 @@ class MaskLearner:
         self.prefix = spliced.prefix(task.clean, lengths=task.lengths)
         self.target = spliced.logit_diff_from(self.prefix, task, means=self.means)
 
-        self.kept = self._candidates()
+        candidates = self._candidates()
+        self.kept = {name: self._kept(name, some) for name, some in candidates.items()}
         self.narrow = spliced.narrow(self.kept)
         self.narrow_means = self.means.narrow(self.kept)
         self.first_latents = _first_latents(self.narrow, self.prefix)
-        self.learning = ContinuousSparsification(
+        self.learning = sparsification(
             self._starting_theta(resume),
+            {name: some[..., self.kept[name]] for name, some in candidates.items()},
             len(task),
             self.settings,
-            first=spliced.first,
-            resume=resume,
+            to_lose=self._to_lose(),
+            history=resume.history if resume else (),
+            optimizer_state=resume.optimizer_state if resume else None,
         )
 
     @property
@@ -451,7 +316,7 @@ class MaskLearner:
     def finish(self) -> LearnedMask:
         """The mask so far. More steps may follow: the result does not change with them."""
         theta = {name: self._widened(name, value) for name, value in self.learning.theta.items()}
-        masks = binary_masks(theta, self.settings, first=self.spliced.first)
+        masks = SAEMasks(list(theta), [(value > 0).float() for value in theta.values()])
         firing_only = self.settings.candidates == "firing"
         return LearnedMask(
             masks=masks,
@@ -463,19 +328,22 @@ class MaskLearner:
             candidate_error=self._candidate_error(masks, theta) if firing_only else None,
         )
 
-    # -- which latents can matter ---------------------------------------------------------------
+    # -- which nodes can matter -----------------------------------------------------------------
 
     @torch.no_grad()
-    def _candidates(self) -> dict[str, Int[Tensor, " _kept"]]:
-        """The latents that may fire, by hook point; hook points that are not there keep all.
+    def _candidates(self) -> dict[str, Bool[Tensor, "*seq d_sae"]]:
+        """The nodes to choose from, by hook point.
 
-        A latent is left out if it is 0 on every clean prompt and in the mean over patch prompts. At
-        the first SAE that is exact, since no mask comes before it; at the others it is right as
-        long as nothing is masked.
+        Latents that are 0 on every clean prompt and in the mean over patch prompts are left out: at
+        the first SAE always, which is exact, since no mask comes before it; with ``"firing"``
+        everywhere and position by position, which is right as long as nothing is masked.
         """
+        nodes = all_nodes(
+            starting_theta(self.means.latents, self.settings), first=self.spliced.first
+        )
         everywhere = self.settings.candidates == "firing"
         names = self.spliced.hook_points if everywhere else self.spliced.hook_points[:1]
-        fires = {name: (self.means.latents[name] != 0).any(0) for name in names}
+        fires = {name: self.means.latents[name] != 0 for name in names}
         size = self.spliced.batch_size(self.task.seq_len)
         for first in range(0, len(self.task), size):
             batch = self.prefix[first : first + size]
@@ -484,29 +352,47 @@ class MaskLearner:
             else:
                 latents = _first_latents(self.spliced, batch)
             for name, f in latents.items():
-                fires[name] |= (f != 0).flatten(0, 1).any(0)
-        return {name: fired.nonzero()[:, 0] for name, fired in fires.items()}
+                fires[name] |= (f != 0).any(0)
+        for name, fired in fires.items():
+            at_any = not everywhere or nodes[name].ndim == 1
+            nodes[name] &= fired.any(0) if at_any else fired
+        return nodes
+
+    def _kept(self, name: str, candidates: Bool[Tensor, "*seq d_sae"]) -> Int[Tensor, " kept"]:
+        """The latents with a candidate; all of a TopK SAE, which cannot choose k of fewer."""
+        if getattr(self.spliced.saes[name].cfg, "k", 1) > 1:
+            candidates = torch.ones_like(candidates)
+        return candidates.reshape(-1, candidates.shape[-1]).any(0).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def _to_lose(self) -> float:
+        """Mean |LD_spliced − LD_∅|; computed only where a wanted size needs it."""
+        if self.settings.n_nodes is None:
+            return 1.0
+        nothing = SAEMasks.full(self.narrow_means.latents, 0.0)
+        empty = self.narrow.logit_diff_from(
+            self.prefix, self.task, masks=nothing, means=self.narrow_means
+        )
+        return max((empty - self.target).abs().mean().item(), 1e-3)
 
     def _starting_theta(self, resume: LearnedMask | None) -> dict[str, Float[Tensor, "..."]]:
         """θ₀ for every candidate, or what an earlier run had come to."""
         if resume is None:
             return starting_theta(self.narrow_means.latents, self.settings)
         return {
-            name: theta[..., self.kept[name]] if name in self.kept else theta
+            name: theta[..., self.kept[name]].to(self.target.device).nan_to_num(neginf=-1.0)
             for name, theta in resume.theta.items()
         }
 
     def _widened(self, name: str, theta: Float[Tensor, "*seq kept"]) -> Float[Tensor, "*seq d_sae"]:
-        """A copy of θ for all latents: −∞ for those that were left out."""
-        theta = theta.detach().clone()
-        if name not in self.kept:
-            return theta
+        """A copy of θ for all latents: −∞ for what is no candidate."""
+        theta = theta.detach().masked_fill(~self.learning.candidates[name], -torch.inf)
         wide = theta.new_full((*theta.shape[:-1], self.spliced.saes[name].cfg.d_sae), -torch.inf)
         wide[..., self.kept[name]] = theta
         return wide
 
     def _candidate_error(self, masks: SAEMasks, theta: Mapping[str, Tensor]) -> float:
-        """How far latents that were left out move LD, when they join the circuit ``masks``."""
+        """How far nodes that were left out move LD, when they join the circuit ``masks``."""
         joined = [mask.masked_fill(theta[name].isneginf(), 1) for name, mask in masks.items()]
         circuit, with_left_out = (
             self.spliced.logit_diff_from(self.prefix, self.task, masks=both, means=self.means)
