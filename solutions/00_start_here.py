@@ -86,7 +86,7 @@ print(
 
 # %%
 lab = load_lab(LAB)
-test = load_task("sva_nounpp", lab.tokenizer, "test", n=48 if PROFILE == "quick" else 100)
+test = load_task("sva_nounpp", lab.tokenizer, "dev", n=48 if PROFILE == "quick" else 100)
 pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 # %% [markdown]

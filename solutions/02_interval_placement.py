@@ -112,7 +112,7 @@ print(
 )
 
 # %% [markdown]
-# Second, two **tasks**, with prompts from the test split, whose nouns and names no training prompt
+# Second, two **tasks**, with prompts from the dev split, whose nouns and names no training prompt
 # has. In `sva_nounpp` the verb has to agree with a subject, and another noun stands between them;
 # in `ioi` the answer is the name that occurs once. Each (*clean*) prompt has a *patch* prompt
 # beside it: the subject in the other number, or other names. The measure is the *logit
@@ -122,7 +122,7 @@ print(
 # %%
 tasks = ("sva_nounpp", "ioi")
 train = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN, verbose=False) for name in tasks}
-test = {name: load_task(name, lab.tokenizer, "test", n=N_TEST, verbose=False) for name in tasks}
+test = {name: load_task(name, lab.tokenizer, "dev", n=N_TEST, verbose=False) for name in tasks}
 model_ld = {name: SplicedModel(lab).model_logit_diff(task).cpu() for name, task in test.items()}
 for name, task in test.items():
     right, pair = (model_ld[name] > 0).float().mean(), task.pairs[0]

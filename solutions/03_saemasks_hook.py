@@ -95,7 +95,7 @@ STEPS = 20 if QUICK else 60  # of learning a mask
 # %%
 lab = load_lab(LAB, layers=LAYERS)
 train = load_task("sva_nounpp", lab.tokenizer, "train", n=N_TRAIN).to(lab.device)
-test = load_task("sva_nounpp", lab.tokenizer, "test", n=N_TEST).to(lab.device)
+test = load_task("sva_nounpp", lab.tokenizer, "dev", n=N_TEST).to(lab.device)
 few = test[:N_HAND]
 pd.DataFrame([vars(pair) for pair in test.pairs[:3]])
 

@@ -1,5 +1,6 @@
 """Attribution against identities: masks' gradients, sums, finite differences, exact patching."""
 
+import itertools
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -282,6 +283,7 @@ class LinearToy:
         self,
         tokens,
         *,
+        masks=None,
         means=None,
         latents=None,
         outputs=None,
@@ -388,18 +390,20 @@ def test_ig_takes_as_many_prompts_times_points_as_fit_with_gradients(spliced, ta
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_mean_in_batches_of_any_size_is_the_mean(sizes, seed):
     values = torch.randn(sum(sizes), 3, 2, generator=torch.Generator().manual_seed(seed))
+    total = attribution._MeanOverPrompts(sum(sizes))
+    for batch in values.split(sizes):
+        total.add("values", batch)
     for aggregate in ("mean", "mean_abs"):
-        total = attribution._MeanOverPrompts(aggregate, sum(sizes))
-        for batch in values.split(sizes):
-            total.add("values", batch)
         expected = over_prompts(values, aggregate)
-        torch.testing.assert_close(total.means()["values"], expected)
+        torch.testing.assert_close(total.means(aggregate)["values"], expected)
 
 
 def test_half_precision_is_summed_up_in_single_precision():
-    total = attribution._MeanOverPrompts("mean", 4096)
+    total = attribution._MeanOverPrompts(4096)
     total.add("values", torch.full((4096, 1), 1.0, dtype=torch.bfloat16))
-    assert total.means()["values"].dtype == torch.float32 and total.means()["values"] == 1
+    assert total.means("mean")["values"].dtype == torch.float32 and (
+        total.means("mean")["values"] == 1
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -622,3 +626,111 @@ def test_scoring_leaves_the_saes_as_they_were(task):
     for sae, other in zip(lab.saes.values(), fresh.saes.values(), strict=True):
         for one, two in zip(sae.parameters(), other.parameters(), strict=True):
             assert torch.equal(one, two) and one.grad is None
+
+
+# ---------------------------------------------------------------------------------------------
+# Variants, and scores inside a circuit
+# ---------------------------------------------------------------------------------------------
+
+
+def test_variants_are_the_scores_of_each_setting_ranked_in_each_way(spliced, task, means):
+    found = attribution.variants(spliced, task, means=means, steps=3)
+    assert len(found) == 2 * 2 * 3
+    for method, end in itertools.product((atp, integrated_gradients), ("patch", "mean")):
+        name = f"{'AtP' if method is atp else 'IG'} to {'patch' if end == 'patch' else 'means'}"
+        steps = {} if method is atp else {"steps": 3}
+        settings = {"means": means, "baseline": end, **steps}
+        signed = method(spliced, task, **settings)
+        absolute = method(spliced, task, aggregate="mean_abs", **settings)
+        for place in spliced.hook_points:
+            expected = (signed[place].abs(), signed[place], absolute[place])
+            for variant, scores in zip(attribution.VARIANTS, expected, strict=True):
+                torch.testing.assert_close(found[f"{name}, {variant}"][place], scores)
+
+
+@pytest.mark.parametrize("baseline", ["patch", "mean"])
+def test_integrated_gradients_add_up_to_the_effect_of_the_baseline(spliced, task, means, baseline):
+    settings = {"means": means, "baseline": baseline}
+    effect = attribution.effect_of_baseline(spliced, task, **settings)
+    scores = integrated_gradients(spliced, task, steps=300, **settings)
+    assert max(abs(fall) for fall in effect.values()) > 0.01
+    for place, fall in effect.items():
+        assert scores[place].sum().item() == pytest.approx(fall, rel=0.03, abs=0.003)
+
+
+def some_circuit(spliced, means, *, seed=0):
+    """Half of all nodes, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = [
+        (torch.rand(mean.shape, generator=generator) < 0.5).float()
+        for mean in means.latents.values()
+    ]
+    for mask in masks:
+        mask[0] = 0
+    return SAEMasks(spliced.hook_points, masks)
+
+
+def test_atp_in_a_circuit_is_the_gradient_of_its_masks(spliced, task, means):
+    masks = some_circuit(spliced, means)
+    scores = atp(spliced, task, means=means, masks=masks, baseline="mean")
+    soft = [mask.clone().requires_grad_() for mask in masks.masks]
+    run = spliced.run(task.clean, masks=SAEMasks(spliced.hook_points, soft), means=means)
+    gradients = torch.autograd.grad(run.logit_diff(task).mean(), soft)
+    for mask, gradient, place in zip(masks.masks, gradients, spliced.hook_points, strict=True):
+        torch.testing.assert_close(scores[place], gradient * mask, atol=1e-5, rtol=1e-4)
+        assert scores[place].abs().sum() > 0
+
+
+def test_integrated_gradients_in_a_circuit_add_up_to_what_one_sae_s_nodes_do_there(
+    spliced, task, means
+):
+    masks = some_circuit(spliced, means, seed=1)
+    scores = integrated_gradients(
+        spliced, task, means=means, masks=masks, baseline="mean", steps=300
+    )
+    whole = spliced.logit_diff(task, masks=masks, means=means).mean()
+    for place, mask in masks.items():
+        assert (scores[place][mask == 0] == 0).all()
+        rest = [torch.zeros_like(m) if name == place else m for name, m in masks.items()]
+        without = spliced.logit_diff(
+            task, masks=SAEMasks(masks.hook_points, rest), means=means
+        ).mean()
+        fall = (whole - without).item()
+        assert scores[place].sum().item() == pytest.approx(fall, rel=0.03, abs=0.003)
+
+
+@pytest.mark.parametrize("method", [atp, integrated_gradients])
+def test_scores_in_the_whole_circuit_are_the_scores(spliced, task, means, method):
+    settings = {"means": means, "baseline": "mean"}
+    everything = SAEMasks.full(means.latents, 1.0)
+    inside = method(spliced, task, masks=everything, **settings)
+    for place, scores in method(spliced, task, **settings).items():
+        torch.testing.assert_close(inside[place], scores, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [atp, integrated_gradients])
+def test_a_circuit_s_nodes_are_scored_against_the_means_that_ablate_the_others(
+    spliced, task, means, method
+):
+    with pytest.raises(ValueError, match="baseline='mean'"):
+        method(spliced, task, means=means, masks=SAEMasks.full(means.latents, 1.0))
+
+
+@given(
+    n_start=st.integers(50, 10**5),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    rounds=st.integers(1, 20),
+)
+def test_shrinking_sizes_fall_through_every_wanted_size(n_start, sizes, rounds):
+    found = attribution.shrinking_sizes(n_start, sizes, rounds)
+    assert found == sorted(set(found), reverse=True)
+    assert set(sizes) <= set(found) and found[-1] == min(sizes) and found[0] <= n_start
+    assert len(found) <= rounds + len(set(sizes))
+
+
+def test_sizes_shrink_by_the_same_factor():
+    assert attribution.shrinking_sizes(1000, [1], 3) == [100, 10, 1]
+    assert attribution.shrinking_sizes(1000, [1, 30], 3) == [100, 30, 10, 1]
+    for wrong in ((10, [11], 2), (10, [], 2), (10, [0], 2), (10, [5], 0)):
+        with pytest.raises(ValueError, match=r"sizes from 1 to n_start=10"):
+            attribution.shrinking_sizes(*wrong)

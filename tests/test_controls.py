@@ -15,6 +15,7 @@ from course_utils.circuits.controls import (
     moved,
     same_places,
     separations,
+    split_by,
     subsets_of_all_sizes,
 )
 from course_utils.circuits.masks import SAEMasks, only
@@ -64,6 +65,40 @@ def test_the_seed_draws_the_subsets():
 def test_a_single_node_has_no_part():
     with pytest.raises(ValueError, match="two nodes or more; there are 1"):
         subsets_of_all_sizes([(ONE, 1, 1)], 3, seed=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Halves of the prompts
+# ---------------------------------------------------------------------------------------------
+
+
+def test_halves_share_no_group_and_every_prompt_is_in_one(task):
+    groups = [i // 3 for i in range(12)]  # four groups of three prompts
+    one, other = split_by(task, groups, seed=0)
+    rows = [[task.pairs.index(pair) for pair in half.pairs] for half in (one, other)]
+    assert sorted(rows[0] + rows[1]) == list(range(12)) and len(one) == len(other) == 6
+    assert not {groups[row] for row in rows[0]} & {groups[row] for row in rows[1]}
+    for half, own in zip((one, other), rows):
+        assert own == sorted(own) and torch.equal(half.clean, task.clean[own])
+
+
+def test_halves_differ_by_no_more_prompts_than_the_largest_group_has(task):
+    groups = [0] * 5 + [1, 1, 2, 3, 4, 5, 6]
+    for seed in range(20):
+        one, other = split_by(task, groups, seed=seed)
+        assert abs(len(one) - len(other)) <= 5
+
+
+def test_the_seed_draws_the_halves(task):
+    one, again, another = (split_by(task, range(12), seed=seed)[0] for seed in (0, 0, 1))
+    assert one == again != another
+
+
+def test_prompts_that_cannot_be_parted_are_refused(task):
+    with pytest.raises(ValueError, match="11 groups, 12 prompts"):
+        split_by(task, range(11), seed=0)
+    with pytest.raises(ValueError, match="all prompts are in one group"):
+        split_by(task, ["noun"] * 12, seed=0)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from course_utils.circuits.hypotheses import (
     gaussian_kernel,
     hsic,
     independence,
+    inflated_drops,
     knocked_out,
     minimality,
     rank_p_value,
@@ -343,6 +344,28 @@ def test_references_needed_are_those_that_minimality_needs():
     drops = torch.ones(20, 3)
     assert minimality(drops, torch.zeros(n, 3)).needed.all()
     assert not minimality(drops, torch.zeros(n - 1, 3)).needed.any()
+
+
+def test_inflated_drops_are_what_a_node_changes_when_it_joins_alone(spliced, task, means):
+    evaluation = Evaluation(spliced, task, means)
+    everything = SAEMasks.full(means.latents, 1.0)
+    circuit = only(everything, everything.nodes()[::5])
+    extra = [node for node in everything.nodes() if node not in circuit.nodes()][::40]
+    found = inflated_drops(evaluation, circuit, extra)
+    for row, node in zip(found, extra, strict=True):
+        inflated = only(everything, [*circuit.nodes(), node])
+        wanted = evaluation(inflated) - evaluation(without(inflated, [node]))
+        torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
+    assert found.abs().max() > 1e-3
+
+
+def test_inflated_drops_need_nodes_that_are_not_in_the_circuit(spliced, task, means):
+    circuit = only(SAEMasks.full(means.latents, 1.0), [(spliced.hook_points[0], 2, 7)])
+    evaluation = Evaluation(spliced, task, means)
+    with pytest.raises(ValueError, match=r"2, 7\) is in the circuit: give nodes that are not"):
+        inflated_drops(evaluation, circuit, circuit.nodes())
+    with pytest.raises(ValueError, match="no extra nodes"):
+        inflated_drops(evaluation, circuit, [])
 
 
 def test_minimality_says_what_it_found():

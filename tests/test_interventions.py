@@ -1,10 +1,19 @@
 """Interventions: what is held is held, where it is said to be, and what follows follows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from course_utils.circuits.interventions import Held, edge_effects, holding, intervene
-from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.interventions import (
+    Held,
+    edge_effects,
+    holding,
+    intervene,
+    resampled_logit_diff,
+)
+from course_utils.circuits.masks import SAEMasks, only
+from course_utils.circuits.splice import PatchMeans, SplicedModel
 
 
 def test_holding_values_that_are_there_changes_nothing(lab, task):
@@ -143,3 +152,63 @@ def test_edge_effects_are_shares_of_a_nodes_own_change(lab, task):
     assert (effects[1:] == 0).all()  # nothing goes back, or sideways within a layer
     same = edge_effects(spliced, task.clean, task.clean, nodes)
     assert (same == 0).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# Resampled ablation
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some_masks(means):
+    """A third of all nodes."""
+    everything = SAEMasks.full(means.latents, 1.0)
+    return only(everything, everything.nodes()[::3])
+
+
+def test_resampled_ablation_is_the_mean_ablation_of_one_donor_each(spliced, task, some_masks):
+    """One prompt at a time, the donor's values are the mean over a single prompt."""
+    donors = task.patch.roll(5, 0)
+    found = resampled_logit_diff(spliced, task, some_masks, donors)
+    for row in range(len(task)):
+        of_donor = spliced.patch_means(donors[row : row + 1])
+        wanted = spliced.logit_diff(task[[row]], masks=some_masks, means=of_donor)
+        torch.testing.assert_close(found[row : row + 1], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_with_every_node_kept_the_donors_say_nothing(spliced, task, means):
+    everything = SAEMasks.full(means.latents, 1.0)
+    found = resampled_logit_diff(spliced, task, everything, task.patch)
+    torch.testing.assert_close(found, spliced.logit_diff(task), atol=1e-4, rtol=1e-4)
+
+
+def test_with_no_node_kept_the_donors_say_everything(lab, task):
+    """All that passes the last SAE is the donor's: its logits, with the prompt's own answers."""
+    spliced = SplicedModel(lab)
+    nothing = SAEMasks.full(spliced.patch_means(task.patch).latents, 0.0)
+    found = resampled_logit_diff(spliced, task, nothing, task.patch)
+    wanted = spliced.run(task.patch).logit_diff(task)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, spliced.logit_diff(task), atol=1e-3)
+
+
+@pytest.mark.parametrize("error", ["mean", "keep"])
+def test_batches_and_error_policies_change_nothing_that_they_should_not(lab, task, error):
+    spliced = SplicedModel(lab, error=error)
+    means = spliced.patch_means(task.patch)
+    masks = only(everything := SAEMasks.full(means.latents, 1.0), everything.nodes()[::4])
+    at_once = resampled_logit_diff(spliced, task, masks, task.patch, means=means)
+    in_pieces = resampled_logit_diff(spliced, task, masks, task.patch, means=means, batch_size=5)
+    torch.testing.assert_close(at_once, in_pieces, atol=1e-4, rtol=1e-4)
+    other_latents = PatchMeans({k: f + 1 for k, f in means.latents.items()}, means.errors, means.n)
+    again = resampled_logit_diff(spliced, task, masks, task.patch, means=other_latents)
+    torch.testing.assert_close(at_once, again)
+
+
+def test_donors_that_do_not_fit_are_refused(spliced, task, some_masks):
+    for donors, shape in ((task.patch[:5], "5, 6"), (task.patch[:, :4], "12, 4")):
+        with pytest.raises(ValueError, match=rf"\[12, 6\] tokens in all; got \[{shape}\]"):
+            resampled_logit_diff(spliced, task, some_masks, donors)
+    padded = replace(task, lengths=torch.full((12,), 6))
+    with pytest.raises(ValueError, match="prompts of one length, and these are padded"):
+        resampled_logit_diff(spliced, padded, some_masks, task.patch)

@@ -10,6 +10,10 @@ hundred thousand nodes. The rest are estimates from gradients, a few passes for 
   − patch), one SAE at a time (Sundararajan et al. 2017; for SAE latents, Marks et al. 2024).
 - and two baselines that use no gradient: the largest change of activation, and chance.
 
+A score has variants, which rank nodes differently: what "without the node" is, and what becomes of
+the signs. `variants` gives them all from the same passes; which is best is to be chosen on prompts
+that are not reported on.
+
 All attribute the logit difference of the *spliced* model, the one that circuits are cut from, and
 give signed scores: positive means that the node's clean value raises the logit difference.
 `AttributionSettings.baseline` says what "without the node" is: its value on the pair's patch
@@ -29,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.circuits.masks import Node, Scores
+from course_utils.circuits.masks import Node, SAEMasks, Scores, ablate
 from course_utils.circuits.saes import decode
 from course_utils.circuits.settings import require, with_changes
 from course_utils.circuits.splice import PatchMeans, Run, SplicedModel, batches
@@ -73,8 +77,12 @@ class AttributionSettings:
         some = self.batch_size is None or self.batch_size >= 1
         require(self, "batch_size", some, "1 or more (or None)")
 
-    def check_means(self, means: PatchMeans | None) -> None:
-        """Raise ValueError if the baseline needs means and there are none."""
+    def check_means(self, means: PatchMeans | None, masks: SAEMasks | None = None) -> None:
+        """Raise ValueError if the baseline needs means and there are none, or if nodes are to be
+        scored in a circuit and the baseline is not what ablates the others.
+        """
+        if masks is not None and self.baseline != "mean":
+            raise ValueError("masks ablate nodes by means: score in them with baseline='mean'.")
         if self.baseline == "mean" and means is None:
             raise ValueError("baseline='mean' needs means=spliced.patch_means(task.patch).")
 
@@ -89,6 +97,7 @@ def atp(
     task: Task,
     *,
     means: PatchMeans | None = None,
+    masks: SAEMasks | None = None,
     settings: AttributionSettings | None = None,
     **changes: Any,
 ) -> Scores:
@@ -97,6 +106,8 @@ def atp(
 
     Args:
         means: needed for ``baseline="mean"`` and for the error policy ``"mean"``.
+        masks: score the nodes of this circuit with all others ablated, as when attribution is
+            iterated; all others score 0. Ablation is by means, so this wants ``baseline="mean"``.
         settings: all settings at once; or name some: ``atp(spliced, task, means=means,
             baseline="mean")``. With this baseline, the score is the gradient of the mask at 1.
 
@@ -104,14 +115,27 @@ def atp(
         Scores ``[seq, d_sae]`` by hook point, in units of the logit difference.
 
     Raises:
-        ValueError: a setting out of range; ``baseline="mean"`` without ``means``.
+        ValueError: a setting out of range; ``baseline="mean"`` without ``means``; ``masks`` with
+            another baseline.
         TypeError: a setting that there is not.
     """
     settings = with_changes(settings or AttributionSettings(), changes, known=WITHOUT_STEPS)
-    settings.check_means(means)
+    return _atp(spliced, task, means, settings, masks).means(settings.aggregate)
+
+
+def _atp(
+    spliced: SplicedModel,
+    task: Task,
+    means: PatchMeans | None,
+    settings: AttributionSettings,
+    masks: SAEMasks | None = None,
+) -> _MeanOverPrompts[str]:
+    settings.check_means(means, masks)
     size = settings.batch_size or spliced.batch_size(task.seq_len, gradient=True)
-    total: _MeanOverPrompts[str] = _MeanOverPrompts(settings.aggregate, len(task))
-    compared = _compare(spliced, task, means, settings.baseline, size, track_latents=True)
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(len(task))
+    compared = _compare(
+        spliced, task, means, settings.baseline, size, masks=masks, track_latents=True
+    )
     with _bar("AtP", len(task), settings) as bar:
         for pairs in compared:
             latents = list(pairs.clean.latents.values())
@@ -119,7 +143,7 @@ def atp(
             for name, gradient in zip(pairs.clean.latents, gradients, strict=True):
                 total.add(name, gradient * pairs.change(name))
             bar.update(len(pairs.task))
-    return total.means()
+    return total
 
 
 def integrated_gradients(
@@ -127,6 +151,7 @@ def integrated_gradients(
     task: Task,
     *,
     means: PatchMeans | None = None,
+    masks: SAEMasks | None = None,
     settings: AttributionSettings | None = None,
     **changes: Any,
 ) -> Scores:
@@ -141,21 +166,89 @@ def integrated_gradients(
     what a mask puts in.
 
     Raises:
-        ValueError: a setting out of range; ``baseline="mean"`` without ``means``.
+        ValueError: a setting out of range; ``baseline="mean"`` without ``means``; ``masks`` with
+            another baseline.
         TypeError: a setting that there is not.
     """
     settings = with_changes(settings or AttributionSettings(), changes)
-    settings.check_means(means)
+    return _integrated_gradients(spliced, task, means, settings, masks).means(settings.aggregate)
+
+
+def _integrated_gradients(
+    spliced: SplicedModel,
+    task: Task,
+    means: PatchMeans | None,
+    settings: AttributionSettings,
+    masks: SAEMasks | None = None,
+) -> _MeanOverPrompts[str]:
+    settings.check_means(means, masks)
     at_once = settings.batch_size or spliced.batch_size(task.seq_len, gradient=True)
     size = max(1, at_once // settings.steps)
-    total: _MeanOverPrompts[str] = _MeanOverPrompts(settings.aggregate, len(task))
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(len(task))
     with _bar("IG", len(task) * len(spliced.saes), settings) as bar:
-        for pairs in _compare(spliced, task, means, settings.baseline, size):
+        for pairs in _compare(spliced, task, means, settings.baseline, size, masks=masks):
             for name in pairs.clean.latents:
                 gradient = _mean_gradient(pairs, name, settings.steps, at_once)
                 total.add(name, gradient * pairs.change(name))
                 bar.update(len(pairs.task))
-    return total.means()
+    return total
+
+
+VARIANTS = ("|mean|", "positive mean", "mean of |·|")
+"""What becomes of the signs of a node's scores over prompts: the size of their mean; their mean, so
+that nodes which lower the logit difference come last; the mean of their sizes.
+"""
+
+
+def variants(
+    spliced: SplicedModel,
+    task: Task,
+    *,
+    means: PatchMeans,
+    settings: AttributionSettings | None = None,
+    **changes: Any,
+) -> dict[str, Scores]:
+    """AtP and IG in all variants, each to be ranked with the largest score first
+    (``SAEMasks.from_scores(…, rank="signed")``).
+
+    Args:
+        means: of the patch prompts, one of the two baselines.
+        settings: how many steps and prompts at once; ``baseline`` and ``aggregate`` are all tried.
+
+    Returns:
+        Scores by name, such as ``"IG to means, mean of |·|"``: AtP and IG, to the patch and to the
+        means, in each of `VARIANTS`.
+
+    Raises:
+        ValueError: a setting out of range.
+        TypeError: a setting that there is not.
+    """
+    settings = with_changes(settings or AttributionSettings(), changes)
+    found = {}
+    for method, run in (("AtP", _atp), ("IG", _integrated_gradients)):
+        for baseline, end in (("patch", "patch"), ("mean", "means")):
+            total = run(spliced, task, means, with_changes(settings, {"baseline": baseline}))
+            mean, mean_abs = total.means("mean"), total.means("mean_abs")
+            size = {name: score.abs() for name, score in mean.items()}
+            for variant, scores in zip(VARIANTS, (size, mean, mean_abs), strict=True):
+                found[f"{method} to {end}, {variant}"] = scores
+    return found
+
+
+@torch.no_grad()
+def effect_of_baseline(
+    spliced: SplicedModel, task: Task, *, means: PatchMeans | None = None, baseline: Baseline
+) -> dict[str, float]:
+    """F(clean) − F(baseline) of each SAE: how far the mean logit difference falls when all latents
+    of one SAE have their baseline values. As steps grow, the scores of `integrated_gradients` add
+    up to it (the completeness axiom, Sundararajan et al. 2017).
+    """
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(len(task))
+    for pairs in _compare(spliced, task, means, baseline, spliced.batch_size(task.seq_len)):
+        clean = pairs.clean.logit_diff(pairs.task)
+        for name, f in pairs.clean.latents.items():
+            total.add(name, clean - pairs.logit_diff_with(name, f - pairs.change(name)))
+    return {name: fall.item() for name, fall in total.means("mean").items()}
 
 
 def _mean_gradient(
@@ -178,6 +271,25 @@ def _mean_gradient(
         mean_gradient += gradient.unflatten(0, (len(some), -1)).sum(0) / steps
     f = f.detach().requires_grad_()
     return torch.autograd.grad(decode(sae, f), f, grad_outputs=mean_gradient.to(clean))[0]
+
+
+def shrinking_sizes(n_start: int, sizes: Iterable[int], rounds: int) -> list[int]:
+    """The sizes of a circuit that attribution is iterated on: from ``n_start`` down to the smallest
+    of ``sizes`` by the same factor in each of ``rounds`` rounds, and through every one of
+    ``sizes``.
+
+    Raises:
+        ValueError: no sizes, one below 1 or above ``n_start``; no rounds.
+    """
+    wanted = sorted(set(sizes))
+    if not wanted or wanted[0] < 1 or wanted[-1] > n_start or rounds < 1:
+        raise ValueError(
+            f"wanted sizes from 1 to n_start={n_start} and one round or more, not {wanted} in "
+            f"{rounds} rounds."
+        )
+    factor = wanted[0] / n_start
+    even = {round(n_start * factor ** (i / rounds)) for i in range(1, rounds + 1)}
+    return sorted(even | set(wanted), reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -217,7 +329,7 @@ def activation_patching(
     for node in nodes:
         _check_node(node, spliced, task)
     size = settings.batch_size or spliced.batch_size(task.seq_len)
-    total: _MeanOverPrompts[Node] = _MeanOverPrompts(settings.aggregate, len(task))
+    total: _MeanOverPrompts[Node] = _MeanOverPrompts(len(task))
     with _bar("activation patching", len(nodes) * len(task), settings) as bar:
         for pairs in _compare(spliced, task, means, settings.baseline, size):
             clean = pairs.clean.logit_diff(pairs.task)
@@ -228,7 +340,7 @@ def activation_patching(
         name: torch.full((task.seq_len, sae.cfg.d_sae), torch.nan, device=sae.W_dec.device)
         for name, sae in spliced.saes.items()
     }
-    for (name, position, latent), effect in total.means().items():
+    for (name, position, latent), effect in total.means(settings.aggregate).items():
         scores[name][position, latent] = effect
     return scores
 
@@ -279,11 +391,11 @@ def largest_change(
         Scores ``[seq, d_sae]`` by hook point, in units of the latents: 0 or more.
     """
     size = batch_size or spliced.batch_size(task.seq_len)
-    total: _MeanOverPrompts[str] = _MeanOverPrompts("mean_abs", len(task))
+    total: _MeanOverPrompts[str] = _MeanOverPrompts(len(task))
     for pairs in _compare(spliced, task, means, "patch", size):
         for name in pairs.clean.latents:
             total.add(name, pairs.change(name))
-    return total.means()
+    return total.means("mean_abs")
 
 
 @torch.no_grad()
@@ -354,6 +466,7 @@ class _Compared:
         task: the pairs of this batch.
         clean: the spliced model on the clean prompts.
         baseline: by hook point, ``[batch, seq, d_sae]``, or ``[seq, d_sae]`` for means.
+        masks: the circuit in which nodes are scored; None for the whole spliced model.
     """
 
     spliced: SplicedModel
@@ -361,6 +474,7 @@ class _Compared:
     means: PatchMeans | None
     clean: Run
     baseline: Mapping[str, Float[Tensor, "*batch seq d_sae"]]
+    masks: SAEMasks | None = None
 
     def change(self, name: str) -> Float[Tensor, "batch seq d_sae"]:
         """Clean latents − baseline."""
@@ -373,6 +487,7 @@ class _Compared:
         rows = torch.arange(len(self.task)).repeat(len(points) // len(self.task))
         run = self.spliced.run(
             self.clean.prefixes[name][rows.to(points.device)],
+            masks=self.masks,
             means=self.means,
             outputs={name: points},
             keep_latents=False,
@@ -384,6 +499,12 @@ class _Compared:
         name, position, latent = node
         f = self.clean.latents[name].clone()
         f[:, position, latent] = self.baseline[name][..., position, latent]
+        return self.logit_diff_with(name, f)
+
+    def logit_diff_with(
+        self, name: str, f: Float[Tensor, "batch seq d_sae"]
+    ) -> Float[Tensor, " batch"]:
+        """LD on the clean prompts when one SAE has these latents."""
         prefix = self.clean.prefixes[name]  # nothing moves before the node's own SAE
         run = self.spliced.run(prefix, means=self.means, latents={name: f}, keep_latents=False)
         return run.logit_diff(self.task)
@@ -396,22 +517,28 @@ def _compare(
     baseline: Baseline,
     size: int,
     *,
+    masks: SAEMasks | None = None,
     track_latents: bool = False,
 ) -> Iterator[_Compared]:
     """The task in batches of ``size`` pairs, with the clean run and the baseline of each.
 
-    ``track_latents`` builds a graph from the clean latents on, so that they have gradients.
+    ``track_latents`` builds a graph from the clean latents on, so that they have gradients. With
+    ``masks``, the clean run is that of a circuit, and its latents are those that the mask lets
+    through; tracked ones are from before the mask, whose gradients stop where it is 0.
     """
     for batch in batches(task, size):
         with torch.set_grad_enabled(track_latents):
             prefix = spliced.prefix(batch.clean, lengths=batch.lengths)
-            clean = spliced.run(prefix, means=means, track_latents=track_latents)
+            clean = spliced.run(prefix, masks=masks, means=means, track_latents=track_latents)
+        if masks is not None and means is not None and not track_latents:
+            for name, f in clean.latents.items():
+                clean.latents[name] = ablate(f, masks[name], means.latents[name])
         if baseline == "mean":
             assert means is not None, "check_means comes first"
             latents = means.latents
         else:
             latents = _patch_latents(spliced, batch, means)
-        yield _Compared(spliced, batch, means, clean, latents)
+        yield _Compared(spliced, batch, means, clean, latents, masks)
 
 
 @torch.no_grad()
@@ -428,21 +555,22 @@ Key = TypeVar("Key", bound=Hashable)
 class _MeanOverPrompts(Generic[Key]):
     """Means over prompts, summed up batch by batch: by hook point, or by node."""
 
-    def __init__(self, aggregate: Aggregate, n_prompts: int):
-        self.aggregate, self.n_prompts = aggregate, n_prompts
+    def __init__(self, n_prompts: int):
+        self.n_prompts = n_prompts
         self.sums: dict[Key, Tensor] = {}
+        self.sums_abs: dict[Key, Tensor] = {}
 
     def add(self, key: Key, values: Float[Tensor, "batch *rest"]) -> None:
         """Values of some prompts; each prompt is to be added once."""
-        values = values.detach()
-        if self.aggregate == "mean_abs":
-            values = values.abs()
-        total = values.float().sum(0)
-        self.sums[key] = self.sums[key] + total if key in self.sums else total
+        values = values.detach().float()
+        for sums, each in ((self.sums, values), (self.sums_abs, values.abs())):
+            total = each.sum(0)
+            sums[key] = sums[key] + total if key in sums else total
 
-    def means(self) -> dict[Key, Float[Tensor, "..."]]:
-        """The mean of each key, over all prompts."""
-        return {key: total / self.n_prompts for key, total in self.sums.items()}
+    def means(self, aggregate: Aggregate) -> dict[Key, Float[Tensor, "..."]]:
+        """The mean of each key over all prompts, of the values or of their sizes."""
+        sums = self.sums if aggregate == "mean" else self.sums_abs
+        return {key: total / self.n_prompts for key, total in sums.items()}
 
 
 def _bar(title: str, total: int, settings: AttributionSettings) -> tqdm:

@@ -7,14 +7,15 @@ than the circuit, and lose to any node that knows anything. Here are harder ones
 - `matched_nodes`: nodes there that tell the groups of prompts apart as well as the circuit's do.
   What a circuit does and these do not is more than knowing.
 
-For completeness, `subsets_of_all_sizes` draws parts of a circuit of every size. And `moved` carries
-a circuit to prompts of another shape, to see whether it is one of the behaviour or of the prompts.
+For completeness, `subsets_of_all_sizes` draws parts of a circuit of every size. For stability,
+`split_by` parts prompts into halves that share no noun. And `moved` carries a circuit to prompts of
+another shape, to see whether it is one of the behaviour or of the prompts.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_utils.circuits.masks import Node, SAEMasks, Scores
+from course_utils.prompts.tasks import Task
 
 ROUNDING = 1e-6
 """Separations that differ by less are equal."""
@@ -61,6 +63,47 @@ def subsets_of_all_sizes(nodes: Sequence[Node], n_subsets: int, *, seed: int) ->
         chosen = torch.randperm(len(nodes), generator=generator)[:size]
         subsets.append([nodes[i] for i in chosen.sort().values.tolist()])
     return subsets
+
+
+# ---------------------------------------------------------------------------------------------
+# Halves of the prompts
+# ---------------------------------------------------------------------------------------------
+
+
+def split_by(task: Task, groups: Sequence[Hashable], *, seed: int) -> tuple[Task, Task]:
+    """Two parts of a task that share no group, of nearly the same size.
+
+    Two halves of the *rows* share words, so that circuits learned on them agree partly since they
+    saw the same words. Here whole groups go to one half or to the other, such as all prompts with
+    one subject noun.
+
+    The groups come in random order, and each goes to the half that has fewer prompts so far. So the
+    halves differ by no more prompts than the largest group has.
+
+    Args:
+        task: the prompts; in each half they keep their order.
+        groups: of each prompt, e.g. its subject noun.
+        seed: of the order of the groups.
+
+    Raises:
+        ValueError: another number of groups than of prompts; all prompts in one group.
+    """
+    if len(groups) != len(task):
+        raise ValueError(
+            f"one group a prompt is wanted: {len(groups)} groups, {len(task)} prompts."
+        )
+    rows_of: dict[Hashable, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        rows_of[group].append(row)
+    if len(rows_of) < 2:
+        raise ValueError("all prompts are in one group, which cannot be parted.")
+    generator = torch.Generator().manual_seed(seed)
+    in_turn = list(rows_of.values())
+    halves: tuple[list[int], list[int]] = ([], [])
+    for i in torch.randperm(len(in_turn), generator=generator).tolist():
+        min(halves, key=len).extend(in_turn[i])
+    one, other = (task[sorted(half)] for half in halves)
+    return one, other
 
 
 # ---------------------------------------------------------------------------------------------

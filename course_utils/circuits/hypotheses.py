@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.circuits.evaluate import Evaluate
-from course_utils.circuits.masks import Node, SAEMasks, without
+from course_utils.circuits.masks import Node, SAEMasks, only, without
 from course_utils.circuits.statistics import Interval, proportion
 
 LEVEL = 0.05
@@ -399,6 +399,33 @@ def minimality(
         quantile=quantile,
         n=n,
     )
+
+
+def inflated_drops(
+    evaluate: Evaluate, circuit: SAEMasks, extra: Sequence[Node]
+) -> Float[Tensor, "n_extra n"]:
+    """What each extra node changes in the circuit: LD_{C∪r} − LD_C, a row for each node r.
+
+    Each joins the circuit alone, and leaves it again. For random nodes these are the
+    ``reference_drops`` of `minimality`.
+
+    Args:
+        evaluate: the logit difference of every prompt, e.g. an `Evaluation`. One that remembers the
+            circuit needs less time.
+        circuit: C; it stays as it is.
+        extra: nodes that are not in it.
+
+    Raises:
+        ValueError: no nodes; a node of the circuit.
+    """
+    if not extra:
+        raise ValueError("no extra nodes: give one or more, e.g. from random_nodes.")
+    nodes = circuit.nodes()
+    inside = [node for node in extra if node in set(nodes)]
+    if inside:
+        raise ValueError(f"{inside[0]} is in the circuit: give nodes that are not.")
+    before = evaluate(circuit)
+    return torch.stack([evaluate(only(circuit, [*nodes, node])) - before for node in extra])
 
 
 def references_needed(n_nodes: int, *, quantile: float = QUANTILE) -> int:

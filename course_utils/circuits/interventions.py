@@ -1,4 +1,5 @@
-"""Interventions: latents held at given values, and how much of a change a node passes on.
+"""Interventions: latents held at given values, latents that come from another prompt, and how much
+of a change a node passes on.
 
 Positions count the columns of the tokens, BOS included.
 """
@@ -7,14 +8,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.circuits.masks import Node
-from course_utils.circuits.splice import ChangeLatents, Prefix, Run, SplicedModel
+from course_utils.circuits.masks import Node, SAEMasks, ablate
+from course_utils.circuits.splice import (
+    ChangeLatents,
+    PatchMeans,
+    Prefix,
+    Run,
+    SplicedModel,
+    batches,
+)
+from course_utils.prompts.tasks import Task
 
 
 class Held(NamedTuple):
@@ -101,6 +111,65 @@ def intervene(
     """
     held = (Held(*node, value) for node, value in values.items())
     return spliced.run(prompts, latents=holding(spliced, held))
+
+
+@torch.no_grad()
+def resampled_logit_diff(
+    spliced: SplicedModel,
+    task: Task,
+    masks: SAEMasks,
+    donors: Int[Tensor, "n seq"],
+    *,
+    means: PatchMeans | None = None,
+    batch_size: int | None = None,
+) -> Float[Tensor, " n"]:
+    """Logit differences where a prompt's ablated latents have the values of another prompt.
+
+    *Resampled ablation*: what the masks leave out has, at each position, what it has there in one
+    prompt of the ``donors``, in the spliced model with nothing masked. A mean over prompts is a set
+    of values that no prompt has; these are values of a prompt. They may say something, such as the
+    other number.
+
+    Args:
+        spliced: the model with its SAEs.
+        task: the prompts; their clean prompts are run.
+        masks: the circuit.
+        donors: tokens of one prompt for each prompt of the task, such as random patch prompts. Draw
+            them once, and give all circuits the same.
+        means: only for the error policy ``"mean"``, which needs their errors.
+        batch_size: prompts at once; None for as many as fit.
+
+    Raises:
+        ValueError: padded prompts; donors of another number or length.
+
+    Source: Chan et al. 2022, "Causal scrubbing". Miller et al. 2024 compare it with zero and mean.
+    """
+    if task.lengths is not None:
+        raise ValueError("resampled ablation needs prompts of one length, and these are padded.")
+    if donors.shape != task.clean.shape:
+        raise ValueError(
+            f"one donor for each prompt is wanted, {list(task.clean.shape)} tokens in all; got "
+            f"{list(donors.shape)}."
+        )
+    size = batch_size or spliced.batch_size(task.seq_len)
+    values = []
+    for batch, given in zip(batches(task, size), donors.split(size), strict=True):
+        others = spliced.run(given, means=means).latents
+        mixed = {name: _Mixed(masks[name], other) for name, other in others.items()}
+        run = spliced.run(batch.clean, means=means, latents=mixed, keep_latents=False)
+        values.append(run.logit_diff(batch))
+    return torch.cat(values)
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Keeps the latents that a mask keeps, and takes the others from another prompt."""
+
+    mask: Tensor
+    others: Float[Tensor, "batch seq d_sae"]
+
+    def __call__(self, f: Float[Tensor, "batch seq d_sae"]) -> Float[Tensor, "batch seq d_sae"]:
+        return ablate(f, self.mask, self.others)
 
 
 @torch.no_grad()

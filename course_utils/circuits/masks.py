@@ -343,3 +343,27 @@ def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[
 def _buffer_name(hook_point: str) -> str:
     """A buffer's name has no dots."""
     return hook_point.replace(".", "/")
+
+
+def save_circuits(circuits: Mapping[tuple[int, int], SAEMasks], path: Path) -> None:
+    """Write binary masks by (wanted size, seed) as one JSON file, for `load_circuits`."""
+    record = {f"{size} nodes, seed {seed}": one.to_json() for (size, seed), one in circuits.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record) + "\n")
+
+
+def load_circuits(path: str | Path) -> dict[tuple[int, int], SAEMasks]:
+    """Circuits by (wanted size, seed), as `save_circuits` wrote them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        MaskError: the file holds something else.
+    """
+    record = json.loads(Path(path).read_text())
+    try:
+        return {
+            (int(name.split()[0]), int(name.split()[-1])): SAEMasks.from_json(masks)
+            for name, masks in record.items()
+        }
+    except (ValueError, IndexError, AttributeError) as error:
+        raise MaskError(f"{path} holds no circuits by size and seed: {error}") from error

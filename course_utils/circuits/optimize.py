@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -105,17 +105,20 @@ class LearnedMask:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is no learned mask.
+            ValueError: the file is no learned mask, or damaged.
         """
         path = Path(folder)
         path = path / FILE_NAME if path.is_dir() or path.suffix != ".safetensors" else path
         if not path.is_file():
             raise FileNotFoundError(f"no learned mask in {path}: LearnedMask.save writes one.")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} holds no learned mask (format {metadata.get('format')}).")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no learned mask (format {metadata.get('format')}).")
         record = json.loads(metadata["record"])
         names, state = record["hook_points"], {}
         for key in (key for key in tensors if key.startswith("adam/")):

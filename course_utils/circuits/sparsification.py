@@ -182,9 +182,12 @@ def batch_rows(n_prompts: int, step: int, settings: MaskSettings) -> Int[Tensor,
 class SizeControl:
     """Finds λ for a wanted number of nodes while the mask is learned.
 
-    λ is multiplied at every step by exp(rate · e), where e = ln(expected / wanted), and *expected*
-    is the number of nodes to be on a tenth of the run later, if it goes on as in the last steps. e
-    counts up to ±1. Before nodes begin to leave, λ stays.
+    λ is multiplied at every step by exp(rate · e), where e = ln(expected / aim), and *expected* is
+    the number of nodes to be on some steps later, if it goes on as in the last ones. e counts up to
+    ±1. Before nodes begin to leave, λ stays. The aim comes down to the wanted number from above,
+    since nodes leave and do not return, and the more there are, the more leave together: it is a
+    third more at first where 100 nodes or more are wanted, and no more where 10 are; and the wanted
+    number from the middle of the run on. The constants were chosen on dev prompts.
 
     Attributes:
         n_nodes: how many are wanted.
@@ -199,8 +202,12 @@ class SizeControl:
     RISE = 12.0
     """The rate of a rise: with e = 1, ln λ grows by this much over a run."""
     FALL = 18.0
-    AHEAD = 0.1
+    AHEAD = 0.13
     """How far ahead one looks, as a share of the run."""
+    ABOVE = 0.35
+    """By which share the first aim is above 100 wanted nodes or more."""
+    UNTIL = 0.5
+    """When the aim is the wanted number, as a share of the run."""
     PRICE = 0.12
     """At the start, the wanted nodes together cost this share of all that there is to lose."""
 
@@ -213,7 +220,13 @@ class SizeControl:
         """
         return self.PRICE * to_lose * n_saes / self.n_nodes
 
-    def next(self, sparsity: float, n_on: Sequence[float]) -> float:
+    def aim(self, step: int) -> float:
+        """How many nodes are aimed at after so many steps."""
+        left = max(0.0, 1 - step / (self.UNTIL * self.steps))
+        many = max(0.0, min(1.0, math.log10(self.n_nodes / 10)))
+        return self.n_nodes * (1 + self.ABOVE * many * left)
+
+    def next(self, sparsity: float, n_on: Sequence[int | float]) -> float:
         """λ for the next step.
 
         Args:
@@ -226,7 +239,8 @@ class SizeControl:
         trend = 0.0  # a moving average of the change of ln n per step
         for before, now in zip(leaving, leaving[1:]):
             trend = 0.7 * trend + 0.3 * max(-0.5, now - before)
-        e = leaving[-1] + self.AHEAD * self.steps * trend - math.log(self.n_nodes)
+        expected = leaving[-1] + self.AHEAD * self.steps * trend
+        e = expected - math.log(self.aim(len(n_on)))
         rate = (self.RISE if e > 0 else self.FALL) / self.steps
         return sparsity * math.exp(rate * max(-1.0, min(1.0, e)))
 

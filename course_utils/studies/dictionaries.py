@@ -50,6 +50,13 @@ QUERIED, LAST = -2, -1
 line break, where the answer is due.
 """
 
+CIRCUITS = {"dict_key": (30, 60, 183), "list_index": (60, 174)}
+"""The circuits of notebook 06: wanted numbers of nodes, by task. The largest are the post's."""
+LEARNING = {"steps": 60, "batch_size": 4}
+"""How they are learned: settings of `learn_masks`, chosen on dev."""
+N_LEARN = 64
+"""On how many training prompts."""
+
 DRAWS_PER_SESSION = 100
 """How many sessions a family may make for each one that is wanted: some come twice, or are none of
 its kind.
