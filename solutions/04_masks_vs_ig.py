@@ -731,8 +731,11 @@ for name, score in rivals.items():
         frontier.judge(name, circuit, evaluation, wanted=size)
 
 # %%
-strong = list(dict.fromkeys(best.values()))
-title = "Learned masks (all seeds) and attribution, on held-out prompts"
+strong, middle_size = list(dict.fromkeys(best.values())), SIZES[len(SIZES) // 2]
+gap_of = {name: frontier.mean(name, middle_size, "gap").value for name in ["learned mask", *strong]}
+title = f"The gap with {middle_size} nodes: " + ", ".join(
+    f"{name} {value:.2f}" for name, value in gap_of.items()
+)
 said = "Small panels, one per measure, against the number of nodes, a line per method."
 figures.show(figures.measures_figure(frontier, title=title), alt=said, save_as="frontier")
 pd.DataFrame(frontier.rows()).drop(columns="sparsity")
@@ -742,12 +745,21 @@ pd.DataFrame(frontier.rows()).drop(columns="sparsity")
 # prompt by prompt and its interval: much of the noise is shared, and cancels.
 
 # %%
+better = {
+    measure: frontier.wins("learned mask", measure, strong) for measure in ("gap", "distance")
+}
+n_better = {
+    measure: sum(len(sizes["better"]) for sizes in by_rival.values())
+    for measure, by_rival in better.items()
+}
+n_compared = len(SIZES) * len(strong)
+title = (
+    f"Of {n_compared} comparisons the mask wins {n_better['gap']} by the gap, "
+    f"{n_better['distance']} by |1 − F|"
+)
 said = "By how much each rival is worse than the mask, at each size, with 95 % intervals."
 figures.show(
-    figures.paired_figure(
-        frontier, "learned mask", strong, title="The rival's measure minus the mask's"
-    ),
-    alt=said,
+    figures.paired_figure(frontier, "learned mask", strong, title=title), alt=f"{said} {title}."
 )
 verdict = summary_sentence(frontier, "learned mask", strong)
 print(verdict)
@@ -773,7 +785,6 @@ table
 # is less sure where subject and distractor disagree. Which circuits are, too?
 
 # %%
-middle_size = SIZES[len(SIZES) // 2]
 by_case = {"F(S)": evaluation.spliced_model}
 by_case["learned mask"] = frontier.logit_diffs("learned mask", middle_size).mean(0)
 by_case |= {name: frontier.logit_diffs(name, middle_size)[0] for name in strong}

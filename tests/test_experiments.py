@@ -330,7 +330,7 @@ def test_a_point_of_the_real_lab_is_learned_and_judged():
 def tiny(lab, task, monkeypatch):
     """In the real lab's place: the tiny one, and its task cut into two halves that differ."""
     some = [i % 7 for i in range(18)]  # as many as a step takes, and two more
-    halves = {"train": replace(task[some], split="train"), "test": replace(task[7:], split="test")}
+    halves = {"train": replace(task[some], split="train"), "dev": replace(task[7:], split="dev")}
     asked = []
 
     def load(name, tokenizer, split, *, n, verbose):
@@ -370,14 +370,14 @@ def test_a_point_is_learned_on_one_half_and_judged_on_the_other(tiny, layers, pl
         seed=7,
         progress=False,
     )
-    faithfulness = Evaluation(spliced, tiny.test[:4], means).faithfulness(learned.masks)
+    faithfulness = Evaluation(spliced, tiny.dev[:4], means).faithfulness(learned.masks)
     assert result.pop("seconds") > 0
     assert result == {
-        "n_nodes": 10,
+        "n_nodes": learned.n_nodes,
         "n": 4,
         **{name: vars(getattr(faithfulness, name)) for name in MEASURES},
     }
-    assert tiny.asked == [("sva_rc", "train"), ("sva_rc", "test")]
+    assert tiny.asked == [("sva_rc", "train"), ("sva_rc", "dev")]
     json.dumps(result)
 
 

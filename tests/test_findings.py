@@ -11,10 +11,6 @@ import papermill
 import pytest
 from test_notebooks import SOURCES, solution_path
 
-AT_SIZE = (
-    "{point.method: point.faithfulness for point in frontier.points if point.n_nodes "
-    "== learned.n_nodes}"
-)
 FINDINGS = {
     "00": {
         "a circuit of a few dozen nodes is far more faithful than five random ones of its size": (
@@ -69,13 +65,26 @@ FINDINGS = {
     },
     "04": {
         "prompt by prompt, the learned mask is closer to the model than as many random nodes": (
-            f"(at := {AT_SIZE})['learned mask'].gap.high < at['random'].gap.low"
+            "frontier.compare('learned mask', 'random', SIZES[0], 'gap').high < 0"
         ),
         "the learned mask keeps more of the answer than random nodes of its number": (
-            f"(at := {AT_SIZE})['learned mask'].vs_spliced.low > at['random'].vs_spliced.high"
+            "frontier.compare('random', 'learned mask', SIZES[0], 'vs_spliced').high < 0"
         ),
-        "attribution patching ranks single nodes as patching does, roughly": (
-            "spearman['AtP'] > 0.5"
+        "integrated gradients rank single nodes as patching does, roughly": "spearman['IG'] > 0.5",
+        "the scores of IG add up to the effect of the patch after the last SAE": (
+            "abs(scores['IG'][(at_last := spliced.hook_points[-1])].sum() - falls[at_last]) < "
+            "0.05 * falls[at_last]"
+        ),
+        "those of AtP add up to far less after the first": (
+            "scores['AtP'][(at_first := spliced.hook_points[0])].sum() < 0.5 * falls[at_first]"
+        ),
+        "the sentence that sums up says what the paired intervals say": (
+            "(f'learned mask beats {strong[0]}' in verdict.split('By |1')[0]) "
+            "== (frontier.compare('learned mask', strong[0], SIZES[0], 'gap').high < 0)"
+        ),
+        "a wanted size is about the size that is learned": (
+            "all(0.7 * size <= one.get_num_latents() <= 1.3 * size for (size, _), one in "
+            "masks.items())"
         ),
     },
     "05": {
@@ -101,8 +110,8 @@ FINDINGS = {
             "control[True].value < 0.2 and control[False].value < 0.2"
         ),
         "a learned mask keeps more of the answer than random nodes of its number": (
-            "(at := {p.method: p.faithfulness.vs_spliced for p in "
-            "frontiers['dict_key'].points})['learned mask'].low > at['random'].high"
+            "frontiers['dict_key'].compare('random', 'learned mask', SIZES['dict_key'][-1], "
+            "'vs_spliced').high < 0"
         ),
         "the latents tell keys apart that they were not chosen on": "min(aucs.values()) > 0.9",
         "holding the verdict turns the answer both ways, and strangers do not": (

@@ -30,7 +30,7 @@ def test_the_ten_lines_find_a_small_circuit_that_does_most_of_the_work(capsys):
     names: dict = {}
     exec(example("learn_masks"), names)
     value, low, high = map(float, re.findall(r"-?\d+\.\d+", capsys.readouterr().out)[-3:])
-    assert names["circuit"].n_nodes < 40
+    assert 18 <= names["circuit"].n_nodes <= 22
     assert 0.7 < low < value < high < 1.2
     assert len(example("learn_masks").strip().splitlines()) <= 10
 

@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -50,6 +50,8 @@ class SweepPoint:
         n_nodes: the wanted number of nodes; None leaves it to λ.
         steps, seed: as in `MaskSettings`.
         n_train, n_test: prompts to learn on, and to judge on (with other words).
+        split: what to judge on: ``"dev"``, since a sweep is made to choose; ``"test"`` for what is
+            reported.
 
     Raises:
         ValueError: ``layers`` that are no layer numbers.
@@ -65,6 +67,7 @@ class SweepPoint:
     seed: int = 0
     n_train: int = 256
     n_test: int = 100
+    split: Literal["dev", "test"] = "dev"
 
     def __post_init__(self) -> None:
         """A task's path becomes text, for JSON, and layers a tuple, so that points are hashable."""
@@ -124,7 +127,7 @@ def _lab(name: str) -> Lab:
 
 
 def learn_and_judge(point: SweepPoint) -> dict[str, Any]:
-    """Learn a mask on the training prompts, and judge it on the test prompts.
+    """Learn a mask on the training prompts, and judge it on prompts of another split.
 
     Returns:
         ``n_nodes``, ``seconds`` of learning, ``n`` prompts, and a ``{value, low, high}`` for each
@@ -132,7 +135,7 @@ def learn_and_judge(point: SweepPoint) -> dict[str, Any]:
     """
     lab = _lab(point.lab)
     train = load_task(point.task, lab.tokenizer, "train", n=point.n_train, verbose=False)
-    test = load_task(point.task, lab.tokenizer, "test", n=point.n_test, verbose=False)
+    test = load_task(point.task, lab.tokenizer, point.split, n=point.n_test, verbose=False)
     layers = spec_of(point.lab).placement if point.layers is None else point.layers
     spliced = SplicedModel(lab, layers, point.error)
     means = spliced.patch_means(train.patch)

@@ -168,7 +168,7 @@ def learn_masks(
 
     Raises:
         ValueError: a setting out of range; ``n_nodes`` larger than the number of nodes; fewer
-            prompts than one batch.
+            prompts than one batch; ``resume`` had other nodes to choose from.
         TypeError: a setting that there is not.
     """
     if resume is not None:
@@ -256,7 +256,8 @@ class MaskLearner:
         resume: an interrupted result to go on from.
 
     Raises:
-        ValueError: fewer prompts than one batch; ``n_nodes`` larger than the number of nodes.
+        ValueError: fewer prompts than one batch; ``n_nodes`` larger than the number of nodes;
+            ``resume`` had other nodes to choose from.
     """
 
     def __init__(
@@ -380,12 +381,28 @@ class MaskLearner:
 
     def _starting_theta(self, resume: LearnedMask | None) -> dict[str, Float[Tensor, "..."]]:
         """θ₀ for every candidate, or what an earlier run had come to."""
+        start = starting_theta(self.narrow_means.latents, self.settings)
         if resume is None:
-            return starting_theta(self.narrow_means.latents, self.settings)
+            return start
+        self._check_resume(resume, start)
         return {
             name: theta[..., self.kept[name]].to(self.target.device).nan_to_num(neginf=-1.0)
             for name, theta in resume.theta.items()
         }
+
+    def _check_resume(self, resume: LearnedMask, start: Mapping[str, Tensor]) -> None:
+        """Raise ValueError if an earlier run had other nodes than this one, or some of them."""
+        sizes = {name: sae.cfg.d_sae for name, sae in self.spliced.saes.items()}
+        wide = {name: (*value.shape[:-1], sizes[name]) for name, value in start.items()}
+        adam = resume.optimizer_state.get("state", {})
+        moments = [state["exp_avg"].shape for state in adam.values()]
+        if wide != {name: tuple(theta.shape) for name, theta in resume.theta.items()} or (
+            moments and moments != [value.shape for value in start.values()]
+        ):
+            raise ValueError(
+                "resume: that run had other nodes to choose from. Go on with the same prompts, "
+                "SAEs, per_position, candidates."
+            )
 
     def _widened(self, name: str, theta: Float[Tensor, "*seq kept"]) -> Float[Tensor, "*seq d_sae"]:
         """A copy of θ for all latents: −∞ for what is no candidate."""
