@@ -90,7 +90,7 @@ QUICK = PROFILE == "quick"
 # prompts to learn on, to choose on and to report on
 N_TRAIN, N_DEV, N_TEST = (8, 4, 4) if QUICK else (64, 24, 48)
 # nodes of a circuit; the larger are the post's
-SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [60, 174]}
+SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [174]}
 # True: learn the circuits again, which takes about half an hour, in place of reading them
 LEARN_CIRCUITS = False
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (16, 6)

@@ -1,34 +1,33 @@
-"""Learned masks: the recipe written out, λ, the order of prompts, interrupts, bad input."""
+"""Learned masks: the recipe written out, candidates, interrupts, files, bad input.
+
+The method itself, without a language model, is tested in test_sparsification.py.
+"""
 
 import dataclasses
 import math
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_lab
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import make_lab, tiny_sae
+from sae_lens import TopKSAE, TopKSAEConfig
+from safetensors.torch import save_file
 
 import course_utils.circuits.optimize as optimize
 from course_utils.circuits.evaluate import Evaluation
 from course_utils.circuits.masks import SAEMasks
-from course_utils.circuits.optimize import (
-    ContinuousSparsification,
-    MaskLearner,
-    MaskSettings,
-    batch_rows,
-    binary_masks,
-    learn_masks,
-    soft_mask,
-    temperature,
-)
+from course_utils.circuits.optimize import LearnedMask, MaskLearner, learn_masks
+from course_utils.circuits.sparsification import PUBLISHED, MaskSettings
 from course_utils.circuits.splice import SplicedModel, logit_diff
-from course_utils.labs.lab import hook_point
+from course_utils.labs.lab import Lab, hook_point, load_lab
+from course_utils.prompts.tasks import load_task
 
 A, B = hook_point(1), hook_point(3)
-QUICK = {"steps": 12, "batch_size": 4, "progress": False}
+QUICK = {"steps": 12, "batch_size": 4, "lr": 0.3, "progress": False}
+MISSED = pytest.mark.filterwarnings("ignore:n_nodes=.* were wanted")
+"""Twelve steps are too few for a wanted size, and these tests are about something else."""
 
 
 @pytest.fixture(scope="module")
@@ -48,95 +47,91 @@ def assert_same_run(one, other):
         assert torch.equal(one.masks[name], other.masks[name])
 
 
-# ---------------------------------------------------------------------------------------------
-# The schedule
-# ---------------------------------------------------------------------------------------------
+def lab_where_latents_are_silent():
+    """Six latents of each SAE never fire; others fire at some positions of some prompts only."""
+    lab = make_lab()
+    for sae in lab.saes.values():
+        sae.threshold.data += 1.5
+        sae.threshold.data[:6] = 100
+    return lab
 
 
-def test_the_temperature_starts_at_one_and_ends_at_its_maximum():
-    settings = MaskSettings(steps=50, tau_max=200.0)
-    taus = [temperature(step, settings) for step in range(50)]
-    assert taus[0] == 1 and taus[-1] == pytest.approx(200) and max(taus) <= 200 * (1 + 1e-9)
-    ratios = [b / a for a, b in zip(taus, taus[1:])]
-    assert max(ratios) == pytest.approx(min(ratios))
-    assert temperature(500, settings) == pytest.approx(200)
-
-
-@given(
-    steps=st.integers(2, 300),
-    tau_max=st.floats(1, 1e4),
-    step=st.integers(0, 400),
-    more=st.integers(1, 9),
-)
-def test_the_temperature_never_falls_and_stays_between_one_and_its_maximum(
-    steps, tau_max, step, more
-):
-    settings = MaskSettings(steps=steps, tau_max=tau_max)
-    tau, later = temperature(step, settings), temperature(step + more, settings)
-    assert 1 <= tau <= later * (1 + 1e-12) and later <= tau_max * (1 + 1e-12)
-
-
-def test_a_single_step_is_taken_at_temperature_one():
-    assert temperature(0, MaskSettings(steps=1)) == 1
-
-
-def test_a_soft_mask_hardens_into_a_step():
-    theta = torch.tensor([-0.5, 0.0, 0.5])
-    torch.testing.assert_close(soft_mask(theta, 1.0), torch.sigmoid(theta))
-    torch.testing.assert_close(soft_mask(theta, 200.0), torch.tensor([0.0, 0.5, 1.0]))
-
-
-# ---------------------------------------------------------------------------------------------
-# The order of the prompts
-# ---------------------------------------------------------------------------------------------
-
-
-def rows_of_epoch(n: int, epoch: int, settings: MaskSettings) -> list[int]:
-    per_epoch = n // settings.batch_size
-    steps = range(per_epoch * epoch, per_epoch * (epoch + 1))
-    return [row for step in steps for row in batch_rows(n, step, settings).tolist()]
-
-
-@given(
-    n=st.integers(1, 60),
-    batch_size=st.integers(1, 60),
-    epoch=st.integers(0, 50),
-    seed=st.integers(0, 999),
-)
-def test_batches_of_an_epoch_are_full_and_have_no_prompt_twice(n, batch_size, epoch, seed):
-    batch_size = min(n, batch_size)
-    settings = MaskSettings(batch_size=batch_size, seed=seed)
-    rows = rows_of_epoch(n, epoch, settings)
-    assert len(rows) == n // batch_size * batch_size
-    assert len(set(rows)) == len(rows) and set(rows) <= set(range(n))
-    if n % batch_size == 0:
-        assert sorted(rows) == list(range(n))
-
-
-def test_each_epoch_has_an_order_of_its_own_and_so_has_each_seed():
-    orders = {
-        (seed, epoch): tuple(rows_of_epoch(24, epoch, MaskSettings(batch_size=4, seed=seed)))
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(set(orders.values())) == 9
-
-
-def test_the_order_is_the_one_that_earlier_results_were_made_with():
-    """The published numbers depend on it."""
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(2001)).tolist()
-    assert rows_of_epoch(12, 1, MaskSettings(batch_size=4, seed=2)) == order
-
-
-def test_prompts_left_over_in_one_epoch_have_their_turn_in_another():
-    settings = MaskSettings(batch_size=5)
-    seen = {row for epoch in range(20) for row in rows_of_epoch(12, epoch, settings)}
-    assert seen == set(range(12))
+def lab_with_topk_saes(k: int = 6, silent: int = 0):
+    """TopK SAEs at both layers; in the second, the last ``silent`` latents never fire."""
+    lab = make_lab()
+    torch.manual_seed(0)
+    saes = {layer: TopKSAE(TopKSAEConfig(d_in=16, d_sae=24, k=k)) for layer in (1, 3)}
+    for sae in saes.values():
+        sae.W_enc.data, sae.W_dec.data = tiny_sae().W_enc.data, tiny_sae().W_dec.data
+        sae.requires_grad_(False)
+    if silent:
+        saes[3].b_enc[-silent:] = -100.0
+    return Lab("topk", lab.hf_model, lab.tokenizer, saes)
 
 
 # ---------------------------------------------------------------------------------------------
 # The recipe, written out
 # ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def candidates_by_hand(spliced, task, means, settings: MaskSettings):
+    """Which nodes can be kept, prompt by prompt and hook point by hook point."""
+    nodes = {}
+    for i, (name, mean) in enumerate(means.latents.items()):
+        if i > 0 and settings.candidates == "all":
+            fires = torch.ones_like(mean, dtype=torch.bool)
+        else:
+            fires = mean != 0
+            for j in range(len(task)):
+                one = task[j : j + 1]
+                prefix = spliced.prefix(one.clean, lengths=one.lengths)
+                fires = fires | (spliced.run(prefix, means=means).latents[name][0] != 0)
+        if settings.candidates == "all" or not settings.per_position:
+            fires = fires.any(0).expand_as(fires)
+        fires = torch.cat([torch.zeros_like(fires[:1]), fires[1:]])  # BOS is no node
+        nodes[name] = fires if settings.per_position else fires.any(0)
+    return nodes
+
+
+def soft_by_hand(t, tau):
+    """σ(τ·θ)."""
+    return (1 + torch.tanh(tau * t / 2)) / 2
+
+
+def hard_concrete_by_hand(t, step, place, on, settings: MaskSettings):
+    """Equations 10 and 11 of Louizos et al.; noise is drawn for the latents with a candidate."""
+    latents = on if on.ndim == 1 else on.any(0)
+    seed = (settings.seed * 100_003 + step) * 101 + place
+    shape = (*t.shape[:-1], int(latents.sum()))
+    u = torch.full_like(t, 0.5, requires_grad=False)
+    u[..., latents] = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    u = u.detach().clamp(1e-6, 1 - 1e-6)
+    s = 1 / (1 + torch.exp(-(torch.log(u / (1 - u)) + t) * 3 / 2))
+    return torch.clamp(1.2 * s - 0.1, min=0, max=1)
+
+
+class SizeByHand:
+    """λ for a wanted size; test_sparsification.py tries the same on many histories."""
+
+    def __init__(self, n_nodes: int, n_total: int, steps: int):
+        self.n_nodes, self.n_total, self.steps, self.n_on = n_nodes, n_total, steps, []
+
+    def start(self, to_lose: float, n_saes: int) -> float:
+        return 0.12 * to_lose / self.n_nodes * n_saes
+
+    def next(self, sparsity: float, n_on: int) -> float:
+        self.n_on.append(n_on)
+        logs = [math.log(max(1, n)) for n in self.n_on if n < 0.9 * self.n_total]
+        if not logs:
+            return sparsity
+        changes = [max(-0.5, b - a) for a, b in zip(logs, logs[1:])]
+        weights = [0.3 * 0.7**age for age in range(len(changes))]
+        trend = sum(w * change for w, change in zip(weights, reversed(changes)))
+        above = 0.35 * max(0, min(1, math.log10(self.n_nodes) - 1))
+        aim = self.n_nodes * (1 + above * max(0, 1 - len(self.n_on) / (0.5 * self.steps)))
+        e = max(-1, min(1, logs[-1] + trend * 0.13 * self.steps - math.log(aim)))
+        return sparsity * math.exp(e * (12 if e > 0 else 18) / self.steps)
 
 
 def learn_by_hand(spliced, task, means, settings: MaskSettings):
@@ -146,62 +141,77 @@ def learn_by_hand(spliced, task, means, settings: MaskSettings):
         prefix = spliced.prefix(some.clean, lengths=some.lengths)
         return logit_diff(spliced.run(prefix, masks=masks, means=means).logits, some)
 
-    theta = {}
-    for name, mean in means.latents.items():
-        shape = mean.shape if settings.per_position else mean.shape[1:]
-        theta[name] = torch.full(shape, settings.theta_init, requires_grad=True)
-    n_total = sum((len(t) - 1) * t.shape[1] if t.ndim == 2 else len(t) for t in theta.values())
-    adam = torch.optim.Adam(list(theta.values()), lr=settings.lr)
+    candidates = candidates_by_hand(spliced, task, means, settings)
+    names, hard = list(candidates), settings.method == "hard_concrete"
+    theta = {
+        name: torch.full(on.shape, settings.theta_init, requires_grad=True)
+        for name, on in candidates.items()
+    }
+    adam = torch.optim.Adam(list(theta.values()), lr=settings.lr, betas=(0.9, settings.beta2))
     n, per_epoch, sparsity, history = len(task), len(task) // settings.batch_size, 0.0, []
+    size = None
     for step in range(settings.steps):
-        sparsity = sparsity or settings.sparsity
+        if settings.n_nodes is None:
+            sparsity = settings.sparsity
+        elif size is None:
+            n_total = sum(int(on.sum()) for on in candidates.values())
+            size = SizeByHand(settings.n_nodes, n_total, settings.steps)
+            nothing = SAEMasks(names, [torch.zeros(on.shape) for on in candidates.values()])
+            with torch.no_grad():
+                to_lose = (logit_diffs(task) - logit_diffs(task, nothing)).abs().mean().item()
+            sparsity = size.start(to_lose, len(names))
         generator = torch.Generator().manual_seed(1000 * settings.seed + step // per_epoch)
         begin = step % per_epoch * settings.batch_size
         rows = torch.randperm(n, generator=generator)[begin : begin + settings.batch_size]
-        tau = math.exp(math.log(settings.tau_max) * step / (settings.steps - 1))
-        masks = [(1 + torch.tanh(tau * t / 2)) / 2 for t in theta.values()]  # = σ(τ·θ)
-        if settings.per_position:
-            masks = [torch.cat([torch.zeros(1, mask.shape[1]), mask[1:]]) for mask in masks]
+        share = min(1.0, step / (settings.settle * (settings.steps - 1)))
+        tau = math.exp(math.log(settings.tau_max) * share)
+        masks, n_expected = [], 0.0
+        for place, (name, on) in enumerate(candidates.items()):
+            t = theta[name]
+            soft = hard_concrete_by_hand(t, step, place, on, settings) if hard else None
+            masks.append(torch.where(on, soft_by_hand(t, tau) if soft is None else soft, 0.0))
+            p_on = 1 / (1 + torch.exp(-t + 2 / 3 * math.log(0.1 / 1.1)))
+            n_expected = n_expected + (p_on[on] if hard else masks[-1]).sum()
         with torch.no_grad():
             target = logit_diffs(task[rows])
-        gaps = target - logit_diffs(task[rows], SAEMasks(list(theta), masks))
-        faithfulness_loss = sum(abs(gap) for gap in gaps) / len(rows)
-        n_soft = sum(m for mask in masks for m in mask.flatten())
-        loss = faithfulness_loss + sparsity * n_soft / len(masks)
+        gaps = target - logit_diffs(task[rows], SAEMasks(names, masks))
+        if settings.compare == "batch_mean":
+            faithfulness_loss = abs(sum(gaps) / len(rows))
+        else:
+            faithfulness_loss = sum(abs(gap) for gap in gaps) / len(rows)
+        loss = faithfulness_loss + sparsity * n_expected / len(masks)
         for t in theta.values():
             t.grad = None
         loss.backward()
         adam.step()
-        on = {name: t > 0 for name, t in theta.items()}
-        if settings.per_position:
-            for mask in on.values():
-                mask[0] = False
-        n_on = sum(int(mask.sum()) for mask in on.values())
+        kept = {name: (t > 0) & candidates[name] for name, t in theta.items()}
+        n_on = sum(int(mask.sum()) for mask in kept.values())
         history.append((loss.item(), faithfulness_loss.item(), n_on, tau, sparsity))
-        if settings.n_nodes is not None:
-            part = min(1, 1.5 * (step + 1) / settings.steps)
-            wanted = n_total * (settings.n_nodes / n_total) ** part
-            sparsity *= min(max(n_soft.item() / wanted, math.exp(-2)), math.exp(2)) ** 0.2
-    return theta, on, history
+        if size is not None:
+            sparsity = size.next(sparsity, n_on)
+    return theta, kept, history, candidates
 
 
 def assert_as_by_hand(spliced, task, settings: MaskSettings):
     means = spliced.patch_means(task.patch, lengths=task.lengths)
     learned = learn_masks(spliced, task, means=means, settings=settings, progress=False)
-    theta, on, history = learn_by_hand(spliced, task, means, settings)
+    theta, kept, history, candidates = learn_by_hand(spliced, task, means, settings)
     keys = ("loss", "faithfulness_loss", "n_on", "tau", "sparsity")
     expected = [dict(zip(("step", *keys), (step, *row))) for step, row in enumerate(history)]
     for record, wanted in zip(learned.history, expected, strict=True):
         assert record == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     for name, value in learned.theta.items():
-        first = int(settings.per_position)  # θ of BOS' row means nothing
-        torch.testing.assert_close(
-            value[first:], theta[name].detach()[first:], atol=2e-3, rtol=1e-3
-        )
-        if settings.n_nodes is None:
-            assert torch.equal(learned.masks[name], on[name].float())
+        on = candidates[name]
+        assert torch.equal(value.isfinite(), on) and value[~on].eq(-torch.inf).all()
+        torch.testing.assert_close(value[on], theta[name].detach()[on], atol=2e-3, rtol=1e-3)
+        assert torch.equal(learned.masks[name], kept[name].float())
+    return learned
 
 
+SHORT = {"sparsity": 0.02, "steps": 8, "batch_size": 4, "lr": 0.3}
+
+
+@pytest.mark.parametrize("candidates", ["all", "firing"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -210,25 +220,75 @@ def assert_as_by_hand(spliced, task, settings: MaskSettings):
         {"sparsity": 0.1, "seed": 7},
         {"sparsity": 0.5, "per_position": False},
         {"batch_size": 5, "theta_init": 0.3, "lr": 0.1},
-        {"tau_max": 20.0, "batch_size": 12},
-        {"n_nodes": 9, "sparsity": 0.02},
-        {"n_nodes": 235, "sparsity": 0.3},
+        {"tau_max": 200.0, "batch_size": 12},
+        {"settle": 1.0},
+        {"settle": 0.3, "beta2": 0.5},
+        {"beta2": 0.999, "compare": "batch_mean"},
+        {"method": "hard_concrete"},
+        {"method": "hard_concrete", "seed": 3, "per_position": False, "beta2": 0.9},
+        {"method": "hard_concrete", "compare": "batch_mean", "sparsity": 0.2},
     ],
     ids=str,
 )
-def test_learning_a_mask_equals_the_recipe_written_out(spliced, task, changes):
-    settings = MaskSettings(**{"sparsity": 0.02, "steps": 8, "batch_size": 4, **changes})
+def test_learning_a_mask_equals_the_recipe_written_out(spliced, task, changes, candidates):
+    assert_as_by_hand(spliced, task, MaskSettings(**SHORT | {"candidates": candidates} | changes))
+
+
+@MISSED
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_nodes": 9},
+        {"n_nodes": 60, "seed": 1},
+        {"n_nodes": 190, "candidates": "all"},
+        {"n_nodes": 9, "per_position": False},
+        {"n_nodes": 20, "method": "hard_concrete"},
+    ],
+    ids=str,
+)
+def test_learning_a_mask_of_a_wanted_size_equals_the_recipe_written_out(spliced, task, changes):
+    """From a θ₀ of 0.6, nodes leave early, and most steps have a λ of their own."""
+    settings = MaskSettings(**SHORT | {"theta_init": 0.6, "steps": 12} | changes)
+    learned = assert_as_by_hand(spliced, task, settings)
+    assert len({record["sparsity"] for record in learned.history}) > 5
+
+
+def test_the_published_recipe_equals_the_one_written_out(spliced, task):
+    settings = replace(PUBLISHED, sparsity=0.02, steps=8, batch_size=4)
     assert_as_by_hand(spliced, task, settings)
 
 
+@MISSED
+@pytest.mark.parametrize("candidates", ["all", "firing"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"per_position": False}, {"method": "hard_concrete"}, {"n_nodes": 20}], ids=str
+)
+def test_the_same_with_latents_that_are_silent_at_some_positions_or_everywhere(
+    task, changes, candidates
+):
+    spliced = SplicedModel(lab_where_latents_are_silent())
+    settings = MaskSettings(**SHORT | {"candidates": candidates} | changes)
+    learned = assert_as_by_hand(spliced, task[:4], settings)
+    assert not all(theta[1:].isfinite().all() for theta in learned.theta.values())
+
+
+@pytest.mark.parametrize("candidates", ["all", "firing"])
 @pytest.mark.parametrize("per_position", [True, False])
-def test_the_same_with_padded_prompts(spliced, padded, per_position):
-    settings = MaskSettings(steps=6, batch_size=4, per_position=per_position)
+def test_the_same_with_padded_prompts(spliced, padded, per_position, candidates):
+    settings = MaskSettings(**SHORT, per_position=per_position, candidates=candidates)
     assert_as_by_hand(spliced, padded, settings)
 
 
+@pytest.mark.parametrize("candidates", ["all", "firing"])
+@pytest.mark.parametrize("silent", [0, 20])
+def test_the_same_with_topk_saes(task, silent, candidates):
+    """With 20 of 24 latents silent, fewer fire than the SAE is to choose."""
+    spliced = SplicedModel(lab_with_topk_saes(silent=silent))
+    assert_as_by_hand(spliced, task[:6], MaskSettings(**SHORT, candidates=candidates))
+
+
 def test_the_first_loss_is_the_one_of_the_formula(spliced, task, means):
-    settings = MaskSettings(sparsity=0.02, steps=1, batch_size=len(task))
+    settings = MaskSettings(sparsity=0.02, steps=1, batch_size=len(task), candidates="all")
     record = learn_masks(spliced, task, settings=settings, progress=False).history[0]
     m = torch.sigmoid(torch.tensor(1.0)).item()
     masks = SAEMasks.full(means.latents, m)
@@ -247,7 +307,7 @@ def test_means_are_those_of_the_patch_prompts_by_default(spliced, padded):
 
 def test_a_free_mask_of_nothing_but_faithfulness_stays_faithful(spliced, task, means):
     result = learn_masks(spliced, task, means=means, sparsity=0.001, **{**QUICK, "steps": 60})
-    assert result.n_nodes < 240
+    assert result.n_nodes < 200
     found = Evaluation(spliced, task, means).faithfulness(result.masks)
     assert found.gap.value < 0.5 and found.n == len(task)
 
@@ -265,61 +325,66 @@ def test_a_larger_lambda_keeps_fewer_nodes(spliced, task):
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-@pytest.mark.parametrize("n_nodes", [3, 10, 40])
-def test_the_mask_of_a_wanted_size_has_the_nodes_with_the_largest_theta(spliced, task, n_nodes):
-    learned = learn_masks(spliced, task, n_nodes=n_nodes, **QUICK)
-    values = torch.cat([theta[1:].flatten() for theta in learned.theta.values()])
-    smallest = values.sort(descending=True).values[n_nodes - 1]
+@MISSED
+@pytest.mark.parametrize("method", ["continuous_sparsification", "hard_concrete"])
+def test_no_node_is_cut_or_added_to_hit_a_wanted_size(spliced, task, method):
+    learned = learn_masks(spliced, task, n_nodes=10, method=method, **QUICK)
     for name, mask in learned.masks.items():
-        assert torch.equal(mask[1:], (learned.theta[name][1:] >= smallest).float())
-    assert learned.n_nodes == n_nodes
+        assert torch.equal(mask, (learned.theta[name] > 0).float())
+    assert learned.n_nodes == learned.history[-1]["n_on"] != 10
 
 
-def toy_learning(n_nodes: int | None, sparsity: float, steps: int = 30, theta: float = 0.5):
-    """40 nodes of one SAE in 5 positions, 4 prompts."""
-    settings = MaskSettings(
-        sparsity=sparsity, n_nodes=n_nodes, steps=steps, batch_size=2, theta_init=theta
-    )
-    return ContinuousSparsification({A: torch.full((5, 8), theta)}, 4, settings, first=0)
-
-
-@given(
-    n_nodes=st.integers(1, 40),
-    sparsity=st.floats(1e-4, 10),
-    theta=st.floats(-4, 4),
-    steps=st.integers(1, 40),
-)
-def test_lambda_rises_where_there_are_too_many_nodes_and_falls_where_too_few(
-    n_nodes, sparsity, theta, steps
-):
-    learning = toy_learning(n_nodes, sparsity, steps, theta)
-    masks = learning.soft_masks()
-    n_soft = masks[A].sum().item()
-    part = min(1, 1 / max(1, steps * 2 / 3))  # of the way from 40 nodes to those wanted
-    log_wanted = (1 - part) * math.log(40) + part * math.log(n_nodes)
-    learning.update((masks[A].sum() - n_soft)[None], masks)
-    rise = math.log(learning.sparsity / sparsity)
-    assert rise == pytest.approx(0.2 * min(2, max(-2, math.log(n_soft) - log_wanted)), abs=1e-5)
-
-
-def test_without_a_wanted_size_lambda_stays():
-    learning = toy_learning(None, 0.3)
-    for _ in range(3):
-        masks = learning.soft_masks()
-        learning.update(masks[A].sum()[None], masks)
-    assert {record["sparsity"] for record in learning.history} == {0.3} and learning.sparsity == 0.3
-
-
-def test_the_larger_the_wanted_size_the_more_nodes_stay_on_while_learning(spliced, task):
-    """Before the best nodes are taken: what adjusting λ alone comes to."""
-    n_on = [
-        learn_masks(spliced, task, sparsity=0.3, n_nodes=n, **{**QUICK, "steps": 40}).history[-1][
-            "n_on"
-        ]
+@MISSED
+def test_the_larger_the_wanted_size_the_more_nodes_are_learned(spliced, task):
+    sizes = [
+        learn_masks(spliced, task, n_nodes=n, batch_size=4, progress=False).n_nodes
         for n in (5, 20, 60)
     ]
-    fixed = learn_masks(spliced, task, sparsity=0.3, **{**QUICK, "steps": 40})
-    assert fixed.history[-1]["n_on"] < n_on[0] < n_on[1] < n_on[2]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("learned, warned", [(17, 1), (18, 0), (20, 0), (22, 0), (23, 1)])
+def test_a_size_missed_by_more_than_a_tenth_is_warned_of(learned, warned):
+    settings = MaskSettings(n_nodes=20, steps=7)
+    mask = SAEMasks([A], [(torch.arange(40) < learned).float()])
+    result = LearnedMask(mask, {}, [], settings, interrupted=False, optimizer_state={})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimize._warn_of_another_size(result)
+        optimize._warn_of_another_size(replace(result, interrupted=True))
+        optimize._warn_of_another_size(replace(result, settings=replace(settings, n_nodes=None)))
+    assert len(caught) == warned
+    if warned:
+        says = str(caught[0].message)
+        assert (
+            caught[0].category is UserWarning and f"n_nodes=20 were wanted, and {learned}" in says
+        )
+        assert "steps=14" in says
+
+
+def test_learning_ends_with_that_warning(spliced, task):
+    with pytest.warns(UserWarning, match="n_nodes=3 were wanted, and 212 were learned"):
+        learn_masks(spliced, task, n_nodes=3, **{**QUICK, "steps": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_in_the_real_lab_a_wanted_size_is_met_by_a_faithful_circuit():
+    """Subject-verb agreement, five SAEs; judged on prompts that it was not learned on."""
+    lab = load_lab("smollm2", layers=[5, 11, 17, 23, 29])
+    spliced = SplicedModel(lab)
+    train = load_task("sva_nounpp", lab.tokenizer, "train", n=256, verbose=False)
+    dev = load_task("sva_nounpp", lab.tokenizer, "dev", n=100, verbose=False)
+    means = spliced.patch_means(train.patch)
+    sized, priced = (
+        learn_masks(spliced, train, means=means, batch_size=8, progress=False, **wanted)
+        for wanted in ({"n_nodes": 17}, {"sparsity": 0.1})
+    )
+    evaluation = Evaluation(spliced, dev, means)
+    found, other = (evaluation.faithfulness(learned.masks) for learned in (sized, priced))
+    assert 15 <= sized.n_nodes <= 19
+    assert found.gap.value < 0.33 and 0.8 < found.vs_spliced.value < 1.1
+    assert found.gap.value < other.gap.value + 0.03
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,26 +392,19 @@ def test_the_larger_the_wanted_size_the_more_nodes_stay_on_while_learning(splice
 # ---------------------------------------------------------------------------------------------
 
 
+@MISSED
 def test_masks_are_binary_and_bos_is_never_a_node(spliced, task):
-    for extra in ({"sparsity": 0.0}, {"n_nodes": 50}):
+    for extra in ({"sparsity": 0.0}, {"n_nodes": 50}, {"method": "hard_concrete"}):
         for mask in learn_masks(spliced, task, **extra, **QUICK).masks.masks:
             assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask[0].sum() == 0
 
 
-def test_a_model_without_bos_has_nodes_at_the_first_position(lab, task):
+@pytest.mark.parametrize("candidates", ["all", "firing"])
+def test_a_model_without_bos_has_nodes_at_the_first_position(lab, task, candidates):
     without_bos = replace(task, clean=task.clean[:, 1:], patch=task.patch[:, 1:], has_bos=False)
     spliced = SplicedModel(lab, has_bos=False)
-    learned = learn_masks(spliced, without_bos, sparsity=0.0, **QUICK)
+    learned = learn_masks(spliced, without_bos, sparsity=0.0, candidates=candidates, **QUICK)
     assert sum(mask[0].sum() for mask in learned.masks.masks) > 0
-
-
-def test_nodes_are_kept_where_theta_is_above_zero_and_not_at_zero():
-    theta = {A: torch.tensor([[1.0, 1.0, 1.0], [-0.1, 0.0, 0.1]]), B: torch.tensor([0.2, 0.0, -3])}
-    masks = binary_masks(theta, MaskSettings(), first=1)
-    assert masks[A].tolist() == [[0, 0, 0], [0, 0, 1]] and masks[B].tolist() == [1, 0, 0]
-    masks = binary_masks(theta, MaskSettings(n_nodes=2), first=1)
-    assert masks[A].tolist() == [[0, 0, 0], [0, 0, 1]] and masks[B].tolist() == [1, 0, 0]
-    assert binary_masks(theta, MaskSettings(), first=0)[A].tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_a_mask_for_all_positions_has_one_number_a_latent(spliced, task):
@@ -354,9 +412,11 @@ def test_a_mask_for_all_positions_has_one_number_a_latent(spliced, task):
     assert all(mask.shape == (24,) for mask in result.masks.masks)
 
 
-def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(spliced, task):
+@pytest.mark.parametrize("method", ["continuous_sparsification", "hard_concrete"])
+def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(spliced, task, method):
     one, two, other = (
-        learn_masks(spliced, task, sparsity=0.01, seed=seed, **QUICK) for seed in (0, 0, 1)
+        learn_masks(spliced, task, sparsity=0.01, seed=seed, method=method, **QUICK)
+        for seed in (0, 0, 1)
     )
     assert_same_run(one, two)
     assert any(not torch.equal(one.theta[name], other.theta[name]) for name in one.theta)
@@ -366,8 +426,23 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another_order(splice
 # Step by step, interrupted and resumed
 # ---------------------------------------------------------------------------------------------
 
+KINDS = pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"per_position": False},
+        {"candidates": "all"},
+        {"seed": 3, "compare": "batch_mean"},
+        {"n_nodes": 20},
+        {"method": "hard_concrete"},
+        {"method": "hard_concrete", "n_nodes": 20},
+    ],
+    ids=str,
+)
 
-@pytest.mark.parametrize("changes", [{}, {"candidates": "firing"}, {"n_nodes": 20}], ids=str)
+
+@MISSED
+@KINDS
 def test_learning_step_by_step_equals_learning_at_once(spliced, task, means, changes):
     settings = MaskSettings(steps=9, batch_size=4, sparsity=0.01, **changes)
     learner = MaskLearner(spliced, task, means, settings)
@@ -397,6 +472,14 @@ def test_a_finished_result_does_not_change_when_more_steps_are_taken(spliced, ta
     assert all(torch.equal(s["exp_avg"], m) for s, m in zip(states, moments, strict=True))
 
 
+def not_raised(learn):
+    """What ``learn()`` returns; a Ctrl-C that comes out of it would end pytest itself."""
+    try:
+        return learn()
+    except KeyboardInterrupt:
+        pytest.fail("the interrupt was raised")
+
+
 def interrupted_at(step: int, monkeypatch, learn):
     """What ``learn()`` returns when Ctrl-C comes in this step (from 0)."""
     whole_step = MaskLearner.step
@@ -408,12 +491,11 @@ def interrupted_at(step: int, monkeypatch, learn):
 
     with monkeypatch.context() as patch:
         patch.setattr(MaskLearner, "step", interrupting_step)
-        return learn()
+        return not_raised(learn)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"per_position": False}, {"candidates": "firing"}, {"seed": 3}], ids=str
-)
+@MISSED
+@KINDS
 def test_an_interrupt_returns_the_mask_so_far_and_a_resume_ends_where_the_whole_run_ends(
     spliced, task, monkeypatch, capsys, changes
 ):
@@ -437,6 +519,83 @@ def test_a_resume_may_change_a_setting(spliced, task, monkeypatch):
     costly = learn_masks(spliced, task, resume=part, sparsity=3.0, progress=False)
     assert [record["sparsity"] for record in costly.history] == [0.03] * 5 + [3.0] * 7
     assert costly.n_nodes < learn_masks(spliced, task, resume=part, progress=False).n_nodes
+
+
+def test_a_resume_with_other_nodes_to_choose_from_is_refused(task, monkeypatch):
+    spliced, few = SplicedModel(lab_where_latents_are_silent()), task[:4]
+    part = interrupted_at(5, monkeypatch, lambda: learn_masks(spliced, few, **QUICK))
+    for change in ({"candidates": "all"}, {"per_position": False}):
+        with pytest.raises(ValueError, match="resume: .* other nodes .*per_position, candidates"):
+            learn_masks(spliced, few, resume=part, progress=False, **change)
+    shorter = replace(few, clean=few.clean[:, :5], patch=few.patch[:, :5])
+    with pytest.raises(ValueError, match="resume: .* other nodes"):
+        learn_masks(spliced, shorter, resume=part, progress=False)
+    fewer_saes = SplicedModel(spliced.lab, layers=[1])
+    with pytest.raises(ValueError, match="resume: .* other nodes"):
+        learn_masks(fewer_saes, few, resume=part, progress=False)
+
+
+def test_an_interrupted_run_does_not_warn_of_its_size(spliced, task, monkeypatch, recwarn):
+    learn = lambda: learn_masks(spliced, task, n_nodes=3, **QUICK)  # noqa: E731
+    assert interrupted_at(2, monkeypatch, learn).n_nodes > 4 and not recwarn.list
+
+
+def interrupted_in_set_up(where: str, spliced, monkeypatch, learn):
+    """What ``learn()`` returns when Ctrl-C comes before the first step."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "__init__":
+            patch.setattr(MaskLearner, "__init__", interrupt)
+        else:
+            patch.setattr(type(spliced), where, interrupt)
+        return not_raised(learn)
+
+
+@MISSED
+@pytest.mark.parametrize("where", ["__init__", "patch_means", "prefix", "narrow"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"n_nodes": 20}, {"per_position": False}, {"method": "hard_concrete"}],
+    ids=str,
+)
+def test_an_interrupt_in_set_up_returns_every_node_and_a_resume_gives_the_whole_run(
+    spliced, task, monkeypatch, capsys, where, changes
+):
+    def learn():
+        return learn_masks(spliced, task, **changes, **QUICK)
+
+    nothing = interrupted_in_set_up(where, spliced, monkeypatch, learn)
+    assert "Interrupted after 0 of 12 steps" in capsys.readouterr().out
+    assert nothing.interrupted and nothing.history == [] and nothing.optimizer_state == {}
+    assert nothing.settings.n_nodes == changes.get("n_nodes")
+    for mask in nothing.masks.masks:
+        rows = mask[1:] if mask.ndim == 2 else mask
+        assert rows.eq(1).all() and mask.shape == ((24,) if mask.ndim == 1 else (6, 24))
+        assert mask.ndim == 1 or mask[0].eq(0).all()
+    assert_same_run(learn_masks(spliced, task, resume=nothing, progress=False), learn())
+
+
+def test_every_node_includes_the_first_position_where_there_is_no_bos(lab, task, monkeypatch):
+    without_bos = replace(task, clean=task.clean[:, 1:], patch=task.patch[:, 1:], has_bos=False)
+    spliced = SplicedModel(lab, has_bos=False)
+    learn = lambda: learn_masks(spliced, without_bos, **QUICK)  # noqa: E731
+    nothing = interrupted_in_set_up("prefix", spliced, monkeypatch, learn)
+    assert nothing.n_nodes == 2 * 5 * 24
+
+
+def test_an_interrupt_in_the_set_up_of_a_resume_returns_what_there_was(
+    spliced, task, monkeypatch, capsys
+):
+    part = interrupted_at(5, monkeypatch, lambda: learn_masks(spliced, task, **QUICK))
+    capsys.readouterr()
+    go_on = lambda: learn_masks(spliced, task, resume=part, progress=False)  # noqa: E731
+    again = interrupted_in_set_up("prefix", spliced, monkeypatch, go_on)
+    assert "Interrupted after 5 of 12 steps" in capsys.readouterr().out
+    assert_same_run(again, part)
+    assert_same_run(go_on(), learn_masks(spliced, task, **QUICK))
 
 
 def test_an_error_in_a_step_is_raised_and_not_taken_for_an_interrupt(spliced, task, monkeypatch):
@@ -463,7 +622,7 @@ def test_the_bar_counts_the_steps_and_is_closed(spliced, task, monkeypatch):
     learned = learn_masks(spliced, task, **{**QUICK, "progress": True})
     assert bars[0].n == bars[0].total == 12 and bars[0].closed and not bars[0].disable
     last = learned.history[-1]
-    assert bars[0].shown == {"loss": f"{last['loss']:.3f}", "nodes": last["n_on"], "tau": "200.0"}
+    assert bars[0].shown == {"loss": f"{last['loss']:.3f}", "nodes": last["n_on"], "tau": "20.0"}
     part = interrupted_at(5, monkeypatch, lambda: learn_masks(spliced, task, **QUICK))
     learn_masks(spliced, task, resume=part, progress=False)
     assert [bar.n for bar in bars[1:]] == [5, 12] and bars[2].initial == 5
@@ -471,60 +630,129 @@ def test_the_bar_counts_the_steps_and_is_closed(spliced, task, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
+
+
+def assert_same_result(one: LearnedMask, other: LearnedMask):
+    """Everything equal, to the last bit, but for Adam's rates, which a resume sets anew."""
+    assert_same_run(one, other)
+    assert one.settings == other.settings and one.interrupted == other.interrupted
+    assert one.candidate_error == other.candidate_error
+    assert list(one.theta) == list(other.theta) == other.masks.hook_points
+    ones, others = (result.optimizer_state.get("state", {}) for result in (one, other))
+    assert ones.keys() == others.keys()
+    for i, state in ones.items():
+        assert state.keys() == others[i].keys()
+        assert all(torch.equal(value, others[i][key]) for key, value in state.items())
+
+
+@MISSED
+@KINDS
+def test_a_saved_mask_is_read_back_equal_and_a_resume_from_it_ends_where_the_whole_run_ends(
+    spliced, task, monkeypatch, tmp_path, changes
+):
+    def learn():
+        return learn_masks(spliced, task, sparsity=0.01, **changes, **QUICK)
+
+    whole, part = learn(), interrupted_at(5, monkeypatch, learn)
+    path = part.save(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "learned_mask.safetensors"
+    for where in (path, str(path), path.parent, str(path.parent)):
+        assert_same_result(LearnedMask.load(where), part)
+    rest = learn_masks(spliced, task, resume=LearnedMask.load(path), progress=False)
+    assert_same_run(rest, whole)
+    assert_same_result(LearnedMask.load(rest.save(tmp_path / "rest")), rest)
+
+
+def test_a_mask_that_was_interrupted_in_set_up_is_saved_too(spliced, task, monkeypatch, tmp_path):
+    learn = lambda: learn_masks(spliced, task, **QUICK)  # noqa: E731
+    nothing = interrupted_in_set_up("prefix", spliced, monkeypatch, learn)
+    loaded = LearnedMask.load(nothing.save(tmp_path))
+    assert_same_result(loaded, nothing)
+    assert_same_run(learn_masks(spliced, task, resume=loaded, progress=False), learn())
+
+
+def test_a_mask_that_leaves_out_latents_or_hook_points_in_another_order_is_saved(tmp_path, task):
+    """θ of −∞; and a hook point whose name sorts before that of an earlier layer."""
+    spliced = SplicedModel(lab_where_latents_are_silent())
+    learned = learn_masks(spliced, task[:4], **QUICK)
+    assert any(theta[1:].isneginf().any() for theta in learned.theta.values())
+    assert_same_result(LearnedMask.load(learned.save(tmp_path)), learned)
+    names = [hook_point(9), hook_point(10)]
+    assert sorted(names) != names
+    renamed = replace(
+        learned,
+        masks=SAEMasks(names, learned.masks.masks),
+        theta=dict(zip(names, learned.theta.values())),
+    )
+    assert_same_result(LearnedMask.load(renamed.save(tmp_path)), renamed)
+
+
+def test_saving_again_replaces_what_was_there(spliced, task, tmp_path):
+    for seed in (0, 1):
+        learned = learn_masks(spliced, task, seed=seed, **QUICK)
+        learned.save(tmp_path)
+    assert_same_result(LearnedMask.load(tmp_path), learned)
+    assert [path.name for path in tmp_path.iterdir()] == ["learned_mask.safetensors"]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for where in (tmp_path, tmp_path / "none", tmp_path / "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match=f"no learned mask in {where}"):
+            LearnedMask.load(where)
+
+
+def test_another_file_is_not_taken_for_a_learned_mask(spliced, means, tmp_path):
+    masks = SAEMasks.full(means.latents, 1.0).save(tmp_path)
+    with pytest.raises(ValueError, match=f"{masks} holds no learned mask .format sae-masks-1."):
+        LearnedMask.load(masks)
+    plain = tmp_path / "plain.safetensors"
+    save_file({"theta": torch.ones(2)}, plain)
+    with pytest.raises(ValueError, match=f"{plain} holds no learned mask"):
+        LearnedMask.load(plain)
+
+
+def test_a_damaged_file_is_named(spliced, task, tmp_path):
+    path = learn_masks(spliced, task, **QUICK).save(tmp_path)
+    for content in (b"no safetensors at all", path.read_bytes()[:-1000], b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} is damaged or no safetensors file"):
+            LearnedMask.load(path)
+
+
+# ---------------------------------------------------------------------------------------------
 # Settings
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"sparsity": -0.1},
-        {"n_nodes": 0},
-        {"steps": 0},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"tau_max": 0.5},
-        {"candidates": "some"},
-        {"n_nodes": 10**6},
-        {"batch_size": 99},
-        {"batch_size": 13},
-        {"n_nodes": 241},
-    ],
+    [{"n_nodes": 10**6}, {"batch_size": 99}, {"batch_size": 13}, {"n_nodes": 241}, {"lr": 0.0}],
+    ids=str,
 )
-def test_a_setting_out_of_range_is_named(spliced, task, wrong):
+def test_a_setting_that_does_not_fit_is_named(spliced, task, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}"):
         learn_masks(spliced, task, progress=False, **{"batch_size": 4, **wrong})
 
 
-def test_the_defaults_are_those_that_the_course_s_numbers_were_made_with():
-    assert MaskSettings() == MaskSettings(
-        sparsity=0.03,
-        n_nodes=None,
-        steps=60,
-        batch_size=16,
-        lr=0.3,
-        theta_init=1.0,
-        tau_max=200.0,
-        per_position=True,
-        candidates="all",
-        seed=0,
-    )
-
-
-def test_the_ends_of_the_ranges_are_allowed(spliced, task):
-    ends = {"sparsity": 0.0, "n_nodes": 1, "steps": 1, "batch_size": 1, "tau_max": 1.0}
-    assert dataclasses.asdict(MaskSettings(**ends)).items() >= ends.items()
-    every = learn_masks(spliced, task, n_nodes=240, steps=1, batch_size=12, progress=False)
-    assert every.n_nodes == 240 and len(every.history) == 1
+def test_no_more_nodes_can_be_wanted_than_there_are_candidates(task):
+    spliced, few = SplicedModel(lab_where_latents_are_silent()), task[:4]
+    learner = MaskLearner(spliced, few, settings=MaskSettings(batch_size=4))
+    n = sum(int(on.sum()) for on in learner.learning.candidates.values())
+    assert n < 240
+    with pytest.raises(ValueError, match=f"n_nodes must be at most {n} .*not {n + 1}"):
+        learn_masks(spliced, few, n_nodes=n + 1, **QUICK)
+    every = learn_masks(spliced, few, n_nodes=n, **{**QUICK, "steps": 1})
+    assert every.n_nodes == n and len(every.history) == 1
 
 
 @pytest.mark.usefixtures("wrong_types")
 def test_too_few_prompts_are_refused_before_anything_is_run(task):
     with pytest.raises(ValueError, match="batch_size=13, but there are only 12"):
         MaskLearner(SimpleNamespace(), task, None, MaskSettings(batch_size=13))
-    with pytest.raises(ValueError, match="batch_size=13, but there are only 12"):
-        ContinuousSparsification({A: torch.ones(3, 4)}, 12, MaskSettings(batch_size=13), first=1)
+    with pytest.raises(ValueError, match="batch_size=16, but there are only 12"):
+        learn_masks(SimpleNamespace(), task)
 
 
 def test_an_unknown_setting_is_named_with_those_that_there_are(spliced, task):
@@ -544,46 +772,65 @@ def test_settings_named_one_by_one_equal_settings_given_at_once(spliced, task):
 
 
 # ---------------------------------------------------------------------------------------------
-# Which latents are candidates
+# Which nodes are candidates
 # ---------------------------------------------------------------------------------------------
 
 
-def test_only_firing_latents_give_nearly_the_same_mask_and_say_the_error(spliced, task, means):
-    exact = learn_masks(spliced, task, sparsity=0.01, **QUICK)
-    firing = learn_masks(spliced, task, sparsity=0.01, candidates="firing", **QUICK)
+def test_only_firing_nodes_give_nearly_the_same_mask_and_say_the_error(spliced, task, means):
+    exact = learn_masks(spliced, task, sparsity=0.01, candidates="all", **QUICK)
+    firing = learn_masks(spliced, task, sparsity=0.01, **QUICK)
     assert exact.candidate_error is None and firing.candidate_error is not None
     spread = spliced.logit_diff(task, masks=firing.masks, means=means).std()
     assert 0 <= firing.candidate_error < 0.2 * spread
     same = torch.cat([(a == b).flatten() for a, b in zip(exact.masks.masks, firing.masks.masks)])
-    assert same.float().mean() > 0.9
+    assert same.float().mean() > 0.85
 
 
-def lab_where_latents_are_silent():
-    """Six latents of each SAE never fire; six more of the second do once something is masked."""
-    lab = make_lab()
-    for sae in lab.saes.values():
-        sae.threshold[:6] = 100
-    return lab
+def firing_nodes(spliced, tokens):
+    """By hook point, ``[seq, d_sae]``: which nodes fire, unmasked, on some of these prompts."""
+    return {name: (f != 0).any(0) for name, f in spliced.run(tokens).latents.items()}
 
 
-def test_candidates_are_the_latents_that_fire_unmasked_on_clean_or_patch_prompts(task):
-    """On four prompts, some fire on clean prompts only and some on patch prompts only."""
-    spliced = SplicedModel(lab_where_latents_are_silent())
-    few = task[:4]
-    firing = learn_masks(spliced, few, candidates="firing", **QUICK)
+def test_candidates_are_the_nodes_that_fire_unmasked_on_clean_or_patch_prompts(task):
+    """On four prompts, some fire on clean prompts only and some on patch prompts only; some
+    latents fire at one position and not at another.
+    """
+    spliced, few = SplicedModel(lab_where_latents_are_silent()), task[:4]
+    firing = learn_masks(spliced, few, **QUICK)
+    clean, patch = firing_nodes(spliced, few.clean), firing_nodes(spliced, few.patch)
     for name, theta in firing.theta.items():
-        on_clean, on_patch = (
-            (spliced.run(tokens).latents[name] != 0).flatten(0, 1).any(0)
-            for tokens in (few.clean, few.patch)
-        )
-        assert torch.equal(theta[1].isfinite(), on_clean | on_patch) and not on_clean[:6].any()
-        assert firing.masks[name][:, ~(on_clean | on_patch)].sum() == 0
+        can_be_kept = clean[name] | patch[name]
+        assert torch.equal(theta[1:].isfinite(), can_be_kept[1:]) and theta[0].isneginf().all()
+        assert firing.masks[name][~can_be_kept].sum() == 0
+        assert (can_be_kept.any(0) & ~can_be_kept[1:].all(0)).any()  # at some positions only
+        assert not can_be_kept[:, :6].any()
+    # A node that only the patch means have can be ablated: that is a choice too.
+    assert (patch[A] & ~clean[A]).any() and (clean[A] & ~patch[A]).any()
 
 
-def test_the_candidate_error_is_what_the_left_out_latents_do_when_they_join(task):
+def test_a_mask_for_all_positions_has_the_latents_that_fire_anywhere_as_candidates(task):
+    spliced, few = SplicedModel(lab_where_latents_are_silent()), task[:4]
+    firing = learn_masks(spliced, few, per_position=False, **QUICK)
+    clean, patch = firing_nodes(spliced, few.clean), firing_nodes(spliced, few.patch)
+    for name, theta in firing.theta.items():
+        assert torch.equal(theta.isfinite(), (clean[name] | patch[name]).any(0))
+
+
+def test_at_the_first_sae_latents_that_never_fire_are_left_out_and_later_none_is(task):
+    """With all nodes as candidates. No mask comes before the first SAE: those can do nothing."""
+    spliced = SplicedModel(lab_where_latents_are_silent())
+    result = learn_masks(spliced, task[:4], sparsity=0.0, candidates="all", **QUICK)
+    clean, patch = (firing_nodes(spliced, tokens)[A] for tokens in (task[:4].clean, task[:4].patch))
+    latents = (clean | patch).any(0)
+    for row in result.theta[A][1:]:
+        assert torch.equal(row.isfinite(), latents) and not latents[:6].any()
+    assert result.theta[B][1:].isfinite().all() and result.theta[B][0].isneginf().all()
+
+
+def test_the_candidate_error_is_what_the_left_out_nodes_do_when_they_join(task):
     spliced, few = SplicedModel(make_lab()), task[:4]
     means = spliced.patch_means(few.patch)
-    learned = learn_masks(spliced, few, means=means, candidates="firing", **QUICK)
+    learned = learn_masks(spliced, few, means=means, **QUICK)
 
     def logit_diff_where(keep_left_out):
         def mixed(name):
@@ -599,21 +846,27 @@ def test_the_candidate_error_is_what_the_left_out_latents_do_when_they_join(task
     assert learned.candidate_error == pytest.approx(changes.abs().mean().item(), rel=1e-3)
 
 
-def test_latents_that_never_fire_at_the_first_sae_are_left_out(task):
-    """Though they cost nothing here: no mask comes before that SAE, so they can do nothing."""
-    result = learn_masks(SplicedModel(lab_where_latents_are_silent()), task, sparsity=0.0, **QUICK)
-    first, second = (mask[1:, :6].mean() for mask in result.masks.masks)
-    assert first == 0 and second == 1 and result.masks.masks[0][:, 6:].sum() > 0
+@pytest.mark.parametrize("candidates", ["all", "firing"])
+@pytest.mark.parametrize("k, silent", [(6, 0), (6, 20), (24, 0)])
+def test_a_topk_sae_keeps_all_its_latents_while_its_candidates_are_as_elsewhere(
+    task, k, silent, candidates
+):
+    spliced, few = SplicedModel(lab_with_topk_saes(k, silent)), task[:4]
+    learner = MaskLearner(spliced, few, settings=MaskSettings(batch_size=4, candidates=candidates))
+    assert all(torch.equal(kept, torch.arange(24)) for kept in learner.kept.values())
+    learned = learn_masks(spliced, few, candidates=candidates, **QUICK)
+    clean, patch = firing_nodes(spliced, few.clean), firing_nodes(spliced, few.patch)
+    fires = {name: clean[name] | patch[name] for name in clean}
+    if candidates == "firing":
+        for name, theta in learned.theta.items():
+            assert torch.equal(theta[1:].isfinite(), fires[name][1:])
+    assert all(math.isfinite(record["loss"]) for record in learned.history)
 
 
-def test_a_node_that_can_only_be_ablated_is_a_candidate_too(task):
-    """Silent on all clean prompts, but not in the patch means: switching it off does something."""
-    lab, few = make_lab(), task[:4]
-    for sae in lab.saes.values():
-        sae.threshold.data += 1.5
-    spliced = SplicedModel(lab)
-    clean, patch = spliced.run(few.clean).latents[A], spliced.run(few.patch).latents[A]
-    only_patch = (patch != 0).flatten(0, 1).any(0) & ~(clean != 0).flatten(0, 1).any(0)
-    assert only_patch.any()
-    result = learn_masks(spliced, few, **QUICK)
-    assert result.theta[A][:, only_patch].isfinite().all()
+def test_other_saes_are_narrowed_to_the_latents_with_a_candidate(task):
+    spliced = SplicedModel(lab_where_latents_are_silent())
+    learner = MaskLearner(spliced, task[:4], settings=MaskSettings(batch_size=4))
+    for name, kept in learner.kept.items():
+        latents = learner.finish().theta[name].isfinite().any(0)
+        assert torch.equal(kept, latents.nonzero()[:, 0]) and 0 < len(kept) <= 18
+        assert learner.learning.theta[name].shape == (6, len(kept))

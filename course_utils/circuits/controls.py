@@ -4,8 +4,9 @@ Random nodes are an easy control. Most know nothing of the task, sit at other la
 than the circuit, and lose to any node that knows anything. Here are harder ones:
 
 - `same_places`: random nodes, each at the layer and position of one of the circuit's;
-- `matched_nodes`: nodes there that tell the groups of prompts apart as well as the circuit's do.
-  What a circuit does and these do not is more than knowing.
+- `matched_nodes`: nodes there that tell the groups of prompts apart as well as the circuit's do;
+- `best_separators`: those that tell them apart best, wherever they are. What a circuit does and
+  these do not is more than knowing.
 
 For completeness, `subsets_of_all_sizes` draws parts of a circuit of every size. For stability,
 `split_by` parts prompts into halves that share no noun. And `moved` carries a circuit to prompts of
@@ -281,6 +282,35 @@ def matched_nodes(
     nodes = [chosen[i] for i in range(len(own))]
     theirs = [_strength_of(node, strength) for node in nodes]
     return Matched(nodes, as_good, [0.5 + x for x in own], [0.5 + x for x in theirs])
+
+
+def best_separators(separations: Scores, n: int, *, forbidden: Collection[Node] = ()) -> list[Node]:
+    """The n nodes that tell the groups of prompts apart best, at any layer and position.
+
+    Args:
+        separations: the AUC of every node, from `separations`.
+        n: how many.
+        forbidden: nodes that are not to be taken, e.g. the circuit's.
+
+    Returns:
+        Nodes, best first: those whose AUC is farthest from 0.5, on either side.
+
+    Raises:
+        ValueError: fewer than n nodes that are not forbidden.
+    """
+    strength = {name: (auc - 0.5).abs().cpu() for name, auc in separations.items()}
+    free = _Free(strength, forbidden).strength
+    if sum(int((values >= 0).sum()) for values in free.values()) < n:
+        raise ValueError(f"n={n} nodes were wanted, and fewer are left.")
+    found = [
+        (value, (name, *divmod(index, values.shape[1])))
+        for name, values in free.items()
+        for value, index in zip(
+            *(part.tolist() for part in values.flatten().topk(min(n, values.numel())))
+        )
+    ]
+    found.sort(key=lambda pair: -pair[0])
+    return [node for _, node in found[:n]]
 
 
 class _Free:

@@ -50,9 +50,9 @@ QUERIED, LAST = -2, -1
 line break, where the answer is due.
 """
 
-CIRCUITS = {"dict_key": (30, 60, 183), "list_index": (60, 174)}
+CIRCUITS = {"dict_key": (30, 60, 183), "list_index": (174,)}
 """The circuits of notebook 06: wanted numbers of nodes, by task. The largest are the post's."""
-LEARNING = {"steps": 60, "batch_size": 4}
+LEARNING = {"steps": 40, "batch_size": 4, "lr": 0.2}
 """How they are learned: settings of `learn_masks`, chosen on dev."""
 N_LEARN = 64
 """On how many training prompts."""
