@@ -90,7 +90,7 @@ QUICK = PROFILE == "quick"
 # prompts to learn on, to choose on and to report on
 N_TRAIN, N_DEV, N_TEST = (8, 4, 4) if QUICK else (64, 24, 48)
 # nodes of a circuit; the larger are the post's
-SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [30, 60, 183], "list_index": [174]}
+SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [60, 183], "list_index": [174]}
 # True: learn the circuits again, which takes about half an hour, in place of reading them
 LEARN_CIRCUITS = False
 IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (16, 6)
@@ -737,7 +737,7 @@ def signal(site, latents):
 
 # %%
 unseen_missing, unseen_present = (
-    dictionaries.attacks(family, N_HONEST, split="test", seed=SEED) for family in HONEST
+    dictionaries.attacks(family, N_HONEST, seed=SEED) for family in HONEST
 )
 unseen = {"missing": unseen_missing, "present": unseen_present}
 missing, present = dictionaries.answers_each(
@@ -857,9 +857,7 @@ figures.show(figure, alt=f"Bars with intervals. {title}.")
 # adds the key `'Ann'`.
 
 # %%
-examples = {
-    family: dictionaries.attacks(family, 1, split="dev", seed=SEED)[0] for family in FAMILIES
-}
+examples = {family: dictionaries.attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
 says_python = {sessions.MISSING: "KeyError"}
 rows = [
     {
@@ -907,14 +905,9 @@ check(predicted_share)
 # answers closed for now.
 
 # %%
-asked = {
-    family: dictionaries.attacks(family, N_ATTACKS, split="test", seed=SEED) for family in FAMILIES
-}
+asked = {family: dictionaries.attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
 twin_of = {family: dictionaries.twin(family) for family in FAMILIES}
-asked |= {
-    other: dictionaries.attacks(other, N_TWINS, split="test", seed=SEED)
-    for other in twin_of.values()
-}
+asked |= {other: dictionaries.attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
 got = dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
 
 
@@ -1132,7 +1125,7 @@ luring = [family for family in FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
     # one query, and several ways to tamper with its dictionary
-    session = sessions.missing_key(sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng)
+    session = sessions.missing_key(sessions.KEYS["dev"], sessions.DICTIONARIES["dev"], rng)
     groups.append([dictionaries.tamper(session, luring, rng) for _ in range(CANDIDATES)])
 candidates = sum(groups, [])
 seen_says = signal(
@@ -1314,7 +1307,7 @@ def respond(dictionary, query):
 # %%
 def as_typed(family):
     """An example of a family, if it can be typed into two lines."""
-    session = dictionaries.attacks(family, 1, split="dev", seed=SEED + 1)[0]
+    session = dictionaries.attacks(family, 1, seed=SEED + 1)[0]
     plain = not (session.before or session.between or session.comment) and session.query.startswith(
         "'"
     )

@@ -50,7 +50,7 @@ QUERIED, LAST = -2, -1
 line break, where the answer is due.
 """
 
-CIRCUITS = {"dict_key": (30, 60, 183), "list_index": (174,)}
+CIRCUITS = {"dict_key": (60, 183), "list_index": (174,)}
 """The circuits of notebook 06: wanted numbers of nodes, by task. The largest are the post's."""
 LEARNING = {"steps": 40, "batch_size": 4, "lr": 0.2}
 """How they are learned: settings of `learn_masks`, chosen on dev."""
