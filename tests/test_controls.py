@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course_utils.circuits.controls import (
+    best_separators,
     matched_nodes,
     moved,
     same_places,
@@ -302,6 +303,29 @@ def test_nodes_that_can_have_no_match_are_refused():
             matched_nodes([node], found, seed=0)
     with pytest.raises(ValueError, match="tolerance must be 0 or more, not -0.1"):
         matched_nodes([(ONE, 0, 0)], found, tolerance=-0.1, seed=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# The best separators
+# ---------------------------------------------------------------------------------------------
+
+
+def test_best_separators_are_farthest_from_one_half_whatever_the_layer():
+    separated = {
+        ONE: torch.tensor([[0.5, 0.9, 0.5], [0.02, 0.6, 0.5]]),
+        TWO: torch.tensor([[0.5, 0.5, 1.0], [0.3, 0.5, 0.5]]),
+    }
+    nodes = [(TWO, 0, 2), (ONE, 1, 0), (ONE, 0, 1), (TWO, 1, 0), (ONE, 1, 1)]
+    assert best_separators(separated, 5) == nodes
+    assert best_separators(separated, 3, forbidden=nodes[:2]) == nodes[2:]
+    assert separated[TWO][0, 2] == 1  # it changes a copy
+
+
+def test_no_more_separators_are_given_than_there_are():
+    separated = {ONE: torch.tensor([[0.5, 0.9], [0.1, 0.5]])}
+    assert len(best_separators(separated, 4)) == 4
+    with pytest.raises(ValueError, match="n=4 nodes were wanted, and fewer are left"):
+        best_separators(separated, 4, forbidden=[(ONE, 0, 0)])
 
 
 # ---------------------------------------------------------------------------------------------

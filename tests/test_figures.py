@@ -171,6 +171,22 @@ EFFECTS = {
 }
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_groups_that_are_methods_look_as_they_do_in_every_figure(named):
+    """Others in the same figure get another look, and groups without a method are counted off."""
+    own = {"a": 1, "b": 2} if named else [1, 2]
+
+    def looks(labels):
+        [axes] = estimates_figure(dict.fromkeys(labels, own), "y", "t").axes
+        drawn = [container[0] for container in axes.containers]
+        return [(line.get_color(), line.get_marker()) for line in drawn]
+
+    mask, ig = (style.METHOD_LOOKS[name].point for name in ("learned mask", "IG best"))
+    padding, found_ig, found_mask = looks(["padding", "IG best", "learned mask"])
+    assert (found_mask, found_ig) == (mask, ig) and padding not in (mask, ig)
+    assert looks(["x", "y"]) == [style.look(0).point, style.look(1).point]
+
+
 def test_points_of_groups_stand_beside_each_other_with_their_intervals():
     [axes] = estimates_figure(EFFECTS, "y", "finding").axes
     assert series_of(axes) == {

@@ -96,13 +96,16 @@ FINDINGS = {
         ),
         "no random circuit comes near": "found.vs_spliced.low > random_share.max() + 0.5",
         "the test of minimality finds needed nodes, and calls no padding needed": (
-            "kept.value > 0.15 and passengers.value == 0"
+            "n_needed / len(nodes) > 0.15 and passengers.value == 0"
         ),
         "two seeds share far more nodes than chance": (
             "of_seeds > 0.3 and of_seeds > 50 * by_chance"
         ),
-        "over all sizes, learned masks are closer to the model than random nodes": (
-            "cmd_of['learned masks'] < cmd_of['random'] - 0.3"
+        "over the sizes learned, learned masks are closer to the model than random nodes": (
+            "cmd_of['learned mask'] < cmd_of['random'] - 0.3"
+        ),
+        "other nodes that know the number do not flip verbs": (
+            "by_knowing.high < by_circuit.low - 0.3"
         ),
     },
     "06": {

@@ -142,8 +142,9 @@ def estimates_figure(
     Args:
         groups: one of three.
             Estimates by name: they stand in the order given.
-            Groups of estimates by name: a colour for each group. The same name has the same place
-            in all groups, and the groups stand there side by side.
+            Groups of estimates by name: a colour for each group, its own where it is a method of
+            the course. The same name has the same place in all groups, and the groups stand there
+            side by side.
             Groups of estimates without names (sequences): a colour for each group. One group stands
             after the other, each from large to small.
         axis: the axis of the values; a text is short for ``ValueAxis(text)``.
@@ -268,21 +269,33 @@ def _side_by_side(groups: Mapping[str, Mapping[str, Estimate]], bars: bool) -> _
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     step = 0.8 / len(groups) if bars else min(0.8 / len(groups), 0.16)
     series = []
+    looks = _looks_of_groups(groups)
     for i, (label, group) in enumerate(groups.items()):
         shift = step * (i - (len(groups) - 1) / 2)
         places = [names.index(name) + shift for name in group]
-        series.append(_Series(label, style.look(i), places, list(group.values())))
+        series.append(_Series(label, looks[label], places, list(group.values())))
     return _Drawing(series, names, n_abreast=len(groups))
 
 
 def _ranked(groups: Mapping[str, Sequence[Estimate]]) -> _Drawing:
     series, start = [], 0
-    for i, (label, group) in enumerate(groups.items()):
+    looks = _looks_of_groups(groups)
+    for label, group in groups.items():
         ranked = sorted(group, key=style.value_of, reverse=True)
         places = [float(start + rank) for rank in range(len(ranked))]
-        series.append(_Series(label, style.look(i), places, ranked))
+        series.append(_Series(label, looks[label], places, ranked))
         start += len(ranked) + 2
     return _Drawing(series, [])
+
+
+def _looks_of_groups(labels: Iterable[str]) -> dict[str, Look]:
+    """The i-th group has the i-th look. Where a group is a method of the course, methods have their
+    own looks, as in all figures.
+    """
+    labels = list(labels)
+    if any(label in style.METHOD_LOOKS for label in labels):
+        return style.looks_of(labels)
+    return {label: style.look(i) for i, label in enumerate(labels)}
 
 
 def _draw_points(axes: Axes, drawing: _Drawing, horizontal: bool) -> None:
