@@ -292,7 +292,7 @@ pd.DataFrame(rows).round(2)
 #
 # ## 3. The circuits
 #
-# As in notebook 04: learned masks of several sizes with three seeds, attribution at its best, and
+# As in notebook 04: learned masks of the post's sizes with two seeds, attribution at its best, and
 # nodes drawn at random among those that fire, all judged on prompts with other keys. A mask of this
 # model takes a minute or more, so the circuits come from `data/masks`, where `python -m
 # tools.learn_circuits` put them (training prompts alone; sizes and settings were chosen on dev).
@@ -311,7 +311,7 @@ def learn_circuits(name):
             seed=seed,
             **dictionaries.LEARNING,
         ).masks
-        for size, seed in itertools.product(SIZES[name], range(3))
+        for size, seed in itertools.product(SIZES[name], range(2))
     }
 
 
@@ -321,7 +321,7 @@ circuits = {
     else load_circuits(DATA / "masks" / name / f"circuits_{LAB}.json")
     for name in SIZES
 }
-n_seeds = 1 if QUICK else 3
+n_seeds = 1 if QUICK else 2
 masks = {
     name: {
         (size, seed): one

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from conftest import tiny_hf_model
+from conftest import tiny_hf_model, tiny_sae
 from torch import nn
+from transformers import LlamaForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from course_utils.circuits.saes import decode, encode, narrow_sae
 from course_utils.circuits.splice import SplicedModel
+from course_utils.labs.catalog import LabError
 from course_utils.labs.lab import Lab
 from course_utils.labs.layers import LayerError, LayerStack
 from course_utils.labs.requirements import numbers_per_token
@@ -89,6 +92,165 @@ def test_a_model_that_does_something_else_to_its_logits_is_refused(lab):
     model = Scaled(lab.hf_model.config).eval().requires_grad_(False)
     with pytest.raises(LayerError, match="Scaled.*% away from its own"):
         LayerStack(model, BOS).run(torch.randn(1, 4, 16), range(1))
+
+
+class ReadsTokens(LlamaDecoderLayer):
+    """A layer that adds an embedding of the tokens, as Gemma 3n's do."""
+
+    def forward(self, hidden_states, *args, per_layer=None, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs) + per_layer
+
+
+class PerLayer(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers = nn.ModuleList(
+            ReadsTokens(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.per_layer = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, input_ids, **kwargs):
+        return super().forward(input_ids, per_layer=self.per_layer(input_ids), **kwargs)
+
+
+@pytest.mark.parametrize("bos", [BOS, None])
+def test_a_model_that_gives_its_layers_what_depends_on_the_tokens_is_refused(lab, bos):
+    torch.manual_seed(0)
+    stack = LayerStack(PerLayer(lab.hf_model.config).eval().requires_grad_(False), bos)
+    for _ in range(2):  # what was refused is not remembered as right
+        with pytest.raises(LayerError, match="PerLayer gives its layers something that depends"):
+            stack.run(torch.randn(1, 4, 16), range(1))
+
+
+def test_an_embedding_per_layer_that_is_the_same_for_all_tokens_is_no_obstacle(lab):
+    model = PerLayer(lab.hf_model.config).eval().requires_grad_(False)
+    model.per_layer.weight[:] = torch.randn(16)
+    stack, tokens = LayerStack(model, BOS), prompts(3, 5)
+    with torch.no_grad():
+        logits = stack.logits(stack.finish(stack.embed(tokens), after=-1))
+        torch.testing.assert_close(logits, model(tokens).logits[:, -1], atol=2e-5, rtol=1e-4)
+
+
+SMALL = dict(
+    vocab_size=60,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=0,
+    pad_token_id=0,
+    initializer_range=0.3,
+)
+GROUPED = dict(num_key_value_heads=1)
+EXPERTS = dict(num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, **GROUPED)
+LOCAL = dict(num_local_experts=2, num_experts_per_tok=1, **GROUPED)
+LOW_RANK = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8)
+ALSO_RUN = {  # besides those of `any_lab`
+    "Mistral": dict(**GROUPED, sliding_window=4),
+    "Mixtral": LOCAL,
+    "Qwen2Moe": dict(**EXPERTS, shared_expert_intermediate_size=16),
+    "Qwen3Moe": dict(**EXPERTS, head_dim=8),
+    "Gemma": dict(**GROUPED, head_dim=8),
+    "GPTJ": dict(rotary_dim=4),
+    "GPTNeo": dict(num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]),
+    "Phi": {},
+    "Phi3": GROUPED,
+    "Olmo": GROUPED,
+    "Olmo2": GROUPED,
+    "Olmo3": GROUPED,
+    "StableLm": GROUPED,
+    "SmolLM3": GROUPED,
+    "Starcoder2": GROUPED,
+    "Falcon": {},
+    "Mpt": dict(d_model=16, n_heads=2, n_layers=2, max_seq_len=64),
+    "DeepseekV3": dict(
+        **LOW_RANK,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+    ),
+    "GptOss": dict(**LOCAL, head_dim=8),
+}
+DO_NOT_RUN = {
+    "OPT": (dict(word_embed_proj_dim=16, ffn_dim=32), "OPTForCausalLM .*'opt'.*its decoder"),
+    "Bloom": (dict(n_layer=2, n_head=2), "BloomForCausalLM .*'bloom'.*ALiBi"),
+    "Mamba": (dict(state_size=4), "MambaForCausalLM .*'mamba'.*have a state"),
+    "Jamba": (
+        dict(**GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=4),
+        "JambaForCausalLM .*'jamba'.*have a state",
+    ),
+    "Lfm2": (dict(**GROUPED, full_attn_idxs=[1]), "Lfm2ForCausalLM .*'lfm2'.*have a state"),
+    "T5": (dict(d_model=16, d_ff=32, d_kv=8, num_heads=2), "'t5'.*encoder and a decoder"),
+}
+
+
+def small(name, **more):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **more})
+    kind = getattr(transformers, f"{name}ForCausalLM", None)
+    kind = kind or getattr(transformers, f"{name}ForConditionalGeneration")
+    return kind(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ALSO_RUN)
+def test_an_architecture_that_is_said_to_run_does(name):
+    model = small(name, **ALSO_RUN[name])
+    stack, tokens = LayerStack(model, BOS), prompts(3, 5) % 60
+    with torch.no_grad():
+        x = stack.run(stack.embed(tokens), range(2))
+        logits = stack.logits(stack.norm(x[:, -1]))
+        torch.testing.assert_close(logits, model(tokens).logits[:, -1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", DO_NOT_RUN)
+def test_an_architecture_that_cannot_run_is_named_by_the_stack_and_by_the_lab(name, tmp_path):
+    """By the lab at once, and from a folder before its weights are read: there are none."""
+    settings, says = DO_NOT_RUN[name]
+    model = small(name, **settings)
+    with pytest.raises(LayerError, match=f"{says}.*These can: Llama"):
+        LayerStack(model, BOS)
+    with pytest.raises(LabError, match=f"{says}.*These can: Llama"):
+        Lab("mine", model, SimpleNamespace(bos_token_id=BOS), {})
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(LabError, match="cannot be run layer by layer"):
+        Lab.from_parts(model=tmp_path, saes={1: tiny_sae()})
+
+
+def test_an_architecture_that_nobody_tried_is_named_with_its_own_error(lab):
+    class Picky(type(lab.hf_model)):
+        def forward(self, *args, past_key_values=None, **kwargs):
+            if past_key_values is not None:
+                raise ValueError("no cache, please")
+            return super().forward(*args, **kwargs)
+
+    model = Picky(lab.hf_model.config).eval()
+    with pytest.raises(LayerError, match="Picky .*'llama'.*: ValueError: no cache, please"):
+        LayerStack(model, BOS)
+
+
+def test_too_little_memory_is_not_taken_for_an_architecture(lab, monkeypatch):
+    stack = LayerStack(lab.hf_model, BOS)
+
+    def full(tokens):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack, "_error_on", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            stack.run(torch.randn(1, 4, 16), range(1))
+    assert stack.run(torch.randn(1, 4, 16), range(1)).shape == (1, 4, 16)
+
+
+def test_transformers_still_says_which_models_have_a_state():
+    assert transformers.MambaForCausalLM._is_stateful, (
+        f"transformers {transformers.__version__} says it otherwise: mend layers.cannot_run"
+    )
 
 
 def test_a_model_without_an_unembedding_or_layers_is_refused(lab):

@@ -4,16 +4,21 @@ libraries that loading leans on.
 
 import json
 import pickle
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 import torch
+from conftest import tiny_sae
 from huggingface_hub import constants
 from sae_lens import SAE
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from course_utils.labs.catalog import FILES_OF, LABS, LabError, hub_file, placement, registry
+from course_utils.labs.lab import load_lab
 from course_utils.labs.loading import READERS, load_sae, saes_in
+from course_utils.labs.requirements import estimate
 from course_utils.labs.weights import fetch, forget_quantisation
 from tools.random_hub import put_sae, repository
 
@@ -33,6 +38,12 @@ def file_in(cache, release, sae_id):
     """Where the cache has the file of an SAE."""
     repo, name = hub_file(release, sae_id)
     return repository(cache, repo) / name
+
+
+def made(path):
+    """The path, its folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------
@@ -129,6 +140,76 @@ def test_a_folder_without_an_sae_says_what_is_wanted(tmp_path):
         load_sae(tmp_path)
 
 
+def broken_sae(folder, file, content):
+    """A saved SAE, one of whose files holds something else; None: is missing."""
+    tiny_sae().save_model(folder)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("cfg.json", b"", "cannot be read: JSONDecodeError.*save_model"),
+        ("cfg.json", b"[1]", "cannot be read: AttributeError.*save_model"),
+        ("cfg.json", b'{"architecture": "jumprelu"}', "cannot be read: .*save_model"),
+        ("cfg.json", b'{"architecture": "new", "d_in": 16, "d_sae": 24}', "cannot be read: KeyErr"),
+        ("cfg.json", b'{"architecture": "batchtopk"}', r"\(batchtopk\).*save_inference_model"),
+        ("sae_weights.safetensors", None, "has a cfg.json and no sae_weights.safetensors"),
+        ("sae_weights.safetensors", b"", "cannot be read: SafetensorError.*save_model"),
+        ("sae_weights.safetensors", b"\x10" + 23 * b"\x00", "cannot be read: Safetensor"),
+    ],
+)
+def test_a_damaged_sae_is_named_with_what_is_wanted(tmp_path, file, content, says):
+    broken_sae(tmp_path, file, content)
+    with pytest.raises(LabError, match=f"{tmp_path.name}.*{says}"):
+        load_sae(tmp_path)
+
+
+def test_weights_of_another_width_than_the_configuration_says_are_refused(tmp_path):
+    tiny_sae().save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "d_sae": 25}))
+    with pytest.raises(LabError, match="cannot be read: RuntimeError"):
+        load_sae(tmp_path)
+
+
+def test_a_path_may_begin_with_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_sae().save_model(tmp_path / "sae")
+    assert load_sae("~/sae").cfg.d_sae == 24
+
+
+def test_a_folder_of_no_saes_says_what_is_wanted(tmp_path, monkeypatch):
+    with pytest.raises(LabError, match=r"no SAE in .*layer_8.*for layers \[\]"):
+        saes_in(tmp_path, None)
+    monkeypatch.setitem(LABS, "empty", replace(LABS["smollm2"], saes=tmp_path))
+    with pytest.raises(LabError, match="no SAE in .*layer_8"):
+        load_lab("empty")
+    with pytest.raises(LabError, match="no SAE in .*layer_8"):
+        estimate("empty")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gpt2-small"])
+@pytest.mark.parametrize("layer", ["8", 8.0, None])
+def test_layers_that_are_no_whole_numbers_are_refused(wrong_types, name, layer):
+    with pytest.raises(LabError, match=f"the layer {layer!r} is a .*whole numbers: 8, not '8'"):
+        load_lab(name, layers=[layer])
+
+
+def test_a_lab_by_name_wants_an_sae():
+    for given in (dict(layers=[]), dict(saes={})):
+        with pytest.raises(LabError, match=r"one layer or more is wanted: load_lab\('gpt2-small'"):
+            load_lab("gpt2-small", **given)
+
+
+def test_public_saes_for_a_lab_with_saes_of_its_own_are_not_ignored():
+    with pytest.raises(LabError, match=r"one SAE a layer: load_lab\('smollm2', layers="):
+        load_lab("smollm2", saes=placement("gpt2-small"))
+
+
 def test_the_saes_of_a_folder_are_found_by_their_layers_number(tmp_path):
     for layer in (2, 10, 5):
         (tmp_path / f"layer_{layer}").mkdir()
@@ -138,6 +219,31 @@ def test_the_saes_of_a_folder_are_found_by_their_layers_number(tmp_path):
     assert saes_in(tmp_path, [10, 2]) == {10: tmp_path / "layer_10", 2: tmp_path / "layer_2"}
     with pytest.raises(LabError, match=r"no SAE for layer 7, 3 in .*for layers \[2, 5, 10\]"):
         saes_in(tmp_path, [7, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("release", "sae_id"),
+    [
+        ("gemma-scope-2-270m-pt-mlp-all", "layer_0_width_16k_l0_big"),
+        ("gemma-scope-2-270m-pt-att-all", "layer_0_width_16k_l0_big"),
+        ("gemma-scope-2-270m-pt-transcoders-all", "layer_0_width_16k_l0_big"),
+        (
+            "gemma-scope-2-270m-pt-transcoders",
+            "transcoder/layer_15_width_262k_l0_big_affine",
+        ),
+    ],
+)
+def test_gemma_scope_2_of_other_places_is_refused_before_a_download(cache, release, sae_id):
+    with pytest.raises(LabError, match="is no SAE of the residual stream.*end in -res"):
+        load_sae((release, sae_id))
+
+
+def test_tensors_that_an_sae_has_no_use_for_are_not_dropped(cache):
+    release, sae_id = "gemma-scope-2-270m-pt-res-all", "layer_3_width_16k_l0_big"
+    names = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold", "affine_skip_connection")
+    save_file({name: torch.zeros(2, 2) for name in names}, made(file_in(cache, release, sae_id)))
+    with pytest.raises(LabError, match="holds affine_skip_connection"):
+        load_sae((release, sae_id))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -21,12 +21,19 @@ import course_utils.labs.hub as hub
 from course_utils.circuits.attribution import atp
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
+from course_utils.labs import requirements
 from course_utils.labs.catalog import LabError, spec_of
 from course_utils.labs.lab import load_lab
 from course_utils.labs.loading import load_sae
+from course_utils.labs.memory import FreeMemory
 from tools.random_hub import put_model, put_sae, put_saes
 
 LAYER = {"gpt2-small": 2, "gemma-3-270m": 3, "qwen3-1.7b": 4, "gemma-2-2b": 4, "gemma-2-9b": 7}
+
+
+def has_memory(monkeypatch, n_bytes):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=n_bytes))
+    monkeypatch.setattr(requirements, "free_memory", lambda: FreeMemory(n_bytes, "this machine"))
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, no network, and memory for everything."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=10**12))
+    has_memory(monkeypatch, 10**12)
     return tmp_path / "hub"
 
 
@@ -203,7 +210,7 @@ def test_too_little_disk_is_told_before_the_download(online, monkeypatch):
 
 
 def test_too_little_memory_is_told_before_the_download(online, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=9e9))
+    has_memory(monkeypatch, 9 * 10**9)
     too_little = r"gemma-2-2b needs 1\d\.\d GB of memory in float32, and cpu has 9\.0 GB"
     with pytest.raises(LabError, match=f"{too_little}.*Half of that.*bfloat16"):
         load_lab("gemma-2-2b", device="cpu", dtype=torch.float32)

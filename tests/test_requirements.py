@@ -10,15 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_lab
+from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.sparsification import MaskSettings
 from course_utils.circuits.splice import SplicedModel
-from course_utils.labs import hub, requirements
+from course_utils.labs import hub, memory, requirements
 from course_utils.labs.catalog import LABS, LabError
 from course_utils.labs.lab import load_lab
+from course_utils.labs.memory import FreeMemory, free_memory
 from course_utils.labs.requirements import (
     PROCESS_GB,
     PROMPTS,
@@ -32,6 +34,7 @@ from course_utils.labs.requirements import (
     requirements_of,
     table,
     usual_dtype,
+    without_emulation,
 )
 from course_utils.prompts.tasks import load_task
 
@@ -151,13 +154,186 @@ def test_a_gpu_has_the_memory_or_may_leave_layers_in_main_memory(monkeypatch, fr
         require_machine(replace(needs, missing=0.0, weights=10.0), "cuda", **here)
 
 
-def test_a_processor_needs_room_for_python_too(monkeypatch):
+@pytest.mark.parametrize("limit", ["this machine", "a batch job"])
+def test_a_processor_needs_room_for_python_too(monkeypatch, limit):
     needs = replace(estimate("smollm2"), missing=0.0, weights=2.0, saes=0.0, step=0.0)
+    says = "needs 3.5 GB.*3.4 GB free"
+    if limit != "this machine":
+        says += f".*What limits it is {limit}: ask for more"
     for free, fits in ((2 + PROCESS_GB - 0.1, False), (2 + PROCESS_GB + 0.1, True)):
-        memory = SimpleNamespace(available=free * 1e9)
-        monkeypatch.setattr(requirements.psutil, "virtual_memory", lambda memory=memory: memory)
-        with contextlib.nullcontext() if fits else pytest.raises(LabError, match="needs 3.5 GB"):
+        here = FreeMemory(int(free * 1e9), limit)
+        monkeypatch.setattr(requirements, "free_memory", lambda here=here: here)
+        with contextlib.nullcontext() if fits else pytest.raises(LabError, match=says):
             require_machine(needs, "cpu", folder=Path("."))
+
+
+@pytest.fixture
+def empty_caches(tmp_path, monkeypatch):
+    """Nothing was fetched yet."""
+    monkeypatch.setenv("SAE_CIRCUITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_the_converted_copy_is_written_too(empty_caches, monkeypatch):
+    needs = estimate("qwen-coder", device="cpu", dtype=torch.float32)
+    assert needs.missing == pytest.approx(1.117, abs=0.001)
+    assert needs.to_write == pytest.approx(needs.missing + 2 * needs.parameters / 1e9)
+    cache = empty_caches / "cache"
+    cache.mkdir()
+    (cache / LABS["qwen-coder"].model.name).touch()  # fetched, and not converted
+    fetched = estimate("qwen-coder", device="cpu", dtype=torch.float32)
+    assert (fetched.missing, fetched.to_write) == (0, 2 * needs.parameters / 1e9)
+    monkeypatch.setattr(requirements, "is_converted", lambda weights: True)
+    assert estimate("qwen-coder", device="cpu", dtype=torch.float32).to_write == 0
+
+
+def test_a_model_from_the_hub_is_not_converted(empty_caches):
+    needs = estimate("gpt2-small")
+    assert needs.to_write == needs.missing == needs.download > 0
+
+
+def nothing_may_be_loaded(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("course_utils.labs.lab.load_model", load)
+    here = FreeMemory(10**12, "this machine")
+    monkeypatch.setattr(requirements, "free_memory", lambda: here)
+
+
+def test_too_little_room_for_the_copy_is_told_before_the_download(empty_caches, monkeypatch):
+    """1.1 GB would fit."""
+    nothing_may_be_loaded(monkeypatch)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=3e9))
+    says = r"1\.1 GB to fetch and 3\.1 GB to write as a converted copy, and .* has 3\.0 GB left"
+    with pytest.raises(LabError, match=f"{says}.*export SAE_CIRCUITS_CACHE="):
+        load_lab("qwen-coder", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"), [("smollm2", "SAE_CIRCUITS_CACHE"), ("gpt2-small", "HF_HOME")]
+)
+def test_a_cache_that_cannot_be_written_to_is_told_before_the_download(
+    empty_caches, monkeypatch, name, variable
+):
+    nothing_may_be_loaded(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(LabError, match=f"may not be written to.*export {variable}="):
+            load_lab(name, device="cpu")
+    for folder in ("cache", "hub"):
+        (empty_caches / folder).touch()
+    with pytest.raises(LabError, match=f"is a file, and a folder is wanted.*export {variable}="):
+        load_lab(name, device="cpu")
+
+
+def test_a_complete_cache_need_not_be_written_to(monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr(requirements, "free_memory", lambda: FreeMemory(10**12, "this machine"))
+    needs = replace(estimate("smollm2"), missing=0.0, to_write=0.0)
+    require_machine(needs, "cpu", folder=Path("/no/such/folder"))
+
+
+# ---------------------------------------------------------------------------------------------
+# Limits on main memory
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 100 bytes free, no groups and no limit; the tests add some."""
+    resource = memory.resource
+    if resource is None:
+        pytest.skip("Windows has no such limits")
+
+    def put(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    def free_in_groups(real=memory.free_in_groups):
+        return real(tmp_path / "process", tmp_path / "groups")
+
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(memory, "free_in_groups", free_in_groups)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: unlimited)
+    return put
+
+
+def v1(put, group, limit, used, cached=None):
+    put(f"groups/memory/{group}/memory.limit_in_bytes", f"{limit}\n")
+    put(f"groups/memory/{group}/memory.usage_in_bytes", f"{used}\n")
+    if cached is not None:
+        put(f"groups/memory/{group}/memory.stat", f"cache 1\ntotal_inactive_file {cached}\n")
+
+
+def v2(put, group, limit, used, cached=None):
+    put(f"groups/{group}/memory.max", f"{limit}\n")
+    put(f"groups/{group}/memory.current", f"{used}\n")
+    if cached is not None:
+        put(f"groups/{group}/memory.stat", f"anon 5\ninactive_file {cached}\n")
+
+
+VERSIONS = [
+    pytest.param(v1, "12:cpu,cpuacct:/\n4:memory:/slurm/job\n0::/\n", id="version 1"),
+    pytest.param(v2, "0::/slurm/job\n", id="version 2"),
+]
+
+
+def test_without_limits_the_machine_is_the_limit(machine):
+    assert free_memory() == (100, "this machine")
+    machine("process", "4:memory:/gone\n0::/gone\nnonsense\n")
+    assert free_memory() == (100, "this machine")
+
+
+@pytest.mark.parametrize(("group", "process"), VERSIONS)
+def test_the_limit_of_a_group_counts_what_is_used_without_cached_files(machine, group, process):
+    machine("process", process)
+    group(machine, "slurm/job", limit=90, used=30)
+    assert free_memory().bytes == 60 and "cgroup" in free_memory().limited_by
+    group(machine, "slurm/job", limit=90, used=30, cached=20)
+    assert free_memory().bytes == 80
+    group(machine, "slurm/job", limit=900, used=30)
+    assert free_memory() == (100, "this machine")
+
+
+@pytest.mark.parametrize(("group", "process"), VERSIONS)
+def test_the_limits_of_the_groups_around_it_count_too(machine, group, process):
+    machine("process", process)
+    group(machine, "slurm/job", limit=90, used=10)
+    group(machine, "slurm", limit=50, used=20)
+    assert free_memory().bytes == 30
+    group(machine, "", limit=40, used=45)
+    assert free_memory().bytes == 0
+
+
+@pytest.mark.parametrize(("group", "process"), VERSIONS)
+def test_in_a_container_the_root_is_the_group(machine, group, process):
+    """The path is that on the machine outside, and is not to be seen."""
+    machine("process", process)
+    group(machine, "", limit=70, used=20)
+    assert free_memory().bytes == 50
+
+
+def test_groups_without_a_limit_limit_nothing(machine):
+    machine("process", "4:memory:/job\n0::/job\n")
+    v2(machine, "job", limit="max", used=20)
+    v1(machine, "job", limit=9223372036854771712, used=20)
+    assert free_memory() == (100, "this machine")
+
+
+def test_the_address_space_may_be_the_smallest(machine, monkeypatch):
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=30, rss=1))
+    monkeypatch.setattr(memory.psutil, "Process", lambda: process)
+    resource = memory.resource
+    for soft, left in ((75, 45), (20, 0)):
+        limits = {resource.RLIMIT_AS: (soft, resource.RLIM_INFINITY)}
+        monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+        assert free_memory() == (left, "the limit on the address space (ulimit -v)")
+    monkeypatch.setattr(memory, "resource", None)  # Windows
+    assert free_memory() == (100, "this machine")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -255,6 +431,30 @@ def test_a_gpu_that_emulates_bfloat16_gets_float32(monkeypatch, stopwatch, capab
     n_measured = len(stopwatch.measured)
     assert fast_dtype("cuda:1") == dtype and len(stopwatch.measured) == n_measured
     assert {n for _, n in stopwatch.measured} == (set() if dtype == torch.float32 else {128, 2048})
+
+
+@pytest.fixture
+def t4(monkeypatch):
+    """A GPU that emulates bfloat16, and says that it supports it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+@pytest.mark.parametrize("name", ["qwen-coder", "gemma-2-2b", "gemma-2-9b"])
+def test_no_lab_gets_bfloat16_on_a_t4_by_default(t4, stopwatch, name):
+    stopwatch.seconds = bfloat16_is(8)
+    assert estimate(name, device="cuda").dtype == torch.float32
+    assert estimate(name, device="cuda", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_stored_dtype_that_a_t4_emulates_gives_way_to_float32(t4, monkeypatch):
+    assert without_emulation(torch.bfloat16, "cuda") == torch.float32
+    for dtype in (torch.float16, torch.float32):
+        assert without_emulation(dtype, "cuda") == dtype
+    assert without_emulation(torch.bfloat16, "cpu") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert without_emulation(torch.bfloat16, "cuda") == torch.bfloat16
 
 
 def test_small_models_are_float32_whatever_is_fast(monkeypatch):

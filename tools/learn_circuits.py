@@ -58,7 +58,7 @@ def learn_circuits(lab_name: str, seeds: int, n_dev: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lab", default="qwen-coder")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--dev", type=int, default=32, help="dev prompts to judge on")
     arguments = parser.parse_args()
     learn_circuits(arguments.lab, arguments.seeds, arguments.dev)

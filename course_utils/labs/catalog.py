@@ -6,6 +6,7 @@ looked at the machine.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -349,6 +350,21 @@ def spec_of(name: str) -> LabSpec:
     return LABS[name]
 
 
+def layer_number(layer: Any) -> int:
+    """A layer that a user gave, as an int.
+
+    Raises:
+        LabError: it is no whole number, such as the text ``"8"``.
+    """
+    try:
+        return operator.index(layer)
+    except TypeError:
+        raise LabError(
+            f"the layer {layer!r} is a {type(layer).__name__}, and layers are whole numbers: 8, "
+            "not '8'."
+        ) from None
+
+
 def release_of(name: str) -> Release:
     """The public SAEs of a lab.
 
@@ -393,6 +409,7 @@ def placement(
         layers = [layer for layer in sorted(there) if layer > 0 and layer % gap == 0]
     if layers is None:
         layers = spec_of(name).placement
+    layers = [layer_number(layer) for layer in layers]
     missing = [str(layer) for layer in layers if layer not in there]
     if missing or not layers:
         raise LabError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,9 +16,18 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from course_utils.labs import hub
 from course_utils.labs.catalog import (
@@ -27,17 +35,20 @@ from course_utils.labs.catalog import (
     LabError,
     Release,
     SAEChoice,
+    layer_number,
     placement,
     spec_of,
 )
-from course_utils.labs.layers import LayerStack
-from course_utils.labs.loading import SAESource, load_model, load_sae, saes_in
+from course_utils.labs.fit import misfit
+from course_utils.labs.layers import LayerStack, cannot_run
+from course_utils.labs.loading import SAESource, check_source, load_model, load_sae, saes_in
 from course_utils.labs.requirements import (
     Requirements,
     estimate,
     require_machine,
     requirements_of,
     usual_device,
+    without_emulation,
 )
 from course_utils.labs.weights import cache_dir
 
@@ -89,9 +100,9 @@ class Lab:
             Some may be loaded on demand: what is given is an SAE or a function that returns one.
 
     Raises:
-        LabError: an SAE of another width, dtype or device than the model, for a layer that the
-            model does not have or for another place than the residual stream after it, or that
-            rescales each activation by itself. For an SAE on demand, when it is first used.
+        LabError: an SAE that is not known to fit (`fit.misfit` says what is asked of one), or for a
+            layer that the model does not have. For an SAE on demand, when it is first used. Or a
+            model whose architecture cannot be run layer by layer.
     """
 
     def __init__(
@@ -102,8 +113,10 @@ class Lab:
         saes: Mapping[int, SAE | Callable[[], SAE]],
     ):
         self.name, self.hf_model, self.tokenizer = name, hf_model, tokenizer
+        _require_known(type(hf_model), hf_model.config)
         hf_model.requires_grad_(False)
         hf_model.eval()
+        saes = {layer_number(layer): sae for layer, sae in saes.items()}
         unknown = [layer for layer in saes if not 0 <= layer < self.n_layers]
         if unknown:
             raise LabError(
@@ -113,40 +126,9 @@ class Lab:
 
     def _check(self, layer: int, sae: SAE) -> None:
         """Raise `LabError` unless an SAE fits the model and this layer."""
-        problem = (
-            self._wrong_width(sae)
-            or _wrong_place(sae, layer)
-            or self._wrong_tensors(sae)
-            or _wrong_scaling(sae)
-        )
-        if problem:
+        problem = misfit(sae, layer, self.hf_model)
+        if problem is not None:
             raise LabError(f"the SAE of layer {layer} {problem}")
-
-    def _wrong_width(self, sae: SAE) -> str | None:
-        if sae.cfg.d_in != self.d_model:
-            return (
-                f"reads vectors of width {sae.cfg.d_in}, and the model's have {self.d_model}. "
-                "Is it another model's?"
-            )
-        d_out = getattr(sae.cfg, "d_out", self.d_model)
-        if sae.W_dec.shape[-1] != self.d_model or d_out != self.d_model:
-            return (
-                "does not write what it reads: it is a transcoder. A residual-stream SAE is wanted."
-            )
-        return None
-
-    def _wrong_tensors(self, sae: SAE) -> str | None:
-        if sae.W_dec.dtype != self.dtype:
-            return (
-                f"is {sae.W_dec.dtype}, and the model is {self.dtype}. "
-                "Convert one: sae.to(model_dtype)."
-            )
-        if sae.W_dec.device.type != self.device.type:
-            return (
-                f"is on {sae.W_dec.device}, and the model is on {self.device}. "
-                "Move one: sae.to(device)."
-            )
-        return None
 
     @classmethod
     def from_parts(
@@ -172,17 +154,23 @@ class Lab:
             bos_token: what starts every prompt, if it is to be another token than the tokenizer
                 says. Without any, give ``has_bos=False`` to `SplicedModel`.
             device, dtype: of a model that is loaded here; by default a GPU where there is one, and
-                the dtype that it is stored in.
+                the dtype that it is stored in (float32 instead of bfloat16 on a GPU that only
+                emulates bfloat16).
 
         Raises:
             LabError: a part is missing or does not fit the others.
         """
+        if not saes:
+            raise LabError(
+                "an SAE for one layer or more is wanted: Lab.from_parts(…, saes={8: sae}), where "
+                "sae is an SAE, a folder of one, or (release, sae_id) of SAELens' registry."
+            )
+        for sae in saes.values():
+            if not isinstance(sae, SAE):
+                check_source(sae)
         if isinstance(model, str | Path):
             name = name or Path(model).name
-            folder = _model_folder(model)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-            nn.Module.to(model, device or usual_device())
+            model, tokenizer = _loaded(_model_folder(model), tokenizer, device, dtype)
         if tokenizer is None:
             raise LabError(
                 "a model that is an object comes without a tokenizer: "
@@ -212,15 +200,17 @@ class Lab:
     def model(self) -> TransformerBridge:
         """The model as TransformerLens sees it, for hooks: ``lab.model.run_with_hooks(…)``.
 
-        Same weights, no copy.
+        Same weights, no copy. Text that it is given starts with the lab's BOS, as the course's
+        prompts do; without one, with nothing.
         """
         twin = _sharing_weights(self.hf_model)  # TransformerLens rewires the model that it is given
         # a model that was made from its config does not say what it is
         twin.config.architectures = [type(twin).__name__]
         name = self.hf_model.config.name_or_path or self.name
         bridge = TransformerBridge.boot_transformers(
-            name, hf_model=twin, tokenizer=self.tokenizer, device=str(self.device)
+            name, hf_model=twin, tokenizer=_prepending_bos(self.tokenizer), device=str(self.device)
         )
+        bridge.cfg.default_prepend_bos = self.tokenizer.bos_token_id is not None
         bridge.requires_grad_(False)
         return bridge.eval()
 
@@ -265,33 +255,46 @@ class Lab:
         )
 
 
+def _require_known(kind: type, config: PretrainedConfig) -> None:
+    """Raise `LabError` for an architecture that cannot be run layer by layer."""
+    problem = cannot_run(kind, config)
+    if problem is not None:
+        raise LabError(problem)
+
+
+def _loaded(
+    folder: Path, tokenizer: Any, device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, Any]:
+    """The model in a folder and, unless one is given, its tokenizer."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        _require_known(kind if isinstance(kind, type) else type(config), config)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+    except LabError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise LabError(
+            f"the model in {folder} cannot be read: {hub.first_line(error)}. A folder that "
+            "save_pretrained wrote is wanted, of a causal language model and its tokenizer."
+        ) from error
+    runs_on = torch.device(device or usual_device())
+    if dtype is None and without_emulation(model.dtype, runs_on) != model.dtype:
+        model.float()
+    nn.Module.to(model, runs_on)
+    return model, tokenizer
+
+
 def _model_folder(model: str | Path) -> Path:
     """The folder of a model that is named by its folder or by its name on the hub."""
-    if Path(model).is_dir():
-        return Path(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
     try:
         return hub.model_folder(str(model))
     except hub.HubError as error:
         raise LabError(f"no folder {str(model)!r} here, and from the hub: {error}") from error
-
-
-def _wrong_place(sae: SAE, layer: int) -> str | None:
-    made_for = getattr(sae.cfg.metadata, "hook_name", None)
-    if not made_for or _layer_after(made_for) == layer:
-        return None
-    if _layer_after(made_for) is None:
-        return f"was made for {made_for}, and the residual stream after a layer is wanted."
-    return f"was made for {made_for}: give it as layer {_layer_after(made_for)}."
-
-
-def _wrong_scaling(sae: SAE) -> str | None:
-    scaling = sae.cfg.normalize_activations
-    if scaling not in ("layer_norm", "constant_norm_rescale"):
-        return None
-    return (
-        f"rescales each activation ({scaling}) and needs the one it encoded last to decode: "
-        "latents that are masked or put in cannot be decoded by it."
-    )
 
 
 def _sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -300,20 +303,26 @@ def _sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
 
+def _prepending_bos(tokenizer: Any) -> Any:
+    """A tokenizer for TransformerLens alone: it puts ``tokenizer``'s BOS before a text, if there is
+    one.
+
+    TransformerLens changes the tokenizer that it is given. One that does not say ``add_bos_token``
+    it reads again from its folder, with the BOS that is written there.
+    """
+    twin, bos = copy.deepcopy(tokenizer), tokenizer.bos_token_id
+    twin.init_kwargs["add_bos_token"] = True
+    if twin.is_fast:
+        token = {"id": "BOS", "ids": [bos or 0], "tokens": [tokenizer.bos_token or "none"]}
+        twin.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A" if bos is None else "BOS $A", special_tokens=[token]
+        )
+    return twin
+
+
 def hook_point(layer: int) -> str:
     """The residual stream after ``layer``: ``"blocks.{layer}.hook_resid_post"``."""
     return f"blocks.{layer}.hook_resid_post"
-
-
-def _layer_after(hook_name: str) -> int | None:
-    """The layer after which a hook point reads the residual stream; None for other places."""
-    match = re.fullmatch(
-        r"blocks\.(\d+)\.hook_(resid_post|resid_pre|out)|.*\b(?:layers|h)\.(\d+)(?:\.output)?",
-        hook_name,
-    )
-    if match is None or hook_name == "blocks.0.hook_resid_pre":  # that one reads the embedding
-        return None
-    return int(match[1] or match[3]) - (match[2] == "resid_pre")
 
 
 def load_lab(
@@ -352,10 +361,14 @@ def load_lab(
     runs_on = torch.device(device or usual_device())
     if saes is not None and layers is not None:
         raise LabError("give layers or saes, not both.")
+    if layers is not None and not len(layers) or saes is not None and not saes:
+        raise LabError(f"an SAE for one layer or more is wanted: load_lab({name!r}, layers=[…]).")
     sources: Mapping[int, SAESource]
     if isinstance(spec.saes, Release):
-        chosen = saes or placement(name, layers)
+        chosen = placement(name, layers) if saes is None else saes
         sources = {layer: (spec.saes.name, choice.sae_id) for layer, choice in chosen.items()}
+    elif saes is not None:
+        raise LabError(f"{name!r} has one SAE a layer: load_lab({name!r}, layers=[…]).")
     else:
         sources = saes_in(spec.saes, layers)
     needs = estimate(name, layers=list(sources), dtype=dtype, device=runs_on)

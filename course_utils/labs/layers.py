@@ -10,13 +10,15 @@ time: all that lies before the first SAE, all that happens at BOS, and all logit
     → one column of the unembedding per answer
 
 Layers are called with the arguments that the model itself gives them (masks, rotary angles, …),
-recorded once for each length of prompt, so that nothing here depends on the architecture. Attention
-is causal: BOS sees only itself, its keys and values never change, and the other tokens find them in
-a cache.
+recorded once for each length of prompt, so that nothing here depends on the architecture. (These
+arguments must not depend on the tokens. Each record is checked on tokens other than its own.)
+Attention is causal: BOS sees only itself, its keys and values never change, and the other tokens
+find them in a cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,12 +27,55 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class LayerError(RuntimeError):
     """A model that cannot be run layer by layer; the message says what does not fit."""
+
+
+RUNS = (
+    "Llama, Mistral, Mixtral, Qwen2, Qwen3 (also their mixtures of experts), Gemma 1 to 3, GPT-2, "
+    "GPT-J, GPT-Neo, GPT-NeoX (Pythia), Phi, Phi-3, OLMo 1 to 3, StableLM, SmolLM3, StarCoder2, "
+    "Falcon, MPT, DeepSeek-V3 and gpt-oss"
+)
+"""Architectures that run layer by layer; a test runs each. Others are tried, and checked against
+the model's own logits, unless `cannot_run` knows better.
+"""
+
+DO_NOT_RUN = {
+    "opt": "it calls its decoder without the body, at whose end the final norm is looked for",
+    "xglm": "its layers insist on an attention mask of the size of the batch",
+    "bloom": "it gives its layers ALiBi's slopes for one batch size",
+    "gemma3n": "its layers read embeddings of the tokens besides the residual stream",
+    "gemma3n_text": "its layers read embeddings of the tokens besides the residual stream",
+}
+
+
+def cannot_run(kind: type, config: PretrainedConfig) -> str | None:
+    """Why models of a class are known not to run layer by layer, and what would; None where nothing
+    is known against it.
+
+    Args:
+        kind: the model's class.
+        config: its configuration.
+    """
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    why = DO_NOT_RUN.get(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        why = "it has an encoder and a decoder"
+    elif getattr(kind, "_is_stateful", False) or layers & {"conv", "linear_attention", "mamba"}:
+        why = (
+            "some or all of its layers have a state (SSM, recurrent, convolution, linear attention)"
+        )
+    if why is None:
+        return None
+    return (
+        f"{kind.__name__} (model type {config.model_type!r}) cannot be run layer by layer: {why}. "
+        f"These can: {RUNS}."
+    )
 
 
 class LayerArguments(NamedTuple):
@@ -54,16 +99,21 @@ class LayerStack:
 
     Raises:
         LayerError: the layers, the final norm or the unembedding cannot be found, or running layer
-            by layer gives other logits than the model itself.
+            by layer gives other logits than the model itself: the model does something between its
+            layers or to its logits, or gives its layers what depends on the tokens.
     """
 
     def __init__(self, model: PreTrainedModel, bos: int | None = None, *, recompute: bool = False):
         self.model, self.bos, self.recompute = model, bos, recompute
+        known = cannot_run(type(model), model.config)
+        if known is not None:
+            raise LayerError(known)
         config = model.config.get_text_config()
         self.layers = _decoder_layers(model, config.num_hidden_layers)
         self.head = _unembedding(model)
         self.soft_cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._bos_cache = None if bos is None else cache_of_one_token(model, bos)
+        with _named(model):
+            self._bos_cache = None if bos is None else cache_of_one_token(model, bos)
         self._arguments: dict[int, list[LayerArguments]] = {}
 
     @property
@@ -197,18 +247,18 @@ class LayerStack:
     def _arguments_for(self, seq: int) -> list[LayerArguments]:
         """Each layer's arguments for prompts of ``seq`` tokens without BOS; checked when new."""
         if seq not in self._arguments:
-            tokens = self._some_tokens(seq)
-            self._arguments[seq] = self._record_arguments(tokens)
             try:
-                self._compare_with_the_model(tokens)
-            except LayerError:
-                del self._arguments[seq]
+                with _named(self.model):
+                    self._arguments[seq] = self._record_arguments(self._some_tokens(seq))
+                    self._compare_with_the_model(seq)
+            except BaseException:  # what was not found right is not kept
+                self._arguments.pop(seq, None)
                 raise
         return self._arguments[seq]
 
-    def _some_tokens(self, seq: int) -> Int[Tensor, "1 seq_with_bos"]:
-        """A prompt of ``seq`` tokens after BOS."""
-        tokens = torch.arange(seq + self.first, device=self.device) % self.vocab_size
+    def _some_tokens(self, seq: int, start: int = 0) -> Int[Tensor, "1 seq_with_bos"]:
+        """A prompt of ``seq`` tokens after BOS, which are ``start``, ``start + 1``, …"""
+        tokens = (torch.arange(seq + self.first, device=self.device) + start) % self.vocab_size
         if self.bos is not None:
             tokens[0] = self.bos
         return tokens[None]
@@ -262,18 +312,38 @@ class LayerStack:
             raise LayerError(f"{name}: no norm found between the last layer and the unembedding.")
         return norms[-1]
 
+    def _compare_with_the_model(self, seq: int) -> None:
+        """Raise `LayerError` unless the recorded arguments are right for another number of prompts
+        than they were recorded on, and for other tokens.
+        """
+        name, recorded = type(self.model).__name__, self._some_tokens(seq)
+        starts = (self.vocab_size // 3, self.vocab_size // 2)
+        error = self._error_on(torch.cat([self._some_tokens(seq, start) for start in starts]))
+        if error is None:
+            return
+        if self._error_on(recorded) is None:
+            raise LayerError(
+                f"{name} gives its layers something that depends on the tokens (as Gemma 3n does "
+                "with its embeddings per layer). Run layer by layer, with what was recorded on one "
+                f"prompt, its logits for another are {error:.1%} away from its own. Models whose "
+                "layers read the residual stream alone can be run."
+            )
+        raise LayerError(
+            f"{name}, run layer by layer, gives logits that are {error:.1%} away from its own: it "
+            "does something between its layers, or to its logits, that is not known here."
+        )
+
     @torch.no_grad()
-    def _compare_with_the_model(self, tokens: Int[Tensor, "1 seq_with_bos"]) -> None:
+    def _error_on(self, tokens: Int[Tensor, "batch seq_with_bos"]) -> float | None:
+        """How far the logits are from the model's own, as a share of the largest; None where that
+        is rounding.
+        """
         own = self.model(tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float()
         normed = self.finish(self.embed(tokens), after=-1)
         logits = self.logits(normed).float()
         error = ((logits - own).abs().max() / own.abs().max()).item()
-        if not error < (1e-3 if normed.dtype == torch.float32 else 0.1):
-            raise LayerError(
-                f"{type(self.model).__name__}, run layer by layer, gives logits that are "
-                f"{error:.1%} away from its own: it does something between its layers, or to its "
-                "logits, that is not known here."
-            )
+        is_rounding = error < (1e-3 if normed.dtype == torch.float32 else 0.1)
+        return None if is_rounding else error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -298,6 +368,23 @@ def _unembedding(model: PreTrainedModel) -> nn.Linear:
             f"{type(model).__name__} has no unembedding: a causal language model is wanted."
         )
     return head
+
+
+@contextlib.contextmanager
+def _named(model: PreTrainedModel) -> Iterator[None]:
+    """Errors of an architecture that nobody tried say which it is. Those that are not about it stay
+    as they are: too little memory, and `LayerError`.
+    """
+    try:
+        yield
+    except (LayerError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise LayerError(
+            f"{type(model).__name__} (model type {model.config.model_type!r}) cannot be run layer "
+            f"by layer: {said}. These can: {RUNS}."
+        ) from error
 
 
 class _Stop(Exception):
@@ -337,7 +424,7 @@ class _OneToken(DynamicLayer):
     def __init__(
         self,
         keys: Float[Tensor, "1 heads 1 d_head"],
-        values: Float[Tensor, "1 heads 1 d_head"],
+        values: Float[Tensor, "1 heads 1 d_value"],
     ):
         super().__init__()
         self.lazy_initialization(keys, values)

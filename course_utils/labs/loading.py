@@ -11,6 +11,7 @@ these are the same, unless the variable ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` is 
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Sequence
@@ -19,13 +20,22 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from jaxtyping import Float
 from sae_lens import SAE, PretrainedSaeHuggingfaceLoader
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils.labs import hub
-from course_utils.labs.catalog import FILES_OF, HubModel, LabError, hub_file, registry, spec_of
+from course_utils.labs.catalog import (
+    FILES_OF,
+    HubModel,
+    LabError,
+    hub_file,
+    layer_number,
+    registry,
+    spec_of,
+)
 from course_utils.labs.weights import converted
 
 SAESource = str | Path | tuple[str, str]
@@ -85,13 +95,23 @@ def centre_residual_stream(model: Any) -> None:
     if model.config.tie_word_embeddings:  # the unembedding is to stay as it is
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
+    for weight in written_to_residual_stream(model):
+        weight -= weight.mean(-1, keepdim=True)
+
+
+def written_to_residual_stream(model: Any) -> list[Float[Tensor, "*rows d_model"]]:
+    """GPT-2's parameters that are added to its residual stream: embeddings, output matrices of
+    attention and MLP, and their biases.
+
+    Args:
+        model: a ``GPT2LMHeadModel``.
+    """
     body = model.transformer
     written = [body.wte.weight, body.wpe.weight]
     for block in body.h:
         for part in (block.attn.c_proj, block.mlp.c_proj):
             written += [part.weight, part.bias]
-    for weight in written:  # the last dimension of each is d_model
-        weight -= weight.mean(-1, keepdim=True)
+    return written
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,16 +127,62 @@ def load_sae(
     """An SAE from a folder, or from the hub by ``(release, sae_id)``.
 
     Raises:
-        LabError: it cannot be had, or its file holds something else than tensors; the message says
-            what to do.
+        LabError: it cannot be had or read, or its file holds something else than tensors; the
+            message says what to do.
     """
     if isinstance(source, tuple):
         return _load_public_sae(*source, device, dtype)
-    if not (Path(source) / "cfg.json").is_file():
+    check_source(source)
+    folder = Path(source).expanduser()
+    try:
+        architecture = json.loads((folder / "cfg.json").read_text()).get("architecture")
+        if architecture in TRAINED_AS:
+            raise LabError(
+                f"the SAE in {folder} is in the form in which it was trained ({architecture}). "
+                "Save it for inference: sae.save_inference_model(folder)."
+            )
+        sae = SAE.load_from_disk(folder, device=str(device), dtype=_short(dtype))
+    except (LabError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever can be wrong with a file
         raise LabError(
-            f"no SAE in {source}: a folder with cfg.json and sae_weights.safetensors is wanted."
+            f"the SAE in {folder} cannot be read: {hub.first_line(error)}. Its cfg.json and "
+            "sae_weights.safetensors must be as sae.save_model(folder) wrote them: copy or save it "
+            "again."
+        ) from error
+    return _folded(sae)
+
+
+def check_source(source: SAESource) -> None:
+    """Look whether an SAE can be there; nothing is loaded or fetched.
+
+    Raises:
+        LabError: no such release or id in SAELens' registry, or a folder that lacks a file.
+    """
+    if isinstance(source, tuple):
+        release, sae_id = source
+        entry = registry().get(release)
+        if entry is None and "/" not in release:  # with a slash it is a repository's name
+            raise LabError(f"SAELens' registry has no release {release!r}.")
+        if entry is not None and sae_id not in entry.saes_map:
+            some = ", ".join(list(entry.saes_map)[:3])
+            raise LabError(
+                f"the SAE {sae_id} is not found in release {release}, which has {some}, …"
+            )
+        return
+    folder = Path(source).expanduser()
+    if not (folder / "cfg.json").is_file():
+        raise LabError(
+            f"no SAE in {folder}: a folder with cfg.json and sae_weights.safetensors is wanted."
         )
-    return SAE.load_from_disk(source, device=str(device), dtype=_short(dtype))
+    if not (folder / "sae_weights.safetensors").is_file():
+        raise LabError(
+            f"the SAE in {folder} has a cfg.json and no sae_weights.safetensors. Copy that too."
+        )
+
+
+TRAINED_AS = ("batchtopk", "matryoshka_batchtopk")
+"""Architectures that SAELens has in training only; it saves them for inference as JumpReLU."""
 
 
 def _load_public_sae(
@@ -141,7 +207,17 @@ def _load_public_sae(
             f"the SAE {sae_id} of {release} is not on this machine and cannot be fetched: {why}. "
             "Connect and run this again; what was fetched is kept."
         ) from error
-    return sae.to(dtype)
+    return _folded(sae.to(dtype))
+
+
+def _folded(sae: SAE) -> SAE:
+    """The same latents and the same output, without a decoder norm that is to be multiplied in at
+    each call.
+    """
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        sae.fold_W_dec_norm()
+        sae.cfg.rescale_acts_by_decoder_norm = False
+    return sae
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -170,12 +246,25 @@ def _gemma_scope_2(
 ) -> Read:
     """Gemma Scope 2's format. SAELens' own reader asks the network for the shapes even when the
     file is here.
+
+    Raises:
+        LabError: it is no SAE of the residual stream; nothing is fetched.
     """
+    if re.match(r"resid_post(_all)?/", folder_name) is None:
+        raise LabError(
+            f"{folder_name} in {repo_id} is no SAE of the residual stream. Those are in the "
+            "releases whose names end in -res and -res-all."
+        )
     path = hf_hub_download(
         repo_id, f"{folder_name}/params.safetensors", force_download=force_download
     )
     tensors = load_file(path, device=device)
     names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    unknown = sorted(set(tensors) - {name.lower() for name in names})
+    if unknown:
+        raise LabError(
+            f"{path} holds {', '.join(unknown)}, which no SAE of the residual stream has."
+        )
     state = {name: tensors[name.lower()] for name in names}
     layer = _number(r"layer_(\d+)", folder_name)
     config = {"architecture": "jumprelu", **_config(state, layer, device)}
@@ -250,11 +339,16 @@ def saes_in(folder: Path, layers: Sequence[int] | None) -> dict[int, Path]:
     """The folders of the SAEs in ``folder/layer_{l}/``: of all, or of some layers.
 
     Raises:
-        LabError: a wanted layer has no SAE there; the message lists those that have.
+        LabError: there is none, or a wanted layer has none; the message lists those that have.
     """
     configs = folder.glob("layer_*/cfg.json")
     there = sorted(int(path.parent.name.removeprefix("layer_")) for path in configs)
-    wanted = there if layers is None else list(layers)
+    wanted = there if layers is None else [layer_number(layer) for layer in layers]
+    if not wanted:
+        raise LabError(
+            f"no SAE in {folder} is meant: one or more is wanted, each in a folder layer_8 "
+            f"(say) with its cfg.json. There are SAEs for layers {there}."
+        )
     missing = [str(layer) for layer in wanted if layer not in there]
     if missing:
         raise LabError(

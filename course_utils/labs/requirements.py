@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -29,7 +28,14 @@ from course_utils.labs.catalog import (
     placement,
     spec_of,
 )
-from course_utils.labs.weights import WeightFile, is_at_hand
+from course_utils.labs.memory import free_memory
+from course_utils.labs.weights import (
+    CACHE_VARIABLE,
+    WeightFile,
+    cannot_write,
+    is_at_hand,
+    is_converted,
+)
 
 GB = 1e9
 PROMPTS, TOKENS = 16, 24
@@ -50,6 +56,8 @@ class Requirements:
         parameters: of the model.
         download: what is fetched the first time.
         missing: the part of that which is not on this machine yet.
+        to_write: on disk, before it runs: what is missing, and the converted copy of a model that
+            comes as GGUF.
         weights, saes: in memory.
         step: memory for the activations of a mask step on `PROMPTS` prompts of `TOKENS` tokens.
         gflop_per_step: the floating-point operations of such a step, in billions.
@@ -66,6 +74,7 @@ class Requirements:
     step: float
     gflop_per_step: float
     gpu: bool = False
+    to_write: float = 0.0
 
     @property
     def memory(self) -> float:
@@ -127,13 +136,15 @@ def estimate(
     layers = list(spec.placement if layers is None else layers)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(spec.config())
+    runs_on = torch.device(device or usual_device())
     if dtype is None and spec.gpu:
-        dtype = torch.bfloat16
+        dtype = without_emulation(torch.bfloat16, runs_on)
     if dtype is None:
-        dtype = usual_dtype(_parameters(model), device or usual_device())
+        dtype = usual_dtype(_parameters(model), runs_on)
     needs = requirements_of(name, model, dict.fromkeys(layers, _width(spec)), dtype)
     download, missing = _to_fetch(name, needs.parameters, layers)
-    return replace(needs, download=download, missing=missing, gpu=spec.gpu)
+    to_write = missing + _to_convert(spec.model, needs.parameters)
+    return replace(needs, download=download, missing=missing, to_write=to_write, gpu=spec.gpu)
 
 
 def requirements_of(
@@ -196,7 +207,12 @@ def _width(spec: LabSpec) -> int:
     """The number of latents of a lab's SAEs; all have the same."""
     if isinstance(spec.saes, Release):
         return spec.saes.d_sae
-    config = next(spec.saes.glob("layer_*/cfg.json"))
+    config = next(spec.saes.glob("layer_*/cfg.json"), None)
+    if config is None:
+        raise LabError(
+            f"no SAE in {spec.saes}: folders layer_8 (say) with a cfg.json each are wanted. Get "
+            "the course's folder data/saes again."
+        )
     return json.loads(config.read_text())["d_sae"]
 
 
@@ -220,6 +236,13 @@ def _model_download(model: WeightFile | HubModel, parameters: int) -> tuple[int,
     if isinstance(model, HubModel):
         return parameters * model.stored_bytes, hub.local_model(model.repo) is not None
     return model.size, is_at_hand(model)
+
+
+def _to_convert(model: WeightFile | HubModel, parameters: int) -> float:
+    """Gigabytes of a GGUF model's copy as safetensors (bfloat16), unless it is there."""
+    if isinstance(model, HubModel) or is_converted(model):
+        return 0.0
+    return parameters * torch.bfloat16.itemsize / GB
 
 
 def table() -> str:
@@ -269,7 +292,8 @@ def require_machine(
         may_offload: layers that do not fit the GPU may wait in main memory (``device_map="auto"``).
 
     Raises:
-        LabError: a CPU where a GPU is needed, or too little memory or disk: each with what to do.
+        LabError: a CPU where a GPU is needed, a folder that cannot be written to, or too little
+            memory or disk: each with what to do.
     """
     device = torch.device(device)
     _require_disk(needs, folder)
@@ -285,14 +309,26 @@ def require_machine(
 
 
 def _require_disk(needs: Requirements, folder: Path) -> None:
+    """Check that what is missing can be written to ``folder``."""
+    if not needs.to_write:
+        return
+    variable = "HF_HOME" if folder == hub.cache() else CACHE_VARIABLE
+    advice = f"before you start Python: export {variable}=/path/to/folder"
+    why = cannot_write(folder)
+    if why is not None:
+        raise LabError(
+            f"{needs.name} has {needs.to_write:.1f} GB to write to {folder}, and {why}. Name "
+            f"another folder {advice}"
+        )
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GB
-    if needs.missing > 0.95 * free:
+    if needs.to_write > 0.95 * free:
+        copy = needs.to_write - needs.missing
+        converted = f" and {copy:.1f} GB to write as a converted copy" if copy else ""
         raise LabError(
-            f"{needs.name} has {needs.missing:.1f} GB to fetch, and {folder} has {free:.1f} GB "
-            "left. Make room, or name a folder on another disk before you start Python: export "
-            "HF_HOME=/path/to/folder"
+            f"{needs.name} has {needs.missing:.1f} GB to fetch{converted}, and {folder} has "
+            f"{free:.1f} GB left. Make room, or name a folder on another disk {advice}"
         )
 
 
@@ -300,11 +336,15 @@ def _require_memory(needs: Requirements, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu:
         wanted, free = needs.memory, torch.cuda.mem_get_info(device)[0] / GB
+        limited_by = "this machine"
     else:
-        wanted, free = needs.memory + PROCESS_GB, psutil.virtual_memory().available / GB
+        wanted, (free, limited_by) = needs.memory + PROCESS_GB, free_memory()
+        free /= GB
     if wanted <= free:
         return
     advice = []
+    if limited_by != "this machine":
+        advice.append(f"What limits it is {limited_by}: ask for more there.")
     if needs.dtype == torch.float32 and wanted / 2 < free:
         advice.append("Half of that is enough with dtype=torch.bfloat16.")
     if on_gpu:
@@ -341,6 +381,16 @@ def matrix_rate(
 def usual_dtype(parameters: int, device: str | torch.device) -> torch.dtype:
     """float32 for models below 500 million parameters; above, what the machine multiplies fast."""
     return torch.float32 if parameters < 5e8 else fast_dtype(device)
+
+
+def without_emulation(dtype: torch.dtype, device: str | torch.device) -> torch.dtype:
+    """``dtype``, or float32 in place of bfloat16 on a GPU that only emulates it (a T4, say).
+
+    Not float16: its largest number is 65,504, and residual streams go beyond.
+    """
+    device = torch.device(device)
+    emulated = device.type == "cuda" and has_bfloat16(device) is False
+    return torch.float32 if emulated and dtype == torch.bfloat16 else dtype
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:

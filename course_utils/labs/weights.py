@@ -81,7 +81,50 @@ def cache_dir() -> Path:
 
 def is_at_hand(weights: WeightFile) -> bool:
     """Whether a model in ``weights`` is in the cache already, converted or not."""
-    return _is_converted(_converted_folder(weights)) or (cache_dir() / weights.name).is_file()
+    return is_converted(weights) or (cache_dir() / weights.name).is_file()
+
+
+def is_converted(weights: WeightFile) -> bool:
+    """Whether a model in ``weights`` is in the cache as safetensors."""
+    return _is_converted(_converted_folder(weights))
+
+
+def cannot_write(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, which need not be there yet; None if it can."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is a file, and a folder is wanted"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} may not be written to by this user"
+    return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder in the cache, which is made if it is not there.
+
+    Raises:
+        WeightsError: the cache cannot be written to.
+    """
+    lock = FileLock(f"{path}.lock")
+    why = cannot_write(path.parent)
+    if why is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            why = f"{type(error).__name__}: {error}"
+    if why is not None:
+        raise WeightsError(
+            f"the cache {path.parent} lacks {path.name}, and cannot be written to: {why}. Name a "
+            f"folder of your own before you start Python: export {CACHE_VARIABLE}=/path/to/folder"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:
@@ -116,12 +159,14 @@ def fetch(weights: WeightFile) -> Path:
 
     Raises:
         WeightsError: no source has the right bytes. The message lists what each source said, and
-            the ways to get the file.
+            the ways to get the file. Or the cache lacks it, and cannot be written to.
     """
-    folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / weights.name
-    with FileLock(f"{target}.lock"):
+    target = cache_dir() / weights.name
+    if _is_known_good(target, weights):  # no lock: the cache may be another user's, or read-only
+        return target
+    if cannot_write(target.parent) is not None and _is_right(target, weights):
+        return target
+    with _locked(target):
         if _is_good(target, weights):
             return target
         answers = []
@@ -132,6 +177,15 @@ def fetch(weights: WeightFile) -> Path:
             except (WeightsError, OSError) as error:
                 answers.append(f"  - {source}: {error}")
         raise WeightsError(_help(weights, answers))
+
+
+def _is_right(target: Path, weights: WeightFile) -> bool:
+    """Whether a file is there and has the right bytes; it is left as it is."""
+    try:
+        verify(target, weights)
+    except (OSError, WeightsError):
+        return False
+    return True
 
 
 def _is_good(target: Path, weights: WeightFile) -> bool:
@@ -353,11 +407,15 @@ def converted(weights: WeightFile) -> Path:
     """A folder with the model in ``weights`` (GGUF) as safetensors (bfloat16) with its tokenizer.
 
     Converted on the first call (a few seconds for SmolLM2), read from the cache ever after, even
-    when the GGUF file has gone.
+    when the GGUF file has gone. A cache that is complete is only read.
+
+    Raises:
+        WeightsError: the weights cannot be had, or the cache lacks them and cannot be written to.
     """
     folder = _converted_folder(weights)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    if _is_converted(folder):  # no lock: the cache may be another user's, or read-only
+        return folder
+    with _locked(folder):
         if _is_converted(folder):
             return folder
         source = fetch(weights)
