@@ -93,7 +93,7 @@ N_TRAIN, N_DEV, N_TEST = (8, 4, 4) if QUICK else (64, 24, 48)
 SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [60, 183], "list_index": [174]}
 # True: learn the circuits again, which takes about half an hour, in place of reading them
 LEARN_CIRCUITS = False
-IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (16, 6)
+IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (8, 5)
 # honest prompts of each kind with training keys: to choose latents, and to try them
 N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)
 # honest prompts of each kind, and prompts of each family of attacks
