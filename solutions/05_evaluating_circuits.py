@@ -1469,7 +1469,6 @@ for name, difference in cmd_differences.items():
 # same sizes, and show the curve, on a log scale too.
 #
 # ## 9. A causal story
-# ## 7. A causal story
 #
 # What do the kept latents *do*? Three looks at each, none of which is proof: what it responds to
 # (in our sentences, and in plain text), where it sits, and what its decoder row would write if it
