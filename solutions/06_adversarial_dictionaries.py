@@ -315,6 +315,7 @@ def learn_circuits(name):
     }
 
 
+# %%
 circuits = {
     name: learn_circuits(name)
     if LEARN_CIRCUITS
@@ -330,6 +331,8 @@ masks = {
     }
     for name, found in circuits.items()
 }
+
+# %%
 pd.DataFrame(
     [
         {"task": name, "wanted": size, "seed": seed, "nodes": one.get_num_latents()}
