@@ -76,6 +76,7 @@ CELLS = (
     """
 from course_utils import Evaluation, SplicedModel, atp, integrated_gradients, learn_masks
 from course_utils.circuits.attribution import activation_patching, random_nodes, random_scores
+from course_utils.circuits.attribution import variants
 from course_utils.circuits.frontier import Frontier, score_frontier
 spliced = SplicedModel(lab)
 """,
@@ -89,6 +90,7 @@ activation_patching(spliced, task[:2], nodes)
     """
 integrated_gradients(spliced, task[:4], steps=5)
 integrated_gradients(spliced, task[:4], steps=5, means=means, baseline="mean")
+variants(spliced, task[:1], means=means, steps=5)
 random_scores(spliced, task, seed=0)
 print("nobody sees this")
 assert display("nor this", display_id=True) is not None
@@ -115,10 +117,14 @@ def counted(task, tmp_path, monkeypatch):
 
 def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
     both = 4 + 2 * 4 * 5 * 2 + 2 * 8  # AtP; IG twice: five points for two SAEs; two steps of eight
+    both += 2 * (1 + 5 * 2)  # the variants of AtP and IG, to patch and means, on one prompt
     forward = (
         12 * (1 + 2 * 3)  # F(M), and F(C), F(S), F(∅) of two circuits
         + 2 * (3 + 2)  # activation patching: clean, patch, and three nodes
         + 4 * (1 + 2 + 1)  # the latents that AtP and IG compare
+        + 2
+        + 1
+        + 1  # the latents that the variants compare: of the patch, and where IG starts
         + 2 * 12  # random scores
         + 2 * 8  # F(S) at every step
     )

@@ -47,9 +47,11 @@ class PlainPasses:
             (SplicedModel, "patch_means", self._patch_means),
             (Evaluation, "__init__", self._evaluation),
             (Evaluation, "faithfulness", self._faithfulness),
+            (frontier.Frontier, "judge", self._judge),
             (optimize, "learn_masks", self._learn_masks),
             (attribution, "atp", self._atp),
             (attribution, "integrated_gradients", self._integrated_gradients),
+            (attribution, "variants", self._variants),
             (attribution, "activation_patching", self._activation_patching),
             (attribution, "largest_change", self._both_prompts_of),
             (attribution, "random_scores", self._both_prompts_of),
@@ -87,6 +89,9 @@ class PlainPasses:
     def _faithfulness(self, evaluation: Evaluation, *args, **kwargs) -> None:
         self._add(evaluation.task.clean, fwd=3)  # F(C), F(S), F(∅)
 
+    def _judge(self, on, method: str, masks, evaluation: Evaluation, **kwargs) -> None:
+        self._faithfulness(evaluation)
+
     def _learn_masks(
         self, spliced: SplicedModel, task: Task, *, settings=None, means=None, resume=None,
         progress=True, **changes,
@@ -103,6 +108,11 @@ class PlainPasses:
         steps = settings.get("steps", AttributionSettings.steps)
         self._add(task.clean, both=steps * len(spliced.layers), fwd=1)
         self._latents_of(task, **settings)
+
+    def _variants(self, spliced: SplicedModel, task: Task, **settings) -> None:
+        for baseline in ("patch", "mean"):
+            self._atp(spliced, task, baseline=baseline)
+            self._integrated_gradients(spliced, task, **{**settings, "baseline": baseline})
 
     def _latents_of(self, task: Task, *, baseline: str = "patch", **settings) -> None:
         self._add(task.clean, fwd=1 if baseline == "patch" else 0)
