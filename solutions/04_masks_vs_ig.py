@@ -73,6 +73,8 @@ from course_utils.circuits.attribution import (
     shrinking_sizes,
     variants,
 )
+
+# %%
 from course_utils.circuits.evaluate import MEASURES, jaccard, nodes_per_layer
 from course_utils.circuits.frontier import summary_sentence
 from course_utils.circuits.masks import save_circuits
