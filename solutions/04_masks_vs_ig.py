@@ -377,9 +377,9 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# The sum is exact in the limit of many points. Behind the last SAE a few points are enough. On the
-# way from an early SAE to the answer the logit difference changes abruptly, and a few points miss
-# part of it.
+# For a smooth function the sum is exact in the limit of many points. After the last SAE it is. From
+# an early SAE the way leads through later ones, whose latents jump on and off at their thresholds
+# (JumpReLU). A gradient sees no jump, so the sums fall short.
 #
 # Are the scores of single nodes right? We patch some for real. Which ones matters: on AtP's own
 # favourites AtP looks better than it is. So we take the favourites of AtP, those of IG, those whose
