@@ -273,9 +273,10 @@ def test_a_family_has_the_sessions_on_which_python_gives_its_answer(family, seed
     assert family.has(missing) == family.lures and family.has(present) != family.lures
 
 
-@given(seed=st.integers(0, 10**6), n_families=st.integers(1, len(FAMILIES)))
+@given(seed=st.integers(0, 10**6), n_families=st.integers(2, len(FAMILIES)))
 @settings(max_examples=50, deadline=None)
 def test_tampering_makes_an_attack_of_one_of_the_families(seed, n_families):
+    """Of two or more: "bytes" alone has no attack for names such as Mark, which b splits."""
     families = random.Random(seed).sample(FAMILIES, n_families)
     honest = honest_session(seed)
     made = tamper(honest, families, random.Random(seed))
