@@ -52,10 +52,10 @@ def test_a_lab_of_ones_own_is_made_of_folders_and_names(tmp_path, monkeypatch):
     tokenizer.save_pretrained("path/or/hub-name")
     tiny_sae().save_model("path/to/sae")
     names: dict = {}
-    placeholder = """("release", "sae_id of SAELens' registry")"""
-    assert placeholder in example("from_parts")
-    named = '("gpt2-small-res-jb", "blocks.8.hook_resid_pre")'
-    exec(example("from_parts").replace(placeholder, named), names)
+    of_the_readme = """("release", "sae_id of SAELens' registry")"""
+    assert of_the_readme in example("from_parts")
+    real = '("gpt2-small-res-jb", "blocks.8.hook_resid_pre")'
+    exec(example("from_parts").replace(of_the_readme, real), names)
     lab = names["lab"]
     assert lab.sae_layers == [8, 16] and lab.name == "hub-name"
     assert lab.saes[8].cfg.d_in == lab.d_model == 16

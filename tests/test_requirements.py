@@ -233,7 +233,10 @@ def test_a_complete_cache_need_not_be_written_to(monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     monkeypatch.setattr(requirements, "free_memory", lambda: FreeMemory(10**12, "this machine"))
     needs = replace(estimate("smollm2"), missing=0.0, to_write=0.0)
-    require_machine(needs, "cpu", folder=Path("/no/such/folder"))
+    folder = Path("/no/such/folder")
+    assert require_machine(needs, "cpu", folder=folder) is None
+    with pytest.raises(LabError, match="may not be written to"):
+        require_machine(replace(needs, missing=1e9, to_write=1e9), "cpu", folder=folder)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -788,8 +788,8 @@ def test_the_lock_is_released_when_the_work_is_done_and_when_it_fails(cache):
                     raise error
         except KeyError:
             pass
-        with weights_module.FileLock(f"{target}.lock", timeout=0.1):
-            pass
+        with weights_module.FileLock(f"{target}.lock", timeout=0.1) as lock:
+            assert lock.is_locked
 
 
 def test_what_can_be_written_to_is_said_of_folders_that_are_not_there_yet(tmp_path, monkeypatch):
