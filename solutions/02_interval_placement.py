@@ -1163,3 +1163,10 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # smaller errors, and another trade. The texts are short and were written by a language model, so
 # they may be easier than others. And the intervals are over texts and prompts: they say nothing
 # about other SAEs, trained again with another seed.
+#
+# **To read on.**
+#
+# - [Rajamanoharan et al. 2024, Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU
+#   Sparse Autoencoders](https://arxiv.org/abs/2407.14435)
+# - [Lieberum et al. 2024, Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma
+#   2](https://arxiv.org/abs/2408.05147)

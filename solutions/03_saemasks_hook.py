@@ -1212,3 +1212,9 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # positions mean nothing, and a shared mask is the only one that fits. One seed per learned mask.
 #
 # Next: [notebook 04](04_masks_vs_ig.ipynb) learns the masks that you have been using.
+#
+# **To read on.**
+#
+# - [Wang et al. 2022, Interpretability in the Wild: a Circuit for Indirect Object Identification
+#   in GPT-2 small](https://arxiv.org/abs/2211.00593)
+# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)

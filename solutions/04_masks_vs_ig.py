@@ -1117,3 +1117,15 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the
 # SAEs do not represent is in no circuit. One model, two tasks. And a faithful circuit need not be
 # complete: notebook 05 asks what else in the model could do the work.
+#
+# **To read on.**
+#
+# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
+# - [Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks (integrated
+#   gradients)](https://arxiv.org/abs/1703.01365)
+# - [Savarese et al. 2020, Winning the Lottery with Continuous
+#   Sparsification](https://arxiv.org/abs/1912.04427)
+# - [Louizos et al. 2018, Learning Sparse Neural Networks through L0 Regularization (hard
+#   concrete)](https://arxiv.org/abs/1712.01312)
+# - [Bhaskar et al. 2024, Finding Transformer Circuits with Edge
+#   Pruning](https://arxiv.org/abs/2406.16778)

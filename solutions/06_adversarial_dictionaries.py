@@ -1367,3 +1367,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # **What was not tested.** Another model, or the same one with its full weights (these have 4 bits);
 # larger dictionaries, keys of several tokens, other formats of prompts; more than one seed; and
 # whether the SAEs' errors carry what *seen* lacks.
+#
+# **To read on.**
+#
+# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
