@@ -568,7 +568,7 @@ pd.DataFrame(rows).T
 # %%
 # With nothing knocked out: 1 − faithfulness.
 at_start = excess_of(points[:1]).item()
-spares = int((excess > at_start + 0.05).sum())
+spares = int((excess > max(at_start, 0) + 0.05).sum())  # above the start and the line
 above, below = int((excess > 0.05).sum()), int((excess < -0.05).sum())
 [worst_point] = completeness_points(
     evaluation, circuit, everything, [worst["learned mask"].removed]
@@ -1891,3 +1891,13 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # of these SAEs. The names that we gave to latents come from our own sentences, from a few hundred
 # pieces of text that the model wrote itself, and from the logit lens, which only sees direct
 # effects. One model, one task: run it again with `LAB` or the task changed before you generalise.
+#
+# **To read on.**
+#
+# - [Wang et al. 2022, Interpretability in the Wild](https://arxiv.org/abs/2211.00593)
+# - [Miller et al. 2024, Transformer Circuit Faithfulness Metrics Are Not
+#   Robust](https://arxiv.org/abs/2407.08734)
+# - [Shi et al. 2024, Hypothesis Testing the Circuit Hypothesis in
+#   LLMs](https://arxiv.org/abs/2410.13032)
+# - [Mueller et al. 2025, MIB: A Mechanistic Interpretability
+#   Benchmark](https://arxiv.org/abs/2504.13151)
