@@ -115,23 +115,33 @@ class SizeByHand:
     """λ for a wanted size; test_sparsification.py tries the same on many histories."""
 
     def __init__(self, n_nodes: int, n_total: int, steps: int):
-        self.n_nodes, self.n_total, self.steps, self.n_on = n_nodes, n_total, steps, []
+        self.n_nodes, self.n_total, self.steps, self.errors = n_nodes, n_total, steps, []
 
     def start(self, to_lose: float, n_saes: int) -> float:
         return 0.12 * to_lose / self.n_nodes * n_saes
 
-    def next(self, sparsity: float, n_on: int) -> float:
-        self.n_on.append(n_on)
-        logs = [math.log(max(1, n)) for n in self.n_on if n < 0.9 * self.n_total]
-        if not logs:
+    def next(self, sparsity: float, n_on: int, n_staying: int) -> float:
+        left = max(0, 1 - (len(self.errors) + 1) / (0.5 * self.steps))
+        e = max(-1, min(1, math.log(max(n_staying, 0.5) / (self.n_nodes * 1.6**left))))
+        e = 0 if 0 < e < 0.05 else e
+        self.errors.append(e if n_on < 0.9 * self.n_total else None)
+        if self.errors[-1] is None:
             return sparsity
-        changes = [max(-0.5, b - a) for a, b in zip(logs, logs[1:])]
-        weights = [0.3 * 0.7**age for age in range(len(changes))]
-        trend = sum(w * change for w, change in zip(weights, reversed(changes)))
-        above = 0.35 * max(0, min(1, math.log10(self.n_nodes) - 1))
-        aim = self.n_nodes * (1 + above * max(0, 1 - len(self.n_on) / (0.5 * self.steps)))
-        e = max(-1, min(1, logs[-1] + trend * 0.13 * self.steps - math.log(aim)))
-        return sparsity * math.exp(e * (12 if e > 0 else 18) / self.steps)
+        last = self.errors[-2] if len(self.errors) > 1 else None
+        change = 0 if last is None else e - last
+        return sparsity * math.exp(4 * change + e * (12 if e > 0 else 18) / self.steps)
+
+
+def staying_by_hand(adam, theta, kept, settings: MaskSettings) -> int:
+    """Nodes that are on, and would be after a tenth of the run at Adam's present speed."""
+    n, steps_ahead = 0, 0.1 * settings.steps
+    for name, t in theta.items():
+        state = adam.state[t]
+        mean = state["exp_avg"] / (1 - 0.9 ** state["step"])
+        size = torch.sqrt(state["exp_avg_sq"] / (1 - settings.beta2 ** state["step"]))
+        later = t.detach() - steps_ahead * settings.lr * mean / (size + 1e-8)
+        n += int((kept[name] & (later > 0)).sum())
+    return n
 
 
 def learn_by_hand(spliced, task, means, settings: MaskSettings):
@@ -184,11 +194,16 @@ def learn_by_hand(spliced, task, means, settings: MaskSettings):
             t.grad = None
         loss.backward()
         adam.step()
+        share = min(1.0, (step + 1) / (settings.settle * (settings.steps - 1)))
+        limit = math.inf if settings.max_logit is None or hard else settings.max_logit
+        for t in theta.values():
+            t.data = t.data.clamp(-limit / settings.tau_max**share, limit / settings.tau_max**share)
         kept = {name: (t > 0) & candidates[name] for name, t in theta.items()}
         n_on = sum(int(mask.sum()) for mask in kept.values())
-        history.append((loss.item(), faithfulness_loss.item(), n_on, tau, sparsity))
+        stay = staying_by_hand(adam, theta, kept, settings)
+        history.append((loss.item(), faithfulness_loss.item(), n_on, stay, tau, sparsity))
         if size is not None:
-            sparsity = size.next(sparsity, n_on)
+            sparsity = size.next(sparsity, n_on, stay)
     return theta, kept, history, candidates
 
 
@@ -196,7 +211,7 @@ def assert_as_by_hand(spliced, task, settings: MaskSettings):
     means = spliced.patch_means(task.patch, lengths=task.lengths)
     learned = learn_masks(spliced, task, means=means, settings=settings, progress=False)
     theta, kept, history, candidates = learn_by_hand(spliced, task, means, settings)
-    keys = ("loss", "faithfulness_loss", "n_on", "tau", "sparsity")
+    keys = ("loss", "faithfulness_loss", "n_on", "n_staying", "tau", "sparsity")
     expected = [dict(zip(("step", *keys), (step, *row))) for step, row in enumerate(history)]
     for record, wanted in zip(learned.history, expected, strict=True):
         assert record == pytest.approx(wanted, rel=1e-3, abs=1e-3)

@@ -13,11 +13,14 @@ with as few nodes as possible:
 - *Hard concrete* (Louizos et al. 2018; Edge Pruning, Bhaskar et al. 2024): m is random, and exactly
   0 or 1 much of the time; P(m > 0) = σ(θ − β·ln(−γ/ζ)). No temperature rises.
 
+A soft mask must be able to change its mind. Where τ·θ is 60, σ has no slope left, and no λ moves
+that node again. So τ·θ is held within ±6 (``max_logit``), where m is .0025 or .9975.
+
 Where a size is wanted instead of a price (``n_nodes=20``), λ is a controlled variable. It rises
-while more nodes are on than wanted, and falls fast when there are fewer. Both depend on where the
-number of nodes is heading, since θ takes a while to follow λ. Nodes leave one by one. None is cut
-at the end: a circuit loses its function when the last few nodes are cut off, as a size that is
-reached by cutting shows (F .04 where learning gives .91).
+while more nodes stay than wanted, and falls fast when fewer do. Nodes that are on their way out do
+not count as staying: θ takes a while to follow λ. Nodes leave one by one. None is cut at the end: a
+circuit loses its function when the last few nodes are cut off, as a size that is reached by cutting
+shows (F .04 where learning gives .91).
 
 This module knows nothing of models: whoever calls it computes the logit differences.
 """
@@ -43,7 +46,8 @@ Compare = Literal["each_prompt", "batch_mean"]
 
 Record = dict[str, int | float]
 """What one step was like: ``step`` (from 0), ``loss``, ``faithfulness_loss`` (its first term),
-``n_on`` (nodes with θ > 0 after the step), ``tau`` and ``sparsity`` (τ and λ in the step).
+``n_on`` (nodes with θ > 0 after the step), ``n_staying`` (those of them that are not about to
+leave), ``tau`` and ``sparsity`` (τ and λ in the step).
 """
 
 STRETCH = (-0.1, 1.1)
@@ -74,6 +78,8 @@ class MaskSettings:
         theta_init: θ at the start, for every node.
         tau_max: the temperature at the end; it starts at 1.
         settle: when τ reaches ``tau_max``, as a share of the steps; 1 = at the last.
+        max_logit: τ·θ is held between minus and plus this; None: it is not. Of continuous
+            sparsification only.
         per_position: a mask ``[seq, d_sae]``, or one ``[d_sae]`` for all positions.
         candidates: ``"firing"``: nodes can be kept that fire when nothing is masked, on some
             training prompt, clean or patch. That is an approximation; `LearnedMask.candidate_error`
@@ -95,6 +101,7 @@ class MaskSettings:
     theta_init: float = 1.0
     tau_max: float = 20.0
     settle: float = 0.75
+    max_logit: float | None = 6.0
     per_position: bool = True
     candidates: Candidates = "firing"
     seed: int = 0
@@ -108,6 +115,9 @@ class MaskSettings:
         require(self, "beta2", 0 <= self.beta2 < 1, "0 or more and below 1")
         require(self, "tau_max", self.tau_max >= 1, "1 or more")
         require(self, "settle", 0 < self.settle <= 1, "above 0 and at most 1")
+        require(
+            self, "max_logit", self.max_logit is None or self.max_logit > 0, "above 0 (or None)"
+        )
         for name, kind in (("candidates", Candidates), ("method", Method), ("compare", Compare)):
             known = get_args(kind)
             require(self, name, getattr(self, name) in known, " or ".join(map(repr, known)))
@@ -121,7 +131,13 @@ class MaskSettings:
 
 
 PUBLISHED = MaskSettings(
-    compare="batch_mean", lr=0.3, beta2=0.999, tau_max=200.0, settle=1.0, candidates="all"
+    compare="batch_mean",
+    lr=0.3,
+    beta2=0.999,
+    tau_max=200.0,
+    settle=1.0,
+    max_logit=None,
+    candidates="all",
 )
 """The post's learner, as far as it differs from ours."""
 
@@ -180,14 +196,15 @@ def batch_rows(n_prompts: int, step: int, settings: MaskSettings) -> Int[Tensor,
 
 @dataclass(frozen=True)
 class SizeControl:
-    """Finds λ for a wanted number of nodes while the mask is learned.
+    """Finds λ for a wanted number of nodes while the mask is learned: a PI controller.
 
-    λ is multiplied at every step by exp(rate · e), where e = ln(expected / aim), and *expected* is
-    the number of nodes to be on some steps later, if it goes on as in the last ones. e counts up to
-    ±1. Before nodes begin to leave, λ stays. The aim comes down to the wanted number from above,
-    since nodes leave and do not return, and the more there are, the more leave together: it is a
-    third more at first where 100 nodes or more are wanted, and no more where 10 are; and the wanted
-    number from the middle of the run on. The constants were chosen on dev prompts.
+    The error is e = ln(staying / aim), held within ±1. *Staying* is the number of nodes that are on
+    and not about to leave (`Sparsification.n_staying`). At every step
+
+        Δ ln λ = GAIN · Δe + rate · e
+
+    Before nodes begin to leave, λ stays where it started. The aim comes down to the wanted number
+    from above, since nodes leave and hardly ever return. The constants were chosen on dev prompts.
 
     Attributes:
         n_nodes: how many are wanted.
@@ -199,13 +216,16 @@ class SizeControl:
     n_candidates: int
     steps: int
 
+    GAIN = 4.0
     RISE = 12.0
     """The rate of a rise: with e = 1, ln λ grows by this much over a run."""
     FALL = 18.0
-    AHEAD = 0.13
-    """How far ahead one looks, as a share of the run."""
-    ABOVE = 0.35
-    """By which share the first aim is above 100 wanted nodes or more."""
+    CLOSE = 0.05
+    """So much too many is close enough: λ does not rise."""
+    AHEAD = 0.1
+    """A node is about to leave if it would be off after this share of the run."""
+    ABOVE = 0.6
+    """By which share the first aim is above the wanted number."""
     UNTIL = 0.5
     """When the aim is the wanted number, as a share of the run."""
     PRICE = 0.12
@@ -221,28 +241,32 @@ class SizeControl:
         return self.PRICE * to_lose * n_saes / self.n_nodes
 
     def aim(self, step: int) -> float:
-        """How many nodes are aimed at after so many steps."""
+        """How many nodes are aimed at after so many steps; it comes down geometrically."""
         left = max(0.0, 1 - step / (self.UNTIL * self.steps))
-        many = max(0.0, min(1.0, math.log10(self.n_nodes / 10)))
-        return self.n_nodes * (1 + self.ABOVE * many * left)
+        return self.n_nodes * (1 + self.ABOVE) ** left
 
-    def next(self, sparsity: float, n_on: Sequence[int | float]) -> float:
+    def error(self, n_staying: int | float, step: int) -> float:
+        """e after so many steps: 0 = as aimed or hardly more, above 0 = too many, up to ±1."""
+        e = math.log(max(n_staying, 0.5) / self.aim(step))
+        return 0.0 if 0 < e < self.CLOSE else max(-1.0, min(1.0, e))
+
+    def next(self, sparsity: float, history: Sequence[Record]) -> float:
         """λ for the next step.
 
         Args:
             sparsity: λ of the last step.
-            n_on: how many nodes were on after each step so far.
+            history: the records so far; read are ``n_on`` and ``n_staying`` of the last two.
         """
-        leaving = [math.log(max(n, 1)) for n in n_on if n < 0.9 * self.n_candidates]
-        if not leaving:
+        errors = [
+            self.error(record["n_staying"], step)
+            for step, record in list(enumerate(history, start=1))[-2:]
+            if record["n_on"] < 0.9 * self.n_candidates
+        ]
+        if not errors or history[-1]["n_on"] >= 0.9 * self.n_candidates:
             return sparsity
-        trend = 0.0  # a moving average of the change of ln n per step
-        for before, now in zip(leaving, leaving[1:]):
-            trend = 0.7 * trend + 0.3 * max(-0.5, now - before)
-        expected = leaving[-1] + self.AHEAD * self.steps * trend
-        e = expected - math.log(self.aim(len(n_on)))
+        e, change = errors[-1], errors[-1] - errors[0]
         rate = (self.RISE if e > 0 else self.FALL) / self.steps
-        return sparsity * math.exp(rate * max(-1.0, min(1.0, e)))
+        return sparsity * math.exp(self.GAIN * change + rate * e)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -331,9 +355,7 @@ class Sparsification:
             return self.settings.sparsity
         if not self.history:
             return self.control.start(self.to_lose, len(self.theta))
-        return self.control.next(
-            self.history[-1]["sparsity"], [record["n_on"] for record in self.history]
-        )
+        return self.control.next(self.history[-1]["sparsity"], self.history)
 
     def rows(self) -> Int[Tensor, " batch"]:
         """Which prompts the next step is to use."""
@@ -369,11 +391,13 @@ class Sparsification:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self._hold(temperature(step + 1, self.settings))
         record: Record = {
             "step": step,
             "loss": loss.item(),
             "faithfulness_loss": faithfulness_loss.item(),
             "n_on": self._n_on(),
+            "n_staying": self._n_staying(),
             "tau": tau,
             "sparsity": sparsity,
         }
@@ -384,12 +408,33 @@ class Sparsification:
         on = binary_masks(self.theta, self.candidates)
         return on.get_num_latents()
 
+    def _n_staying(self) -> int:
+        """Nodes that are on, and would be for a while if θ went on as Adam moves it now."""
+        ahead = SizeControl.AHEAD * self.settings.steps * self.settings.lr
+        staying = {}
+        for name, theta in self.theta.items():
+            adam = self.optimizer.state[theta]
+            step = int(adam["step"])
+            size = (adam["exp_avg_sq"] / (1 - self.settings.beta2**step)).sqrt()
+            direction = adam["exp_avg"] / (1 - 0.9**step) / (size + 1e-8)
+            staying[name] = torch.minimum(theta.detach(), theta.detach() - ahead * direction)
+        return binary_masks(staying, self.candidates).get_num_latents()
+
+    def _hold(self, tau: float) -> None:
+        """Keep θ where the next step's masks, of temperature τ, still have a slope."""
+
 
 class ContinuousSparsification(Sparsification):
     """m = σ(τ·θ), with a τ that rises. Source: Savarese et al. 2020."""
 
     def _soft(self, name: str) -> Float[Tensor, "..."]:
         return soft_mask(self.theta[name], self.tau)
+
+    @torch.no_grad()
+    def _hold(self, tau: float) -> None:
+        if self.settings.max_logit is not None:
+            for theta in self.theta.values():
+                theta.clamp_(-self.settings.max_logit / tau, self.settings.max_logit / tau)
 
     def _n_expected(self, masks: SAEMasks) -> Float[Tensor, ""]:
         """Σ m."""
