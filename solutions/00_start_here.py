@@ -31,14 +31,15 @@ import platform
 import time
 
 import pandas as pd
-import psutil
 import torch
 
 from course_utils import Evaluation, Frontier, SAEMasks, SplicedModel, estimate, load_lab, load_task
 from course_utils.circuits.attribution import random_scores
 from course_utils.display.figures import circuit_figure, show
+from course_utils.display.profile import is_quick
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import LABS, spec_of
+from course_utils.labs.memory import free_memory
 from course_utils.labs.requirements import fast_dtype, matrix_rate, usual_device
 
 started = time.perf_counter()
@@ -51,6 +52,7 @@ PROFILE = os.environ.get("COURSE_PROFILE", "full")
 # ## 1. Your machine
 
 # %%
+QUICK = is_quick(PROFILE)
 device = usual_device()
 pd.Series(
     {
@@ -59,7 +61,7 @@ pd.Series(
         "runs on": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads",
-        "free memory": f"{psutil.virtual_memory().available / 1e9:.0f} GB",
+        "free memory": f"{free_memory().bytes / 1e9:.0f} GB",
         "matrix products, float32": f"{matrix_rate(torch.float32, device):,.0f} GFLOP/s",
         "fast number format": str(fast_dtype(device)).removeprefix("torch."),
     }
@@ -86,7 +88,7 @@ print(
 
 # %%
 lab = load_lab(LAB)
-test = load_task("sva_nounpp", lab.tokenizer, "dev", n=48 if PROFILE == "quick" else 100)
+test = load_task("sva_nounpp", lab.tokenizer, "dev", n=48 if QUICK else 100)
 pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 # %% [markdown]

@@ -57,6 +57,7 @@ from course_utils.circuits.reconstruction import loss_recovered, residual_stream
 from course_utils.circuits.statistics import ratio_interval
 from course_utils.display import figures
 from course_utils.display.html import coloured_contexts
+from course_utils.display.profile import is_quick
 from course_utils.labs.catalog import spec_of
 from course_utils.prompts.text import load_text
 from course_utils.teaching.nb01 import check, exercise
@@ -77,7 +78,7 @@ SEED = 0
 # %%
 if LAYER is None:
     LAYER = spec_of(LAB).placement[len(spec_of(LAB).placement) // 2]
-QUICK = PROFILE == "quick"
+QUICK = is_quick(PROFILE)
 TOY_LR = 5e-3
 # training steps of the toys, and how often each is started
 TOY_STEPS, TOY_STARTS = (600, 6) if QUICK else (1500, 8)

@@ -52,6 +52,7 @@ from course_utils import SAEMasks, SplicedModel, estimate, load_lab, load_task
 from course_utils.circuits.reconstruction import error_growth
 from course_utils.circuits.statistics import mean_interval, mean_intervals, ratio_interval
 from course_utils.display.figures import ValueAxis, estimates_figure, lines_figure, picture, show
+from course_utils.display.profile import is_quick
 from course_utils.display.widgets import explore_splices
 from course_utils.labs.catalog import LABS, spec_of
 from course_utils.labs.lab import hook_point
@@ -78,7 +79,7 @@ SEED = 0
 
 # %%
 COURSE = list(spec_of(LAB).placement)  # where this course has its SAEs
-QUICK = PROFILE == "quick"
+QUICK = is_quick(PROFILE)
 GAPS = GAPS[::2] if QUICK else GAPS
 N_TEXT = 6 if QUICK else 56  # texts that the cross-entropy is measured on
 N_TEST = 10 if QUICK else 100  # prompts of each task, held out

@@ -62,6 +62,7 @@ from course_utils.circuits.masks import MaskError
 from course_utils.circuits.splice import logit_diff
 from course_utils.circuits.statistics import mean_interval
 from course_utils.display import figures
+from course_utils.display.profile import is_quick
 from course_utils.labs.catalog import spec_of
 from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb03 import check, exercise
@@ -78,7 +79,7 @@ SEED = 0
 
 # %%
 LAYERS = list(LAYERS or spec_of(LAB).placement)
-QUICK = PROFILE == "quick"
+QUICK = is_quick(PROFILE)
 # prompts for means and for choosing; prompts to judge on
 N_TRAIN, N_TEST = (64, 32) if QUICK else (256, 100)
 N_HAND = 16 if QUICK else 40  # prompts for hooks by hand, which run the whole model each time

@@ -43,6 +43,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -76,33 +77,38 @@ from course_utils.circuits.attribution import (
 
 # %%
 from course_utils.circuits.evaluate import MEASURES, jaccard, nodes_per_layer
-from course_utils.circuits.frontier import summary_sentence
-from course_utils.circuits.masks import save_circuits
+from course_utils.circuits.frontier import MASKS_DIR, summary_sentence
+from course_utils.circuits.masks import load_circuits, save_circuits
 from course_utils.circuits.published import beside_published, published_circuits
 from course_utils.circuits.sparsification import PUBLISHED
 from course_utils.display import figures
 from course_utils.display.html import coloured_prompt
+from course_utils.display.profile import is_quick
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import spec_of
 from course_utils.teaching.nb04 import check, exercise
 
 # %% [markdown]
 # The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
-# circuits (CI does that).
+# circuits (CI does that). You will learn one mask here. The others, of more sizes and seeds, were
+# learned by the same cells and are read from `data/masks`; `LEARN_CIRCUITS=True` learns them again,
+# which takes most of an hour.
 
 # %% tags=["parameters"]
 LAB = "smollm2"
 LAYERS = None  # where SAEs are spliced; None: where the lab has its placement
 PROFILE = os.environ.get("COURSE_PROFILE", "full")
+LEARN_CIRCUITS = False
 SEED = 0
 
 # %%
 LAYERS = list(LAYERS or spec_of(LAB).placement)
-QUICK = PROFILE == "quick"
+QUICK = is_quick(PROFILE)
 N_TRAIN, N_DEV, N_TEST = (32, 16, 32) if QUICK else (256, 100, 200)  # learn on, choose on, report
 N_SCORED = 16 if QUICK else 64  # prompts that single nodes and variants are scored on
 SIZES = [17] if QUICK else [12, 17, 25, 40]  # wanted numbers of nodes
 SEEDS = [0, 1] if QUICK else [0, 1, 2, 3, 4]
+LEARN_CIRCUITS = LEARN_CIRCUITS or LAB != "smollm2"  # of other labs there are none to read
 IG_STEPS = 2 if QUICK else 10
 # how long a mask is learned
 LEARNING = {"steps": 20, "lr": 0.45} if QUICK else {"steps": 60}
@@ -602,12 +608,13 @@ print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nod
 #   size, so all nodes fall to 0 together. Those that a few batches speak for stay. The library's
 #   rate is half of yours, and Adam forgets the size of the first gradients (β₂ = .95): a node can
 #   change its mind later.
-# - τ ends at 20, not 200, and gets there before the last step. Nodes leave one by one while others
-#   can still answer.
+# - τ ends at 20, not 200, and gets there before the last step. And τ·θ is held within ±9: further
+#   out σ has no slope, and a node could neither leave nor return. So nodes leave one by one, while
+#   others can still answer.
 # - Only nodes that fire in such sentences are candidates.
 #
-# And it can be asked for a **size**: `n_nodes=17`. λ then rises while more nodes are on than
-# wanted, and falls when there are fewer. Nothing is cut off at the end. A circuit of 50 nodes that
+# And it can be asked for a **size**: `n_nodes=17`. λ then rises while more nodes stay than wanted,
+# and falls when fewer do. Nothing is cut off at the end. A circuit of 50 nodes that
 # is cut to its best 20 does nothing at all, as the first version of this course found out: it did
 # just that, and F was .04.
 #
@@ -648,17 +655,33 @@ pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(
 #
 # One circuit proves little: with more nodes everything becomes faithful. What counts is the
 # **frontier**, faithfulness for each number of nodes. And one *mask* proves little either: another
-# order of the training prompts may give another circuit. So we learn masks of several sizes, with
-# several seeds. This is the longest cell of the notebook.
+# order of the training prompts may give another circuit. So there are masks of several sizes, with
+# several seeds. One of them you have just learned yourself.
+
 
 # %%
-masks = {
-    (size, seed): learn_masks(
-        spliced, train, means=means, n_nodes=size, seed=seed, progress=False, **LEARNING
-    )
-    for size, seed in itertools.product(SIZES, SEEDS)
-}
-masks = {key: result.masks for key, result in masks.items()}
+def circuits_of(name, learn, keys, task="sva_nounpp"):
+    """Circuits by (wanted size, seed): those in data/masks, or learned again and kept there."""
+    path = MASKS_DIR / task / f"{name}_{lab.name}.json"
+    if not LEARN_CIRCUITS:
+        found = load_circuits(path)
+        return {key: found[key] for key in keys}
+    found = {key: learn(*key).masks for key in keys}
+    if not QUICK:
+        save_circuits(found, path)
+    return found
+
+
+def ours(size, seed, **settings):
+    """Our learner on the training sentences."""
+    settings = {"n_nodes": size, **LEARNING, **settings}
+    return learn_masks(spliced, train, means=means, seed=seed, **settings)
+
+
+# %%
+masks = circuits_of("circuits", ours, list(itertools.product(SIZES, SEEDS)))
+same = jaccard(set(learned.masks.nodes()), set(masks[17, SEED].nodes()))
+print(f"Yours and the one of seed {SEED} that was learned before: Jaccard index {same:.2f}")
 pd.DataFrame(
     [[masks[size, seed].get_num_latents() for seed in SEEDS] for size in SIZES],
     index=pd.Index(SIZES, name="wanted"),
@@ -812,27 +835,31 @@ print(", ".join(f"{name} {value:.1f}" for name, value in spread.items()))
 # with the post's loss, which compares the means of a batch; the post's learner as published (both
 # at the λ that gives about this size); and **hard concrete** masks (Louizos et al. 2018), which are
 # random while they are learned and exactly 0 or 1 much of the time. All have the same number of
-# steps.
+# steps, and there are three seeds of each.
 
 # %%
 post = replace(PUBLISHED, sparsity=0.1)
+each_prompt = replace(post, compare="each_prompt")
+no_size = {"n_nodes": None}
 learners = {
-    "ours": {"n_nodes": middle_size},
-    "ours, loss of the batch's mean": {"n_nodes": middle_size, "compare": "batch_mean"},
-    "the post's, loss of each prompt": {"settings": replace(post, compare="each_prompt")},
-    "the post's": {"settings": post},
-    "hard concrete": {"n_nodes": middle_size, "method": "hard_concrete"},
+    "ours": ("circuits", {}),
+    "ours, loss of the batch's mean": ("batch_mean", {"compare": "batch_mean"}),
+    "the post's, loss of each prompt": ("post_each_prompt", {"settings": each_prompt, **no_size}),
+    "the post's": ("post", {"settings": post, **no_size}),
+    "hard concrete": ("hard_concrete", {"method": "hard_concrete"}),
 }
-rows = []
-for (name, settings), seed in itertools.product(learners.items(), SEEDS[: 1 if QUICK else 3]):
-    begin = time.perf_counter()
-    result = learn_masks(
-        spliced, train, means=means, seed=seed, progress=False, **settings, steps=LEARNING["steps"]
-    )
-    seconds = time.perf_counter() - begin
-    judged = on_dev.faithfulness(result.masks, n_bootstrap=1)
-    values = {measure: getattr(judged, measure).value for measure in ("vs_spliced", "gap")}
-    rows.append({"learner": name, "nodes": result.n_nodes, **values, "seconds": seconds})
+
+# %%
+rows, keys = [], [(25, seed) for seed in SEEDS[:3]]
+for name, (file_name, settings) in learners.items():
+    if file_name == "circuits" and not QUICK:
+        found = masks  # these are learned already
+    else:
+        found = circuits_of(file_name, partial(ours, **settings), keys)
+    for key in keys:
+        judged = on_dev.faithfulness(found[key], n_bootstrap=1)
+        values = {measure: getattr(judged, measure).value for measure in ("vs_spliced", "gap")}
+        rows.append({"learner": name, "nodes": found[key].get_num_latents(), **values})
 by_learner = pd.DataFrame(rows).groupby("learner", sort=False)
 by_learner.agg(["min", "max"]).round(2)
 
@@ -969,13 +996,12 @@ coloured_prompt(test.position_labels, sum((mask > 0).sum(1) for mask in large.ma
 explore_frontier(frontier, [masks[size, SEEDS[0]] for size in SIZES], test)
 
 # %% [markdown]
-# The full run keeps its results: the frontier as JSON, the circuits as lists of nodes.
-# (`Frontier.load` reads them back.)
+# The full run keeps its results: the frontier with its circuits, as JSON. (`Frontier.load` reads
+# them back.)
 
 # %%
 if not QUICK:
     path = frontier.save()
-    save_circuits(masks, path.parent / f"circuits_{lab.name}.json")
     assert Frontier.load(path) == frontier
     print(f"saved in {path.parent.relative_to(root)}")
 
@@ -991,8 +1017,7 @@ if not QUICK:
 # and new prompts with new names. The variant of attribution is again chosen on prompts that are not
 # reported on.
 #
-# (In the quick profile all see 16 prompts: too few for IOI, and what is learned from them does not
-# carry over. Run it in full for the result.)
+# (In the quick profile scores see 16 prompts: too few for IOI. Run it in full for the comparison.)
 
 # %%
 ioi_all = load_task("ioi", lab.tokenizer, "train")
@@ -1016,18 +1041,18 @@ pd.DataFrame(
 ).round(3)
 
 # %%
-ioi_masks = {
-    (sparsity, seed): learn_masks(
-        spliced, ioi_train, means=ioi_means, sparsity=sparsity, seed=seed, **LEARNING
-    ).masks
-    for sparsity in ([0.003] if QUICK else [0.001, 0.003])
-    for seed in SEEDS[: 1 if QUICK else 2]
-}
+def ours_on_ioi(size, seed):
+    """Our learner on IOI."""
+    settings = {"n_nodes": size, **LEARNING}
+    return learn_masks(spliced, ioi_train, means=ioi_means, seed=seed, **settings)
+
+
+ioi_sizes, ioi_seeds = ([2750], [0]) if QUICK else ([2750, 5500], [0, 1])
+ioi_masks = circuits_of(
+    "circuits", ours_on_ioi, list(itertools.product(ioi_sizes, ioi_seeds)), task="ioi"
+)
 ioi_size = {
-    sparsity: max(
-        circuit.get_num_latents() for (price, _), circuit in ioi_masks.items() if price == sparsity
-    )
-    for sparsity, _ in ioi_masks
+    size: max(ioi_masks[size, seed].get_num_latents() for seed in ioi_seeds) for size in ioi_sizes
 }
 ioi_size
 
@@ -1056,10 +1081,8 @@ ioi_rivals["AtP to patch, mean of |·|, all prompts"] = mean_abs
 ioi_rivals["random"] = random_scores(spliced, ioi_train, seed=SEED)
 ioi = {name: Frontier.of(spliced, prompts) for name, prompts in ioi_report.items()}
 for name, judge in ioi_judges.items():
-    for (sparsity, seed), circuit in ioi_masks.items():
-        ioi[name].judge(
-            "learned mask", circuit, judge, sparsity=sparsity, seed=seed, wanted=ioi_size[sparsity]
-        )
+    for (size, seed), circuit in ioi_masks.items():
+        ioi[name].judge("learned mask", circuit, judge, seed=seed, wanted=ioi_size[size])
     for rival, score in ioi_rivals.items():
         for n in ioi_size.values():
             circuit = SAEMasks.from_scores(score, n, rank="signed")

@@ -120,6 +120,7 @@ from course_utils.circuits.statistics import (
     ratio_interval,
 )
 from course_utils.display import figures
+from course_utils.display.profile import is_quick
 from course_utils.display.widgets import browse_latents
 from course_utils.labs.catalog import spec_of
 from course_utils.prompts.text import load_text
@@ -132,7 +133,7 @@ PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
 # %%
-QUICK = PROFILE == "quick"
+QUICK = is_quick(PROFILE)
 LAYERS = list(spec_of(LAB).placement)
 # prompts to learn on, to choose on, and to report on
 N_TRAIN, N_DEV, N_TEST = (32, 16, 24) if QUICK else (256, 50, 100)

@@ -38,6 +38,7 @@
 # setup
 
 # %%
+import functools
 import itertools
 import json
 import os
@@ -65,57 +66,64 @@ from course_utils import (
     load_lab,
     load_task,
 )
-from course_utils.circuits.attribution import random_scores, variants
-from course_utils.circuits.frontier import summary_sentence
+from course_utils.circuits.attribution import random_scores
+from course_utils.circuits.frontier import MASKS_DIR, summary_sentence
 from course_utils.circuits.masks import load_circuits
 from course_utils.circuits.published import published_circuits
 from course_utils.circuits.statistics import auc, mean_interval, proportion, ratio_interval
 from course_utils.display import figures
 from course_utils.display.html import answer_html
+from course_utils.display.profile import is_quick
 from course_utils.display.widgets import play
+from course_utils.labs.requirements import matrix_rate
+
+# %%
 from course_utils.prompts import sessions
 from course_utils.prompts.text import load_text
 from course_utils.studies import dictionaries
 from course_utils.studies.dictionaries import FAMILIES, HONEST, LAST, QUERIED, Clamp
+from course_utils.studies.kept import KeptAnswers
+from course_utils.studies.ranking import Ranking, best_ranking
 from course_utils.teaching.nb06 import check, exercise
 
 # %% tags=["parameters"]
 LAB = "qwen-coder"
-# "quick" runs the same steps with fewer prompts and circuits
+# "quick" asks the model little, and reads what the full run was told
 PROFILE = os.environ.get("COURSE_PROFILE", "full")
 SEED = 0
 
 # %%
-QUICK = PROFILE == "quick"
-# prompts to learn on, to choose on and to report on
-N_TRAIN, N_DEV, N_TEST = (8, 4, 4) if QUICK else (64, 24, 48)
-# nodes of a circuit; the larger are the post's
-SIZES = {"dict_key": [183]} if QUICK else {"dict_key": [60, 183], "list_index": [174]}
-# True: learn the circuits again, which takes about half an hour, in place of reading them
+QUICK = is_quick(PROFILE)
+# sections 1 to 3: prompts for means, and to report on
+N_TRAIN, N_TEST = (3, 2) if QUICK else (dictionaries.N_LEARN, 32)
+SIZES = dictionaries.CIRCUITS  # nodes of a circuit, by task; the larger are the post's
+# True: learn circuits and rank nodes again, which takes hours, in place of reading them
 LEARN_CIRCUITS = False
-IG_PROMPTS, IG_STEPS = (2, 2) if QUICK else (8, 5)
-# honest prompts of each kind with training keys: to choose latents, and to try them
-N_KNOWN, N_TRIED = (10, 2) if QUICK else (80, 6)
-# honest prompts of each kind, and prompts of each family of attacks
-N_HONEST, N_ATTACKS = (8, 3) if QUICK else (200, 200)
-N_TWINS = 1 if QUICK else 30  # prompts of each family's own control
-N_DRAWS = 1 if QUICK else 4  # of strangers, the control for holding latents
+# sections 4 to 6. Honest prompts of each kind with training keys: to choose latents, and to try
+N_KNOWN, N_TRIED = 48, 6
+# with test keys: honest prompts of each kind, prompts of each family, of each family's control
+N_HONEST, N_ATTACKS, N_TWINS = 48, 64, 12
+N_DRAWS = 4  # of strangers, the control for holding latents
 # of the search, and attacks of a family to mend
-GROUPS, CANDIDATES, N_MEND = (3, 3, 1) if QUICK else (24, 6, 8)
+GROUPS, CANDIDATES, N_MEND = 20, 6, 6
 
 # %% [markdown]
-# A model of 1.5 thousand million parameters is a piece of work for a CPU. Some CPUs multiply
-# bfloat16 ten times as fast as float32; on the others the full notebook takes hours, and the quick
-# profile is the better choice (`PROFILE = "quick"` above). It goes through the same steps with so
-# few prompts that little of what it prints means anything: what the text says of results is about
-# the full run, whose outputs are in `solutions/`.
+# A model of 1.5 thousand million parameters is a piece of work for a CPU: it answers about one
+# prompt a second and core. (Some CPUs multiply bfloat16 several times as fast as float32; the lab
+# takes what is faster.) So the circuits of section 3 come with the course, and the quick profile
+# (`PROFILE = "quick"` above) reads what the full run was told: the model's answers and latents in
+# sections 4 to 6, from `data/answers`, and how good the circuits are, from `data/masks`. What it
+# computes from them, with your functions, is what the text says. It asks the model itself a few
+# prompts of each kind, and compares.
 
 # %%
-needs = estimate(LAB)
+needs = estimate(LAB, prompts=dictionaries.LEARNING["batch_size"], tokens=38)
+# prompts of about 40 tokens that the model reads in this notebook, counted from the sizes above
+N_READ = 100 if QUICK else 2700
+seconds = 40 * 2 * needs.parameters / 1e9 / (0.6 * matrix_rate(needs.dtype))  # for each of them
 print(needs)
 print(
-    f"This machine: {needs.dtype}, about {needs.seconds_per_step():.1f} s for a step of "
-    "learning a mask"
+    f"This machine: {needs.dtype}, about {N_READ * seconds / 60:.0f} minutes for {N_READ:,} prompts"
 )
 
 # %%
@@ -217,18 +225,18 @@ print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others:
 # mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
 
 # %%
-code = json.loads((root / "data" / "text" / "python.json").read_text())[: 4 if QUICK else 16]
+code = json.loads((root / "data" / "text" / "python.json").read_text())[: 2 if QUICK else 16]
 code = [
     [lab.tokenizer.bos_token_id, *ids[:31]]
     for ids in lab.tokenizer(code, add_special_tokens=False)["input_ids"]
     if len(ids) > 31
 ]
+code = torch.tensor(code)
 texts = {
-    "dictionaries": torch.cat([tasks["dict_key"].clean, tasks["dict_key"].patch]),
-    "Python source": torch.tensor(code),
+    "dictionaries": torch.cat([tasks["dict_key"].clean, tasks["dict_key"].patch])[:32],
+    "Python source": code,
     "English": load_text(lab.tokenizer, "held_out", n=len(code)),
 }
-keep = SplicedModel(lab, LAYERS, error="keep")  # the model itself, with its latents read on the way
 
 
 # %%
@@ -239,15 +247,13 @@ def unexplained(x, x_hat):
 
 # %%
 rows = {}
-for kind, tokens in texts.items():
-    with torch.no_grad():
-        run = keep.run(tokens)
-    for layer, name in zip(LAYERS, keep.hook_points):
-        x = run.prefixes[name].resid.flatten(0, 1).float()
-        f = run.latents[name][:, 1:].flatten(0, 1)
-        rows.setdefault(f"{kind} ({len(x):,} tokens)", {})[f"after layer {layer}"] = unexplained(
-            x, lab.saes[layer].decode(f).float()
-        )
+with torch.no_grad():
+    for kind, tokens in texts.items():
+        for layer, stream in spliced.stack.walk(tokens, LAYERS):  # the model itself
+            x, sae = stream.flatten(0, 1), lab.saes[layer]
+            x_hat = sae.decode(sae.encode(x)).float()
+            row = rows.setdefault(f"{kind} ({len(x):,} tokens)", {})
+            row[f"after layer {layer}"] = unexplained(x.float(), x_hat)
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
@@ -261,13 +267,13 @@ pd.DataFrame(rows).T.round(3)
 
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
-devs = {name: load_task(name, lab.tokenizer, "dev", n=N_DEV) for name in SIZES}
 means = {name: spliced.patch_means(train.patch) for name, train in trains.items()}
 evaluation = {name: Evaluation(spliced, tasks[name], means[name]) for name in trains}
 with_mean = SplicedModel(lab, LAYERS, error="mean")
 rows = []
 for name, train in trains.items():
-    put_back = with_mean.logit_diff(tasks[name], means=with_mean.patch_means(train.patch)).cpu()
+    mean_errors = with_mean.patch_means(train.patch[:16])
+    put_back = with_mean.logit_diff(tasks[name], means=mean_errors).cpu()
     f_model, f_spliced = evaluation[name].model, evaluation[name].spliced_model
     for error, left in {
         "keep (the model itself)": f_model,
@@ -287,16 +293,18 @@ for name, train in trains.items():
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# In the column "kept", 1 is all of the logit difference. (The layers, and the last step of the SAEs'
-# training, were chosen on the dev split. These prompts are from the test split.)
+# In the column "kept", 1 is all of the logit difference. (The layers, and the last step of the
+# SAEs' training, were chosen on the dev split. These prompts are from the test split.)
 #
 # ## 3. The circuits
 #
-# As in notebook 04: learned masks of the post's sizes with two seeds, attribution at its best, and
-# nodes drawn at random among those that fire, all judged on prompts with other keys. A mask of this
-# model takes a minute or more, so the circuits come from `data/masks`, where `python -m
-# tools.learn_circuits` put them (training prompts alone; sizes and settings were chosen on dev).
-# Set `LEARN_CIRCUITS = True` to learn them here.
+# As in notebook 04: learned masks of the post's sizes with several seeds, attribution at its best,
+# and nodes drawn at random among those that fire, all judged on prompts with other keys. On a model
+# of this size learning and scoring take longer than a reader waits: the circuits, and the ranking
+# of nodes by attribution, come from `data/masks`, where `python -m tools.learn_circuits` put them.
+# It learns on 64 training prompts and scores on 32 of them, since integrated gradients cost more
+# than a mask does; what was chosen (sizes, settings, and the best of attribution's twelve variants)
+# was chosen on dev. Set `LEARN_CIRCUITS = True` to do it here.
 
 
 # %%
@@ -311,25 +319,31 @@ def learn_circuits(name):
             seed=seed,
             **dictionaries.LEARNING,
         ).masks
-        for size, seed in itertools.product(SIZES[name], range(2))
+        for size, seed in itertools.product(SIZES[name], range(3))
     }
 
 
 # %%
-circuits = {
+def rank_nodes(name):
+    """A task's nodes by attribution, in the variant that is the best on dev, scored now."""
+    dev = load_task(name, lab.tokenizer, "dev", n=32)
+    return best_ranking(
+        spliced, trains[name][:32], dev, means=means[name], sizes=SIZES[name], steps=5
+    )
+
+
+# %%
+masks = {
     name: learn_circuits(name)
     if LEARN_CIRCUITS
-    else load_circuits(DATA / "masks" / name / f"circuits_{LAB}.json")
+    else load_circuits(MASKS_DIR / name / f"circuits_{LAB}.json")
     for name in SIZES
 }
-n_seeds = 1 if QUICK else 2
-masks = {
-    name: {
-        (size, seed): one
-        for (size, seed), one in found.items()
-        if size in SIZES[name] and seed < n_seeds
-    }
-    for name, found in circuits.items()
+rankings = {
+    name: rank_nodes(name)
+    if LEARN_CIRCUITS
+    else Ranking.load(MASKS_DIR / name / f"ranking_{LAB}.json")
+    for name in SIZES
 }
 
 # %%
@@ -342,33 +356,46 @@ pd.DataFrame(
 ).pivot(index=["task", "wanted"], columns="seed", values="nodes")
 
 # %% [markdown]
-# Attribution has twelve variants (notebook 04, section 6). The best by the gap on dev goes to the
-# test.
+# Attribution's variants, by the gap of their circuits on dev. The best goes to the test.
 
 # %%
-frontiers, best = {}, {}
-for name, train in trains.items():
-    of_size = {
-        size: max(one.get_num_latents() for (n, _), one in masks[name].items() if n == size)
-        for size in SIZES[name]
-    }
-    on_dev = Evaluation(spliced, devs[name], means[name])
-    scores = variants(spliced, train[:IG_PROMPTS], means=means[name], steps=IG_STEPS, progress=True)
-    gap_of = {}
-    for variant, score in scores.items():
-        cuts = [SAEMasks.from_scores(score, n, rank="signed") for n in of_size.values()]
-        gaps = [on_dev.faithfulness(one, n_bootstrap=1).gap.value for one in cuts]
-        gap_of[variant] = sum(gaps) / len(gaps)
-    best[name] = min(gap_of, key=gap_of.get)
-    frontiers[name] = Frontier.of(spliced, tasks[name])
+for name, found in rankings.items():
+    print(f"{name}: {found.n_prompts} prompts scored the nodes; gaps on {found.n_dev} dev prompts")
+best = {name: found.variant for name, found in rankings.items()}
+pd.DataFrame({name: found.gaps for name, found in rankings.items()}).round(2).rename_axis("gap")
+
+
+# %%
+def judged(name):
+    """A task's circuits, judged on its test prompts."""
+    chance = random_scores(spliced, trains[name][:16], seed=SEED)
+    frontier = Frontier.of(spliced, tasks[name])
     for (size, seed), one in masks[name].items():
-        frontiers[name].judge("learned mask", one, evaluation[name], seed=seed, wanted=size)
-    chance = random_scores(spliced, train, seed=SEED)
-    for method, score in {best[name]: scores[best[name]], "random": chance}.items():
-        for size, n in of_size.items():
-            one = SAEMasks.from_scores(score, n, rank="signed")
-            frontiers[name].judge(method, one, evaluation[name], wanted=size)
-best
+        frontier.judge("learned mask", one, evaluation[name], seed=seed, wanted=size)
+    for size in SIZES[name]:
+        n = max(one.get_num_latents() for (wanted, _), one in masks[name].items() if wanted == size)
+        by_score = {
+            best[name]: rankings[name].circuit(n, means[name].latents),
+            "random": SAEMasks.from_scores(chance, n, rank="signed"),
+        }
+        for method, one in by_score.items():
+            frontier.judge(method, one, evaluation[name], wanted=size)
+    frontier.save()
+    return frontier
+
+
+# %%
+frontiers = {
+    name: Frontier.load(MASKS_DIR / name / f"frontier_{LAB}.json") if QUICK else judged(name)
+    for name in SIZES
+}
+largest = {name: sizes[-1] for name, sizes in SIZES.items()}
+circuit = masks["dict_key"][largest["dict_key"], SEED]
+if QUICK:
+    here = evaluation["dict_key"].faithfulness(circuit)
+    print(
+        f"{circuit.get_num_latents()} nodes on {here.n} prompts, judged here: F {here.vs_spliced}"
+    )
 
 # %%
 for name, frontier in frontiers.items():
@@ -419,10 +446,9 @@ pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 
 # %% [markdown]
 # The post found IG far behind its masks, on other models and with wider SAEs. Here the sentences
-# above the table say who is ahead at which size, and by which measure. Three things in this
-# comparison are weak: all prompts have one layout, so there is less to choose wrongly from; our
-# SAEs are narrow; and attribution scores fewer prompts than the mask learns on, for the time that
-# it takes.
+# above the table say who is ahead at which size, and by which measure. Two things in this
+# comparison are weak: all prompts have one layout, so there is less to choose wrongly from; and our
+# SAEs are narrow.
 
 # %% [markdown]
 # ## 4. The causal story
@@ -446,11 +472,9 @@ assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if 
 
 
 # %%
-
-
 def where_nodes_are(name):
     """How many nodes a task's largest circuit has after each layer, at each place."""
-    nodes = circuits[name][SIZES[name][-1], SEED].nodes()
+    nodes = masks[name][largest[name], SEED].nodes()
     table = pd.DataFrame(
         [{"after layer": int(h.split(".")[1]), "at": PLACES[name][p]} for h, p, _ in nodes]
     )
@@ -464,9 +488,7 @@ where_nodes_are("dict_key")
 # And of the circuit for `list_index`:
 
 # %%
-where_nodes_are(
-    "list_index"
-) if "list_index" in SIZES else "the quick profile has no circuit for list_index"
+where_nodes_are("list_index")
 
 # %% [markdown]
 # Most of them sit at two places near the prompt's end: at the queried key (or the index) in the
@@ -510,20 +532,22 @@ check(separations)
 
 # %%
 sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
-sites = [(LAYERS[1], QUERIED), (LAYERS[2], LAST)] if QUICK else sites
 where = {QUERIED: "the queried key", LAST: "']"}
 hook_point = dict(zip(LAYERS, spliced.hook_points))
+keep = SplicedModel(lab, LAYERS, error="keep")  # the model itself, with its latents at hand
+# reads the answers in the quick profile; in the full one asks for them, and writes them
+recorded = KeptAnswers(DATA / "answers" / f"{LAB}.safetensors", read=QUICK)
 
 # %%
 honest = {
     family: dictionaries.attacks(family, N_KNOWN, split="train", seed=SEED) for family in HONEST
 }
-known_missing, known_present = (
-    found.latents
-    for found in dictionaries.answers_each(
-        spliced, honest, read=sites, progress="training keys"
-    ).values()
+known = recorded(
+    "training keys",
+    honest,
+    lambda: dictionaries.answers_each(spliced, honest, read=sites, progress="training keys"),
 )
+known_missing, known_present = (found.latents for found in known.values())
 
 
 # %%
@@ -625,37 +649,41 @@ print(
 
 # %% [markdown]
 # Now all sites, still with training keys: which of them turn an error message into a value, or a
-# value into an error message?
+# value into an error message? A latent that is held at a prompt's end changes nothing before it. So
+# `dictionaries.start` reads the prompts once, up to the queried key, and each clamp costs a pass
+# over the last two tokens.
 
 # %%
-tried_missing, tried_present = (
-    dictionaries.attacks(family, N_TRIED, split="train", seed=SEED + 1) for family in HONEST
+tried = {
+    kind: dictionaries.attacks(family, N_TRIED, split="train", seed=SEED + 1)
+    for kind, family in zip(("missing", "present"), HONEST)
+}
+other_kind = {"missing": known_present, "present": known_missing}
+
+
+def hold_at_sites():
+    """What the model says with each site's latents held as for the other kind of prompt."""
+    starts = {kind: dictionaries.start(keep, some) for kind, some in tried.items()}
+    return {
+        (site, kind): starts[kind].answers(held(site, other_kind[kind]) if site else Clamp({}))
+        for site, kind in itertools.product([None, *sites], tried)
+    }
+
+
+# %%
+site_answers = recorded(
+    "tried", {(site, k): tried[k] for site in [None, *sites] for k in tried}, hold_at_sites
 )
-to_value = {
-    site: 1
-    - dictionaries.answers_with(
-        keep, tried_missing, held(site, known_present), progress=name_of(site)
-    ).p_missing
-    for site in sites
-}
-to_error = {
-    site: dictionaries.answers_with(
-        keep, tried_present, held(site, known_missing), progress=name_of(site)
-    ).p_missing
-    for site in sites
-}
-
-# %%
-plain = [dictionaries.answers(spliced, tried).p_missing for tried in (tried_missing, tried_present)]
-rows = [("(nothing held)", 0, 1 - plain[0].mean().item(), plain[1].mean().item())]
-rows += [
+to_value = {site: 1 - site_answers[site, "missing"].p_missing for site in [None, *sites]}
+to_error = {site: site_answers[site, "present"].p_missing for site in [None, *sites]}
+rows = [
     (
-        name_of(site),
-        sum(map(len, TELLING[site])),
+        name_of(site) if site else "(nothing held)",
+        len(sum(TELLING[site], [])) if site else 0,
         to_value[site].mean().item(),
         to_error[site].mean().item(),
     )
-    for site in sites
+    for site in [None, *sites]
 ]
 pd.DataFrame(
     rows, columns=["site", "latents held", "p(no error), key missing", "p(error), key present"]
@@ -686,12 +714,11 @@ LABELLED = {"seen": SEEN, "verdict": VERDICT}
 
 
 # %%
-circuit = circuits["dict_key"][SIZES["dict_key"][-1], SEED]
 nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
 
 # %%
-rows = [
+telling_rows = [
     {
         "site": label,
         "latent": i,
@@ -705,20 +732,21 @@ rows = [
 ]
 n_at = Counter((h, place) for h, place, _ in nodes)
 n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
-n_shared = sum(row["in the circuit"] for row in rows)
+n_shared = sum(row["in the circuit"] for row in telling_rows)
 print(
-    f"{n_shared} of these {len(rows)} latents are in the circuit, which has {n_seen} nodes at "
-    f"the site of seen and {n_verdict} at that of verdict"
+    f"{n_shared} of these {len(telling_rows)} latents are in the circuit, which has {n_seen} nodes "
+    f"at the site of seen and {n_verdict} at that of verdict"
 )
-pd.DataFrame(rows).round(1)
+pd.DataFrame(telling_rows).round(1)
 
 # %% [markdown]
-# In the full run they do: the latents that tell the two kinds of prompt apart are among the nodes
-# that the mask kept for the answer's sake.
+# They do: nearly all latents that tell the two kinds of prompt apart are among the nodes that the
+# mask kept for the answer's sake.
 #
 # Now one number a prompt and site: 0 where the latents are as in an honest prompt without the key,
-# 1 where they are as in one with it. In new prompts, with keys that had no part in choosing these
-# latents:
+# 1 where they are as in one with it. From here on we report, so from here on all keys are those of
+# the *test* split. They had no part in any choice: latents and sites were chosen on training keys,
+# and the families of section 5 were written while looking at dev keys.
 
 
 # %%
@@ -739,12 +767,23 @@ def signal(site, latents):
 
 
 # %%
-unseen_missing, unseen_present = (
-    dictionaries.attacks(family, N_HONEST, seed=SEED) for family in HONEST
-)
-unseen = {"missing": unseen_missing, "present": unseen_present}
-missing, present = dictionaries.answers_each(
-    spliced, unseen, read=[SEEN, VERDICT], progress="unseen keys"
+unseen = {
+    kind: dictionaries.attacks(family, N_HONEST, split="test", seed=SEED)
+    for kind, family in zip(("missing", "present"), HONEST)
+}
+
+
+@functools.cache
+def start_of(kind):
+    """Honest prompts with test keys, read up to the queried key."""
+    return dictionaries.start(keep, unseen[kind], progress=f"test keys, {kind}")
+
+
+# %%
+missing, present = recorded(
+    "unseen keys",
+    unseen,
+    lambda: {kind: start_of(kind).answers(read=[SEEN, VERDICT]) for kind in unseen},
 ).values()
 says = {
     f"{label}, key {kind}": signal(site, some.latents)
@@ -760,7 +799,7 @@ both_kinds = {
 }
 aucs = {label: auc(values, is_present) for label, values in both_kinds.items()}
 title = (
-    f"Other keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, "
+    f"Test keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, "
     f"{aucs['verdict']:.3f} for verdict"
 )
 figures.show(
@@ -795,43 +834,54 @@ def strangers(site, like, seed):
 
 
 # %%
-def with_strangers(site, asked, like):
-    """Which answers are errors with strangers of a site held, in ``N_DRAWS`` draws of them."""
-    draws = [
-        dictionaries.answers_with(keep, asked[draw::N_DRAWS], strangers(site, like, draw))
-        for draw in range(N_DRAWS)
-    ]
-    return torch.cat([answers.says_missing for answers in draws])
+# kind of prompt and clamp, by what is done
+clamps = {}
+for label, site in LABELLED.items():
+    clamps[label, "a repeat"] = "missing", held(site, known_present)
+    clamps[label, "none"] = "present", held(site, known_missing)
+    for draw in range(N_DRAWS):
+        clamps[label, "missing", draw] = "missing", strangers(site, known_present, draw)
+        clamps[label, "present", draw] = "present", strangers(site, known_missing, draw)
+turned = recorded(
+    "held",
+    {what: unseen[kind] for what, (kind, _) in clamps.items()},
+    lambda: {what: start_of(kind).answers(clamp) for what, (kind, clamp) in clamps.items()},
+)
 
 
 # %%
-asked_missing, asked_present = unseen_missing[:N_TEST], unseen_present[:N_TEST]
+def with_strangers(label, kind):
+    """Which answers are errors with strangers held: every draw of them in its own prompts."""
+    draws = [turned[label, kind, draw].says_missing[draw::N_DRAWS] for draw in range(N_DRAWS)]
+    return torch.cat(draws)
+
+
+# %%
 forced = {}
-for label, site in LABELLED.items():
-    up = dictionaries.answers_with(keep, asked_missing, held(site, known_present), progress=label)
-    down = dictionaries.answers_with(keep, asked_present, held(site, known_missing), progress=label)
+for label in LABELLED:
+    up, down = turned[label, "a repeat"], turned[label, "none"]
     forced[f"{label} held as for a repeat: values"] = proportion(~up.says_missing)
     stands_there = [
-        token in dict(session.entries).values() for token, session in zip(up.top, asked_missing)
+        token in dict(session.entries).values() for token, session in zip(up.top, unseen["missing"])
     ]
     print(
-        f"{label} held as for a repeat: {sum(stands_there)} of {N_TEST} answers are a value "
+        f"{label} held as for a repeat: {sum(stands_there)} of {N_HONEST} answers are a value "
         "that stands in the dictionary"
     )
     forced[f"{label} held as for none: errors"] = proportion(down.says_missing)
-    turned = ~with_strangers(site, asked_missing, known_present)
-    forced[f"strangers of {label}, key missing"] = proportion(turned)
-    turned = with_strangers(site, asked_present, known_missing)
-    forced[f"strangers of {label}, key present"] = proportion(turned)
-forced["nothing held, key missing"] = proportion(~missing[:N_TEST].says_missing)
-forced["nothing held, key present"] = proportion(present[:N_TEST].says_missing)
+    for kind in unseen:
+        errors = with_strangers(label, kind)
+        other = ~errors if kind == "missing" else errors
+        forced[f"strangers of {label}, key {kind}"] = proportion(other)
+forced["nothing held, key missing"] = proportion(~missing.says_missing)
+forced["nothing held, key present"] = proportion(present.says_missing)
 
 # %%
 orange = [name for name in forced if "held as" in name]
 title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(
     *(forced[name].value for name in orange)
 )
-x_label = f"answers that are not of Python's kind (n = {N_TEST} each)"
+x_label = f"answers that are not of Python's kind (n = {N_HONEST} each)"
 axis = figures.ValueAxis(x_label, percent=True)
 figure = figures.estimates_figure(forced, axis, title, bars=True, horizontal=True, highlight=orange)
 figures.show(figure, alt=f"Bars with intervals. {title}.")
@@ -860,7 +910,11 @@ figures.show(figure, alt=f"Bars with intervals. {title}.")
 # adds the key `'Ann'`.
 
 # %%
-examples = {family: dictionaries.attacks(family, 1, seed=SEED)[0] for family in FAMILIES}
+luring = [family for family in FAMILIES if family.lures]
+hiding = [family for family in FAMILIES if not family.lures]
+asked = {
+    family: dictionaries.attacks(family, N_ATTACKS, split="test", seed=SEED) for family in FAMILIES
+}
 says_python = {sessions.MISSING: "KeyError"}
 rows = [
     {
@@ -868,7 +922,7 @@ rows = [
         "an example": session.prompt,
         "Python": says_python.get(session.outcome(), session.outcome()),
     }
-    for family, session in examples.items()
+    for family, (session, *_) in asked.items()
 ]
 pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
 
@@ -908,10 +962,16 @@ check(predicted_share)
 # answers closed for now.
 
 # %%
-asked = {family: dictionaries.attacks(family, N_ATTACKS, seed=SEED) for family in FAMILIES}
 twin_of = {family: dictionaries.twin(family) for family in FAMILIES}
-asked |= {other: dictionaries.attacks(other, N_TWINS, seed=SEED) for other in twin_of.values()}
-got = dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks")
+asked |= {
+    other: dictionaries.attacks(other, N_TWINS, split="test", seed=SEED)
+    for other in twin_of.values()
+}
+got = recorded(
+    "attacks",
+    asked,
+    lambda: dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks"),
+)
 
 
 # %%
@@ -978,6 +1038,17 @@ print(
 )
 pd.DataFrame(rows).round(2)
 
+# %% [markdown]
+# In the quick profile these are the answers of the full run. Does the model here say the same? One
+# prompt of each family, asked now:
+
+# %%
+if QUICK:
+    sample = {family: asked[family][:1] for family in FAMILIES}
+    asked_now = dictionaries.answers_each(spliced, sample)
+    n_same = sum(asked_now[f].says_missing == got[f].says_missing[:1] for f in FAMILIES).item()
+    print(f"The same kind of answer, error or not: {n_same} of {len(FAMILIES)} prompts")
+
 # %%
 label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
 over = [
@@ -1001,13 +1072,32 @@ axis = figures.ValueAxis(x_label, percent=True)
 figure = figures.estimates_figure(bars, axis, title, bars=True, horizontal=True, highlight=over)
 figures.show(figure, alt=f"Bars with intervals. {title}.")
 
+
+# %%
+def named(families):
+    """Their names, without the examples, or "none"."""
+    return ", ".join(family.name.partition(":")[0] for family in families) or "none"
+
+
+often = [family for family in luring if fooled[family].value > 0.75]
+seldom = [family for family in luring if fooled[family].value < 0.25]
+twins_of_often = max((of_twins[family].value for family in often), default=0.0)
+odd_twins = [family for family in FAMILIES if of_twins[family].value > 0.5]
+hidden = "; ".join(f"{named([family])} {fooled[family].value:.0%}" for family in hiding)
+print(
+    f"Fool in more than three of four prompts: {len(often)} of {len(luring)} lures ({named(often)})"
+    f"; their twins in {twins_of_often:.0%} at most.\n"
+    f"In fewer than one of four: {named(seldom)}.\nThose that hide: {hidden}.\n"
+    f"Twins that fool in more than one of two: {named(odd_twins)}."
+)
+
 # %% [markdown]
-# Seven of the eleven lures fool the model nearly always, and their twins seldom do: it is the name
-# that does it. As a value the name fools every other time (the answer begins with a quote mark), in
-# a comment it does not. A key that was deleted is known to be gone; but delete *another* key, and
-# ask for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story
-# of ours foresaw that. Of the four that hide, three fool now and then, far less often than the
-# lures: the model puts `'A' 'nn'` together more often than not, and it knows `update`.
+# Most lures fool the model in most cases, and their twins seldom do: it is the name that does it. A
+# name in another spelling, within a longer key or in another dictionary is taken for the key; in a
+# comment it is not. A key that was deleted is known to be gone; but delete *another* key, and ask
+# for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story of
+# ours foresaw that. Those that hide fool less often than the lures: the model mostly puts a key
+# together again, and it knows `update`.
 #
 # ### Where the story holds, and where it fails
 #
@@ -1084,19 +1174,19 @@ for label, site in LABELLED.items():
 # stands in another spelling, in a longer key, or in another dictionary, that is enough to fool the
 # model, and *seen* foretells it. But it says so as well where the name stands as a value, where it
 # stood until it was deleted, and for `b'Ann'`, which is another key to Python, and there the model
-# is not to be had so easily. And where a key is written in pieces, *seen* mostly misses it, and the
-# model mostly does not. So over all families it ranks the answers no better than chance. *Verdict*
-# foretells nearly all of them, within families too; but it is closer to the answer. Between the two
-# the model weighs more than the repeat. That is where a story from honest prompts alone falls
-# short: in them, "the name was there before" and "the key is in this dictionary" are one and the
-# same.
+# is not to be had so easily. And where a key is written in pieces, *seen* often misses it where the
+# model does not. So over all families it ranks the answers poorly. *Verdict* foretells nearly all
+# of them; but it is closer to the answer. Between the two the model weighs more than the repeat.
+# That is where a story from honest prompts alone falls short: in them, "the name was there before"
+# and "the key is in this dictionary" are one and the same.
 #
 # ### A search that never looks at the answer
 #
 # If the latents know what will fool the model, we can write attacks without asking it: draw
-# candidates, and take the one whose latents say "there" most. For the *seen* latents the layers
-# after theirs need not even run. They have just failed for whole families, *verdict* has
-# not: which of the two will find attacks?
+# candidates, and take the one whose latents say "there" most. (For the *seen* latents the layers
+# after theirs need not even run: `dictionaries.read_latents` stops there. We read both sites and
+# the answers in one pass, and choose by the latents alone.) *Seen* has just failed for whole
+# families, *verdict* has not: which of the two will find attacks?
 #
 # ### Exercise 6.5 · What is the search worth?
 # ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
@@ -1124,44 +1214,43 @@ check(lift)
 
 # %%
 rng = random.Random(SEED)
-luring = [family for family in FAMILIES if family.lures]
 groups = []
 for _ in range(GROUPS):
     # one query, and several ways to tamper with its dictionary
-    session = sessions.missing_key(sessions.KEYS["dev"], sessions.DICTIONARIES["dev"], rng)
+    session = sessions.missing_key(sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng)
     groups.append([dictionaries.tamper(session, luring, rng) for _ in range(CANDIDATES)])
-candidates = sum(groups, [])
-seen_says = signal(
-    SEEN,
-    {SEEN: dictionaries.read_latents(spliced, candidates, SEEN[0], progress="seen latents only")},
-)
+candidates = {"candidates": sum(groups, [])}
+[result] = recorded(
+    "candidates",
+    candidates,
+    lambda: dictionaries.answers_each(
+        spliced, candidates, read=[SEEN, VERDICT], progress="candidates"
+    ),
+).values()
+seen_says = signal(SEEN, result.latents)
 choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
-print(
-    f"{SEEN[0] + 1} of {spliced.stack.n_layers} layers were run. The first three choices, "
-    "before the model is asked:"
-)
-print(*(repr(groups[i][k].dictionary) for i, k in enumerate(choice[:3].tolist())), sep="\n")
+print("The first three choices of seen:")
+print(*(groups[i][k].prompt for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
 # %%
-result = dictionaries.answers(spliced, candidates, read=[VERDICT], progress="candidates")
 fools = result.fooled(True).view(GROUPS, CANDIDATES)
-rows = {"by chance": {"fooled": str(mean_interval(fools.float().mean(1))), "lift": 1.0}}
+search = {"by chance": {"fooled": str(mean_interval(fools.float().mean(1))), "lift": 1.0}}
 for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.latents))):
     strength = strength.view(GROUPS, CANDIDATES)
     by_latents, by_chance = lift(strength, fools).tolist()
     picks = fools[torch.arange(GROUPS), strength.argmax(1)]
-    rows[f"by the {label} latents"] = {
+    search[f"by the {label} latents"] = {
         "fooled": str(proportion(picks)),
         "lift": round(by_latents / max(by_chance, 1e-9), 2),
     }
 print(f"{GROUPS} groups of {CANDIDATES} candidates")
-pd.DataFrame(rows).T
+pd.DataFrame(search).T
 
 # %% [markdown]
-# *Verdict* finds attacks without a look at the answer. *Seen* does not, for the reason that we saw:
-# it fires as strongly for bytes and for a deleted key as for the best lures, and those hardly ever
-# fool. (A caution: the candidates come from several families, and most of what there is to choose
-# is the family. What the latents know within a family stands in the table before.)
+# *Verdict* finds attacks without a look at the answer. *Seen* is worse at it, for the reason that
+# we saw: it fires as strongly for bytes and for a deleted key as for the best lures. (A caution:
+# the candidates come from several families, and most of what there is to choose is the family. What
+# the latents know within a family stands in the table before.)
 #
 # ## 6. Mending
 #
@@ -1191,22 +1280,34 @@ check(mended)
 #   right before.
 # </details>
 #
-# Two cures, each at one site, and a control that holds strangers; the attacks are the first of
-# those above, from the families that fooled in more than three of ten cases.
+# Two cures, each at one site, and a control that holds strangers. The attacks are the first of
+# every family that lures, in the order of the table above; so nothing here was chosen by what
+# fooled.
 
 # %%
-working = [family for family in luring if fooled[family].value > 0.3] or luring[:1]
-n = 3 * N_MEND
-to_mend = {family: asked[family][:N_MEND] for family in working} | {
-    "missing": unseen_missing[:n],
-    "present": unseen_present[:n],
-}
+n = N_MEND
+lures = {family: asked[family][:n] for family in luring}
+to_mend = lures | unseen
 cures = {f"{label} held down": held(site, known_missing) for label, site in LABELLED.items()}
 cures["strangers of seen"] = strangers(SEEN, known_missing, SEED)
-cured = {
-    name: dictionaries.answers_each(keep, to_mend, clamp=cure, progress=name)
-    for name, cure in cures.items()
-}
+
+
+def mend_all():
+    """What the model says with each cure, to the lures and to honest prompts."""
+    begun = dictionaries.start(keep, sum(lures.values(), []), progress="lures")
+    found = {}
+    for name, cure in cures.items():
+        after = dictionaries.in_lists(begun.answers(cure), lures)
+        after |= {kind: start_of(kind).answers(cure) for kind in unseen}
+        found |= {(name, key): after[key] for key in to_mend}
+    return found
+
+
+# %%
+after = recorded(
+    "mended", {(name, key): to_mend[key] for name in cures for key in to_mend}, mend_all
+)
+cured = {name: {key: after[name, key] for key in to_mend} for name in cures}
 
 
 # %%
@@ -1225,10 +1326,10 @@ def is_right(found, asked_of):
 
 
 # %%
-before = {family: got[family][:N_MEND].fooled(True) for family in working}
+before = {family: got[family][:N_MEND].fooled(True) for family in luring}
 right = {
-    "missing": is_right(missing[:n], unseen_missing),
-    "present": is_right(present[:n], unseen_present),
+    "missing": is_right(missing, to_mend["missing"]),
+    "present": is_right(present, to_mend["present"]),
 }
 fooled_before = torch.cat([*before.values()])
 
@@ -1236,7 +1337,7 @@ fooled_before = torch.cat([*before.values()])
 always = {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}
 mending, by_family = {"(a model that always says missing)": always}, {}
 for name, after in cured.items():
-    fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in working]), {}
+    fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in luring]), {}
     for kind, was_right in right.items():
         undone, broken = mended(
             fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])
@@ -1244,7 +1345,8 @@ for name, after in cured.items():
         mending[name] |= {"attacks undone": undone, f"broken, key {kind}": broken}
     by_family[name] = {
         f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item()
-        for f in working
+        for f in luring
+        if before[f].any()
     }
     of_those = proportion(~is_right(after["present"], to_mend["present"])[right["present"]])
     undone = proportion(~fooled_after[fooled_before])
@@ -1258,10 +1360,10 @@ pd.DataFrame(mending).T.round(2)
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
-# Holding *seen* down undoes about half of the attacks and breaks none of the right answers, for the
-# reason that we saw in section 4: a key that is there is found without it. Strangers undo nothing.
-# So it is a cure, if a partial one; of the attacks with a space it undid none. Holding *verdict* is
-# no cure: it is the model that always says "missing".
+# Holding *seen* down undoes many of the attacks, though not all, and breaks hardly any right
+# answer, for the reason that we saw in section 4: a key that is there is found without it.
+# Strangers undo next to nothing. So it is a cure, if a partial one. Holding *verdict* is no cure:
+# it is nearly the model that always says "missing".
 #
 # ## 7. Playground
 #
@@ -1310,7 +1412,7 @@ def respond(dictionary, query):
 # %%
 def as_typed(family):
     """An example of a family, if it can be typed into two lines."""
-    session = dictionaries.attacks(family, 1, seed=SEED + 1)[0]
+    session = dictionaries.attacks(family, 1, split="test", seed=SEED + 1)[0]
     plain = not (session.before or session.between or session.comment) and session.query.startswith(
         "'"
     )
@@ -1320,7 +1422,7 @@ def as_typed(family):
 # %%
 to_try = {
     family.name: as_typed(family)
-    for family in (*HONEST, *FAMILIES[: 1 if QUICK else None])
+    for family in HONEST + (() if QUICK else FAMILIES)
     if as_typed(family)
 }
 play(
@@ -1336,7 +1438,7 @@ play(
 
 # %%
 print(
-    f"AUC on other keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} "
+    f"AUC on test keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} "
     "of each kind)"
 )
 for name in forced:
@@ -1352,21 +1454,25 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # **What was predicted.** From honest prompts alone: the model finds a key by finding its name a
 # second time, so whatever repeats the name fools it.
 #
-# **Where it held.** A handful of latents on the queried key after layer 11 know a repeat, with keys
-# that they were not chosen on; held as for a repeat, they turn nearly every error into a value, and
-# strangers do not. Seven families of dictionaries that repeat the name within a key fool the model
-# in most cases, each far more often than its twin.
+# **Where it held.** A handful of latents on the queried key know a repeat, with keys that they were
+# not chosen on; held as for a repeat, they turn nearly every error into a value, and strangers do
+# not. Most families of dictionaries that repeat the name within a key fool the model in most cases,
+# each far more often than its twin.
 #
 # **Where it failed.** These latents are not needed: without them a true key is found all the same,
-# and half of the attacks still work. Nor is a repeat always enough: a value, a deleted key and
-# bytes repeat the name, and fool half of the time or hardly ever. So *seen* alone does not find
-# attacks; the *verdict* on the last token does, after layer 18. One change that was only meant as a
-# control, deleting another key, fooled the model every time, and we cannot say why. And unlike the
-# post we do not find IG far behind the mask.
+# and many of the attacks still work. Nor is a repeat always enough: a deleted key and bytes repeat
+# the name, and hardly ever fool. So *seen* alone is no good guide to attacks; the *verdict* on the
+# last token is. One change that was only meant as a control, deleting another key, fooled the model
+# more often than not, and we cannot say why. And unlike the post we do not find attribution far
+# behind the mask: at its best it keeps most of the answer, too.
+#
+# **What was chosen on what.** Masks and scores: training prompts; sizes, settings and attribution's
+# variant: dev. Latents and sites: training keys. Families: written while looking at dev keys. All
+# numbers from the histograms of section 4 on, and those of sections 1 to 3, are of the test split.
 #
 # **What was not tested.** Another model, or the same one with its full weights (these have 4 bits);
-# larger dictionaries, keys of several tokens, other formats of prompts; more than one seed; and
-# whether the SAEs' errors carry what *seen* lacks.
+# larger dictionaries, keys of several tokens, other formats of prompts; another draw of the
+# prompts; and whether the SAEs' errors carry what *seen* lacks.
 #
 # **To read on.**
 #

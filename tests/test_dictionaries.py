@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import Lab, hook_point
 from course_utils.prompts.sessions import (
@@ -40,7 +41,9 @@ from course_utils.studies.dictionaries import (
     answers_each,
     answers_with,
     attacks,
+    in_lists,
     read_latents,
+    start,
     tamper,
     tokenize,
     twin,
@@ -717,6 +720,59 @@ def test_lists_of_sessions_that_are_asked_in_one_go_get_the_answers_that_each_ge
             assert_close(free[name].p_missing, alone.p_missing, atol=1e-6, rtol=1e-4)
             assert_close(held[name].p_missing, held_alone.p_missing, atol=1e-6, rtol=1e-4)
             assert_close(free[name].latents[1, LAST], alone.latents[1, LAST], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def whole_pass(spliced: SplicedModel, sessions: list[Session], clamp: Clamp) -> torch.Tensor:
+    """Logits of a forward pass over whole, padded prompts with the clamp's latents held."""
+    tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
+    held = [
+        Held(name, lengths + clamp.place, latent, value)
+        for (name, latent), value in clamp.values.items()
+    ]
+    prefix = spliced.prefix(tokens, lengths=lengths)
+    return spliced.run(prefix, latents=holding(spliced, held)).logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_one_clamp_after_the_other_from_one_start_equals_a_whole_pass_for_each(
+    lab, sessions, batch_size
+):
+    spliced = SplicedModel(lab, error="keep")
+    begun = start(spliced, sessions, batch_size=batch_size)
+    for clamp, _ in [*CLAMPS, (Clamp({}), [])]:
+        found = begun.answers(clamp)
+        logits = whole_pass(spliced, sessions, clamp)
+        tops, p_missing = zip(*(what_it_says(row, lab.tokenizer) for row in logits), strict=True)
+        assert found.top == tops and found.latents == {}
+        assert_close(found.p_missing, torch.stack(p_missing), atol=1e-7, rtol=1e-5)
+
+
+def test_a_start_without_a_clamp_gives_the_models_own_answers_and_latents(lab, sessions):
+    read = [(1, QUERIED), (3, LAST), (1, LAST)]
+    begun = start(SplicedModel(lab, error="keep"), sessions)
+    found, plain = begun.answers(read=read), answers(SplicedModel(lab), sessions, read=read)
+    assert found.top == plain.top and set(found.latents) == set(read)
+    assert_close(found.p_missing, plain.p_missing, atol=1e-6, rtol=1e-4)
+    for site in read:
+        assert_close(found.latents[site], plain.latents[site], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="read or clamp, not both"):
+        begun.answers(CLAMPS[0][0], read=read)
+
+
+def test_a_start_needs_sessions_and_errors_that_are_kept(lab, sessions):
+    with pytest.raises(ValueError, match="error='keep'.*not 'drop'"):
+        start(SplicedModel(lab, error="drop"), sessions)
+    with pytest.raises(ValueError, match="no prompt to start from"):
+        start(SplicedModel(lab, error="keep"), [])
+
+
+def test_answers_in_lists_are_as_many_as_the_lists_want():
+    found = Answers(("Trace", "7", "8"), torch.tensor([0.9, 0.1, 0.2]))
+    parts = in_lists(found, {"a": [0], "none": [], "b": [0, 0]})
+    assert [part.top for part in parts.values()] == [("Trace",), (), ("7", "8")]
+    with pytest.raises(ValueError, match="3 answers, and lists of 2 sessions in all"):
+        in_lists(found, {"a": [0], "b": [0]})
 
 
 def test_latents_are_read_or_held_but_not_both(lab, sessions):

@@ -67,7 +67,9 @@ def test_show_gives_the_picture_alternative_text_and_closes_the_figure(monkeypat
     shown = []
     monkeypatch.setattr(figures, "display", shown.append)
     figures.show(any_figure(), alt="a falling line")
-    assert shown[0].alt == "a falling line" and shown[0].data.startswith(b"\x89PNG")
+    _, metadata = shown[0]._repr_mimebundle_()  # what a notebook's page is made of
+    assert metadata == {"image/png": {"alt": "a falling line"}}
+    assert shown[0].data.startswith(b"\x89PNG")
     assert not plt.get_fignums()
 
 

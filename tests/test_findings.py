@@ -113,10 +113,13 @@ FINDINGS = {
             "control[True].value < 0.2 and control[False].value < 0.2"
         ),
         "a learned mask keeps more of the answer than random nodes of its number": (
-            "frontiers['dict_key'].compare('random', 'learned mask', SIZES['dict_key'][-1], "
+            "frontiers['dict_key'].compare('random', 'learned mask', largest['dict_key'], "
             "'vs_spliced').high < 0"
         ),
         "the latents tell keys apart that they were not chosen on": "min(aucs.values()) > 0.9",
+        "the latents that tell the kinds apart are in the circuit": (
+            "n_shared > 0.8 * len(telling_rows)"
+        ),
         "holding the verdict turns the answer both ways, and strangers do not": (
             "min(forced[name].value for name in orange[2:]) > 0.7 and max(forced[name].value "
             "for name in forced if 'strangers' in name) < 0.3"
@@ -124,15 +127,39 @@ FINDINGS = {
         "holding seen makes errors into values, and values stay values": (
             "forced[orange[0]].value > 0.7 and forced[orange[1]].value < 0.3"
         ),
-        "a key in lower case fools the model, one in a comment does not": (
-            '(by := {family.name: fooled[family].value for family in FAMILIES})["lower case: '
-            "'ann'\"] > 0.7 and by['in a comment'] < 0.3"
+        "attribution keeps most of the answer, too": (
+            "frontiers['dict_key'].mean(best['dict_key'], largest['dict_key'], 'vs_spliced').low "
+            "> 0.5"
         ),
-        "holding seen down undoes attacks and breaks few honest answers, strangers undo fewer": (
-            "mending['seen held down']['attacks undone'] > mending['strangers of "
-            "seen']['attacks undone'] + 0.2"
-            " and mending['seen held down']['broken, key present'] < 0.6"
+        "most lures fool in most cases, and their twins seldom do": (
+            "len(often) > len(luring) / 2 and twins_of_often < 0.4"
         ),
+        "other spellings, longer keys and other dictionaries fool; comments and what is deleted do "
+        "not": (
+            "{'lower case', 'second word', 'in another dictionary'} <= {named([f]) for f in often} "
+            "and {'in a comment', 'deleted again', 'bytes'} <= {named([f]) for f in seldom}"
+        ),
+        "deleting another key fools": "'deleted again' in named(odd_twins)",
+        "those that hide fool less often than the lures": (
+            "max(fooled[f].value for f in hiding) < min(fooled[f].value for f in often)"
+        ),
+        "verdict foretells the answers, and seen does not": (
+            "(by_site := auc_among(FAMILIES))['verdict'] > 0.85 and by_site['seen'] < 0.75"
+        ),
+        "verdict finds more attacks than chance, and than seen": (
+            "search['by the verdict latents']['lift'] > 1.1 and search['by the verdict latents']"
+            "['lift'] > search['by the seen latents']['lift']"
+        ),
+        "holding seen down is a partial cure, and breaks hardly any right answer": (
+            "0.2 < (of := mending['seen held down'])['attacks undone'] < 0.95 and "
+            "of['broken, key present'] < 0.2 and "
+            "mending['strangers of seen']['attacks undone'] < 0.2"
+        ),
+        "holding the verdict down is no cure": (
+            "(of := mending['verdict held down'])['attacks undone'] > 0.8 and "
+            "of['broken, key present'] > 0.7"
+        ),
+        "the quick profile reads what the model says": "n_same >= len(FAMILIES) - 2",
     },
 }
 REPORT = """\

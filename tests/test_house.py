@@ -140,6 +140,7 @@ def test_importing_the_course_imports_no_torch():
     assert said == "False"
 
 
+@pytest.mark.slow
 def test_every_module_can_be_the_first_to_be_imported():
     """Forked from one process that has the libraries and none of the course's modules."""
     code = f"""

@@ -12,11 +12,14 @@ from transformers import LlamaForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from course_utils.circuits import splice
 from course_utils.circuits.saes import decode, encode, narrow_sae
 from course_utils.circuits.splice import SplicedModel
+from course_utils.labs import memory
 from course_utils.labs.catalog import LabError
 from course_utils.labs.lab import Lab
 from course_utils.labs.layers import LayerError, LayerStack
+from course_utils.labs.memory import FreeMemory
 from course_utils.labs.requirements import numbers_per_token
 
 BOS = 1
@@ -319,8 +322,8 @@ def test_the_batch_size_follows_memory_and_length(lab, monkeypatch):
     spliced = SplicedModel(lab)
 
     def free(gigabytes: float) -> None:
-        memory = SimpleNamespace(available=gigabytes * 1e9)
-        monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+        here = FreeMemory(int(gigabytes * 1e9), "this machine")
+        monkeypatch.setattr(splice, "free_memory", lambda: here)
 
     free(16)
     assert (
@@ -344,9 +347,13 @@ def test_the_batch_takes_a_quarter_of_the_free_memory(lab, monkeypatch):
     """Numbers per token × 4 bytes × tokens = a quarter of what is free."""
     spliced = SplicedModel(lab)
     numbers = numbers_per_token(lab.hf_model.config, 4, 2 * 24, gradient=True)
-    memory = SimpleNamespace(available=4 * (4 * numbers) * 8 * 10)  # ten prompts of eight tokens
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    ten_prompts = 4 * (4 * numbers) * 8 * 10  # of eight tokens
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=ten_prompts))
+    monkeypatch.setattr(memory, "free_in_groups", lambda: None)
+    monkeypatch.setattr(memory, "free_address_space", lambda: None)
     assert spliced.batch_size(8, gradient=True) == 10
+    monkeypatch.setattr(memory, "free_in_groups", lambda: ten_prompts // 2)  # in a container
+    assert spliced.batch_size(8, gradient=True) == 5
 
 
 def test_a_walk_shows_the_residual_stream_after_each_layer(any_lab):
@@ -363,7 +370,9 @@ def test_a_walk_runs_no_layer_after_the_last_that_is_asked_for(lab, monkeypatch)
     stack, ran = LayerStack(lab.hf_model, BOS), []
     list(stack.walk(prompts(2, 6), [1]))  # the first time, all layers are recorded and checked
     run = stack._run_layer
-    monkeypatch.setattr(stack, "_run_layer", lambda layer, x: ran.append(layer) or run(layer, x))
+    monkeypatch.setattr(
+        stack, "_run_layer", lambda layer, *rest: ran.append(layer) or run(layer, *rest)
+    )
     list(stack.walk(prompts(2, 6), [1]))
     assert ran == [0, 1]
 

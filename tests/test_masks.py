@@ -9,14 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from course_utils.circuits.frontier import Frontier
 from course_utils.circuits.masks import (
     MaskError,
     SAEMasks,
     ablate,
+    load_circuits,
     only,
     random_subsets,
+    save_circuits,
     without,
 )
+from course_utils.circuits.optimize import LearnedMask
+from course_utils.circuits.sparsification import MaskSettings
 
 A, B = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"
 
@@ -135,6 +140,21 @@ def test_a_missing_file_says_what_is_there(masks, tmp_path):
 def test_the_path_that_save_returns_is_what_load_takes(masks, tmp_path, name, kind):
     loaded = SAEMasks.load(kind(masks.save(tmp_path, *name)))
     assert loaded.nodes() == masks.nodes() and loaded.hook_points == masks.hook_points
+
+
+def test_a_path_may_begin_with_the_users_home(masks, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert masks.save("~/run").parent == tmp_path / "run"
+    assert SAEMasks.load("~/run").nodes() == masks.nodes()
+    save_circuits({(9, 0): masks}, "~/circuits.json")
+    assert load_circuits("~/circuits.json")[9, 0].nodes() == masks.nodes()
+    theta = {name: mask.clone() for name, mask in masks.items()}
+    learned = LearnedMask(masks, theta, [], MaskSettings(), True, {})
+    assert learned.save("~/mask").parent == tmp_path / "mask"
+    assert LearnedMask.load("~/mask").settings == learned.settings
+    assert Frontier("ioi", "tiny", [1], "drop").save("~/frontier.json").parent == tmp_path
+    assert Frontier.load("~/frontier.json").task == "ioi"
 
 
 def test_a_file_and_another_files_name_are_no_file(masks, tmp_path):

@@ -5,12 +5,26 @@ import json
 import pytest
 import torch
 
+from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc
 from course_utils.labs.catalog import SAES_DIR, spec_of
-from course_utils.labs.lab import load_lab
+from course_utils.labs.lab import hook_point, load_lab
+from course_utils.prompts.sessions import SAYS_MISSING
 from course_utils.prompts.tasks import load_task
-from course_utils.studies.dictionaries import HONEST, LAST, QUERIED, answers, attacks, read_latents
+from course_utils.prompts.tokens import one_token
+from course_utils.studies.dictionaries import (
+    FAMILIES,
+    HONEST,
+    LAST,
+    QUERIED,
+    Clamp,
+    answers,
+    attacks,
+    read_latents,
+    start,
+    tokenize,
+)
 
 N = 8
 
@@ -44,6 +58,22 @@ def test_the_model_knows_missing_keys_and_the_shipped_saes_do_what_their_metrics
     is_present = torch.arange(2 * N) < N
     best = (present.mean(0) - missing.mean(0)).argmax()
     assert auc(torch.cat([present, missing])[:, best], is_present) > 0.8
+
+    # latents that are held from a start are those that a whole forward pass holds
+    keep = SplicedModel(lab, error="keep")
+    asked = [attacks(family, 1, split="test")[0] for family in FAMILIES[::4]]
+    clamp = Clamp({(hook_point(layer), int(best)): present[:, best].mean().item()})
+    tokens, lengths = tokenize(asked, lab.tokenizer)
+    held = [Held(name, lengths + QUERIED, i, value) for (name, i), value in clamp.values.items()]
+    whole = keep.run(keep.prefix(tokens, lengths=lengths), latents=holding(keep, held)).logits
+    p_whole = (
+        whole.float()
+        .softmax(-1)[:, [one_token(lab.tokenizer, text) for text in SAYS_MISSING]]
+        .sum(-1)
+    )
+    tolerance = 1e-4 if whole.dtype == torch.float32 else 0.05
+    found = start(keep, asked).answers(clamp)
+    torch.testing.assert_close(found.p_missing, p_whole.cpu(), atol=tolerance, rtol=tolerance)
 
     # with all SAEs spliced and the errors dropped, as much of the logit difference is left as was
     # measured

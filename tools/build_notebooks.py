@@ -18,8 +18,8 @@ tests/test_notebooks.py fails where they do not match it.
 
 What is filled in, in a source:
 
-- ``# setup``: the same first cell for all, which finds the course (in Colab, fetches and installs
-  it).
+- ``# setup``: the same first cell for all, which finds the course (in Colab, fetches it and
+  installs what is lacking, by `course_utils.teaching.colab`).
 - ``# exercise: name``: the solution's code stands in ``course_utils/teaching/nbNN.py``; it is put
   into the solutions notebook as it is, and into the reader's copy with its body taken out.
 - ``{times}`` in the first cell: how long the notebook takes, from ``data/notebook_times.json``. A
@@ -59,28 +59,31 @@ REPOSITORY = os.environ.get(
 """The course's public address."""
 EXERCISE = re.compile(r"# exercise: (\w+)")
 SETUP = """\
-# Finds the course. In Colab, fetches and installs it first, and restarts once if numpy changed.
-import os, subprocess, sys
-from importlib.metadata import version
+# Finds the course. In Colab, fetches it and installs what Colab lacks.
+import shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 COLAB = "google.colab" in sys.modules
 root = Path("/content/course") if COLAB else Path.cwd().parent
-if COLAB and not root.exists():
-    before = version("numpy")
-    subprocess.run(["git", "clone", "--quiet", "--depth=1",
-                    "{repository}",
-                    str(root)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet",
-                    "-r", str(root / "requirements.txt")], check=True)
-    if version("numpy") != before:
-        os.kill(os.getpid(), 9)
+whole = f"git --git-dir={{root}}/.git --work-tree={{root}} diff --quiet --diff-filter=D HEAD"
+if COLAB and subprocess.run(whole.split(), capture_output=True).returncode:
+    print(f"Fetching the course to {{root}}.")
+    url = "{repository}"
+    new = root.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)  # of an earlier try
+    done = subprocess.run(["git", "clone", "--depth=1", url, new], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git could not fetch it: {{done.stderr}}Run this cell again.")
+    if root.exists():
+        old = root.rename(tempfile.mkdtemp(prefix="incomplete-", dir=root.parent))
+        print(f"Files were missing in {{root}}. What was there is now in {{old}}.")
+    new.rename(root)
 if not (root / "course_utils").is_dir():
-    raise RuntimeError(
-        f"No course in {{root}}. "
-        "Open this notebook from its own folder, notebooks/ or solutions/."
-    )
-sys.path.insert(0, str(root))"""
+    raise RuntimeError(f"No course in {{root}}. Open this notebook from notebooks/ or solutions/.")
+sys.path.insert(0, str(root))
+if COLAB:
+    from course_utils.teaching import colab
+    colab.install(root)"""
 MAX_BYTES = 2_000_000
 TIMES = ROOT / "data" / "notebook_times.json"
 

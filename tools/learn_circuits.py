@@ -1,9 +1,10 @@
-"""Learn the circuits of notebook 06 and write them to ``data/masks``:
-``python -m tools.learn_circuits``.
+"""Learn the circuits of notebook 06, rank its nodes by attribution, and write both to
+``data/masks``: ``python -m tools.learn_circuits``.
 
-On a CPU these take longer than a reader waits, so the notebook reads them and learns them again on
-request. They are learned on training prompts. Sizes and settings were chosen on dev. What is there
-is not learned again: delete the file to start afresh.
+On a CPU these take longer than a reader waits, so the notebook reads them and makes them again on
+request. Nodes are scored on some of the training prompts that masks are learned on. Sizes, settings and
+the variant of attribution are chosen on dev. What is there is not made again: delete the file to
+start afresh.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import load_lab
 from course_utils.prompts.tasks import load_task
 from course_utils.studies.dictionaries import CIRCUITS, LEARNING, N_LEARN
+from course_utils.studies.ranking import best_ranking
 
 
 def circuits_path(task: str, lab: str = "qwen-coder") -> Path:
     """Where a task's circuits are."""
     return MASKS_DIR / task / f"circuits_{lab}.json"
+
+
+def ranking_path(task: str, lab: str = "qwen-coder") -> Path:
+    """Where the ranking of a task's nodes is."""
+    return MASKS_DIR / task / f"ranking_{lab}.json"
 
 
 def learn_circuits(lab_name: str, seeds: int, n_dev: int) -> None:
@@ -55,10 +62,35 @@ def learn_circuits(lab_name: str, seeds: int, n_dev: int) -> None:
             )
 
 
+def rank_nodes(lab_name: str, n_train: int, n_dev: int, steps: int) -> None:
+    """Rank the nodes of all tasks that have no ranking yet."""
+    lab = load_lab(lab_name)
+    spliced = SplicedModel(lab)
+    for task, sizes in CIRCUITS.items():
+        path = ranking_path(task, lab_name)
+        if path.exists():
+            continue
+        begin = time.perf_counter()
+        train = load_task(task, lab.tokenizer, "train", n=N_LEARN)
+        dev = load_task(task, lab.tokenizer, "dev", n=n_dev)
+        means = spliced.patch_means(train.patch)
+        found = best_ranking(
+            spliced, train[:n_train], dev, means=means, sizes=sizes, steps=steps, progress=True
+        )
+        found.save(path)
+        seconds = time.perf_counter() - begin
+        print(f"{task}: {found.variant}, gaps on dev {found.gaps}, {seconds:.0f} s", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lab", default="qwen-coder")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dev", type=int, default=32, help="dev prompts to judge on")
+    parser.add_argument("--scored", type=int, default=32, help="prompts that score nodes")
+    parser.add_argument("--steps", type=int, default=5, help="points on the path of IG")
+    parser.add_argument("--only-rank", action="store_true", help="learn no circuits")
     arguments = parser.parse_args()
-    learn_circuits(arguments.lab, arguments.seeds, arguments.dev)
+    if not arguments.only_rank:
+        learn_circuits(arguments.lab, arguments.seeds, arguments.dev)
+    rank_nodes(arguments.lab, arguments.scored, arguments.dev, arguments.steps)

@@ -36,7 +36,7 @@ class Spread:
         self.n, self.sum, self.squares = 0, torch.zeros(1, dtype=torch.double), 0.0
 
     def add(self, x: torch.Tensor) -> None:
-        x = x.double()
+        x = x.cpu().double()
         self.n += len(x)
         self.sum = self.sum + x.sum(0)
         self.squares += x.pow(2).sum().item()

@@ -195,7 +195,8 @@ def _auc(f: Float[Tensor, "n d_sae"], yes: Bool[Tensor, " n"]) -> Float[Tensor, 
     below = torch.searchsorted(others, above)
     below_or_equal = torch.searchsorted(others, above, right=True)
     pairs = 2 * above.shape[1] * others.shape[1]
-    return ((below + below_or_equal).sum(1).double() / pairs).float()
+    share = (below + below_or_equal).sum(1).cpu().double() / pairs
+    return share.float().to(f.device)
 
 
 @dataclass(frozen=True)

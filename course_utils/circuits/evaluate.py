@@ -164,8 +164,8 @@ def _rows(
     circuit, then |LD_C − LD_S| of each. In float64 on the CPU.
     """
     fixed = (reference.model, reference.spliced_model, reference.empty)
-    model, spliced_model, empty = (row.double().cpu() for row in fixed)
-    diffs = [circuit.double().cpu() for circuit in circuits]
+    model, spliced_model, empty = (row.cpu().double() for row in fixed)
+    diffs = [circuit.cpu().double() for circuit in circuits]
     off = [(row - spliced_model).abs() for row in diffs]
     return [model, spliced_model, empty, (empty - spliced_model).abs(), *diffs, *off]
 

@@ -156,7 +156,7 @@ class Frontier:
             self.empty = _rounded(reference.empty)
             return
         for name, kept in vars(self.reference).items():
-            row = getattr(reference, name).double().cpu()
+            row = getattr(reference, name).cpu().double()
             if row.shape != kept.shape or not torch.allclose(row, kept, rtol=0, atol=1e-3):
                 raise ValueError(
                     f"this frontier has points that were judged on other prompts, or with other "
@@ -424,9 +424,9 @@ class Frontier:
 
     # -- files ---------------------------------------------------------------------------------
 
-    def save(self, path: Path | None = None) -> Path:
+    def save(self, path: str | Path | None = None) -> Path:
         """Write as JSON, by default to ``data/masks/<task>/frontier_<lab>.json``."""
-        path = path or MASKS_DIR / self.task / f"frontier_{self.lab}.json"
+        path = Path(path or MASKS_DIR / self.task / f"frontier_{self.lab}.json").expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=1)
         path.write_text(_NUMBERS.sub(lambda found: _in_one_line(found[0]), text) + "\n")
@@ -440,7 +440,7 @@ class Frontier:
             ValueError: the file is no frontier; the message names it.
         """
         try:
-            record = json.loads(Path(path).read_text())
+            record = json.loads(Path(path).expanduser().read_text())
             points = [
                 Point(**{**point, "faithfulness": _faithfulness_from(point["faithfulness"])})
                 for point in record.pop("points")
@@ -459,7 +459,7 @@ def _in_one_line(numbers: str) -> str:
 
 
 def _rounded(row: Float[Tensor, " n"]) -> list[float]:
-    return [round(x, DECIMALS) for x in row.double().tolist()]
+    return [round(x, DECIMALS) for x in row.cpu().double().tolist()]
 
 
 def _tensor(row: list[float] | None) -> Float[Tensor, " n"]:

@@ -254,7 +254,7 @@ def gaussian_kernel(x: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
 
     σ is the median distance between two prompts that differ.
     """
-    values = x.detach().double().cpu()
+    values = x.detach().cpu().double()
     apart = (values[:, None] - values[None]).abs()
     some = apart[apart > 0]
     sigma = some.median() if len(some) else torch.tensor(1.0)
@@ -385,7 +385,7 @@ def minimality(
             "wanted one row or more for the circuit's nodes and for random ones, over the same "
             f"prompts: drops {list(drops.shape)}, reference_drops {list(reference_drops.shape)}."
         )
-    changes, reference = (rows.double().cpu().abs().mean(1) for rows in (drops, reference_drops))
+    changes, reference = (rows.cpu().double().abs().mean(1) for rows in (drops, reference_drops))
     n_nodes, n = len(changes), len(reference)
     count = (changes[:, None] > reference).sum(1)
     k = count.numpy()

@@ -197,7 +197,7 @@ def edge_effects(
         run = intervene(spliced, prefix, {node: patch_values[:, i]})
         change = _values_at(nodes, {**clean_run.latents, **run.latents}) - clean_values
         along = (change * whole_change).sum(0)
-        effects[i] = (along / whole_change.pow(2).sum(0).clamp(min=1e-12)).cpu()
+        effects[i] = along / whole_change.pow(2).sum(0).clamp(min=1e-12)
     return effects.fill_diagonal_(0).float()
 
 
@@ -205,4 +205,4 @@ def _values_at(
     nodes: Sequence[tuple[str, int, int]], latents: Mapping[str, Float[Tensor, "batch seq d_sae"]]
 ) -> Float[Tensor, "batch nodes"]:
     columns = [latents[name][:, position, latent] for name, position, latent in nodes]
-    return torch.stack(columns, dim=1).double()
+    return torch.stack(columns, dim=1).cpu().double()

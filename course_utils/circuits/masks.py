@@ -189,7 +189,7 @@ class SAEMasks(nn.Module):
 
     def save(self, save_dir: str | Path, file_name: str = FILE_NAME) -> Path:
         """Write the masks as safetensors; returns the path, which `load` takes."""
-        folder = Path(save_dir)
+        folder = Path(save_dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             hook_point: mask.detach().cpu().contiguous() for hook_point, mask in self.items()
@@ -209,7 +209,7 @@ class SAEMasks(nn.Module):
             FileNotFoundError: no such file.
             MaskError: not safetensors, or damaged; safetensors but no masks.
         """
-        path = Path(save_dir)
+        path = Path(save_dir).expanduser()
         names_a_file = path.is_file() or (path.suffix == ".safetensors" and not path.is_dir())
         if not names_a_file or file_name != FILE_NAME:
             path = path / file_name
@@ -345,9 +345,10 @@ def _buffer_name(hook_point: str) -> str:
     return hook_point.replace(".", "/")
 
 
-def save_circuits(circuits: Mapping[tuple[int, int], SAEMasks], path: Path) -> None:
+def save_circuits(circuits: Mapping[tuple[int, int], SAEMasks], path: str | Path) -> None:
     """Write binary masks by (wanted size, seed) as one JSON file, for `load_circuits`."""
     record = {f"{size} nodes, seed {seed}": one.to_json() for (size, seed), one in circuits.items()}
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record) + "\n")
 
@@ -359,7 +360,7 @@ def load_circuits(path: str | Path) -> dict[tuple[int, int], SAEMasks]:
         FileNotFoundError: no such file.
         MaskError: the file holds something else.
     """
-    record = json.loads(Path(path).read_text())
+    record = json.loads(Path(path).expanduser().read_text())
     try:
         return {
             (int(name.split()[0]), int(name.split()[-1])): SAEMasks.from_json(masks)

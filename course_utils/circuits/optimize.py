@@ -80,7 +80,7 @@ class LearnedMask:
 
     def save(self, folder: str | Path) -> Path:
         """Write everything, so that a resume outlives this process; returns the path."""
-        path = Path(folder) / FILE_NAME
+        path = Path(folder).expanduser() / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         adam = self.optimizer_state.get("state", {})
         tensors = {f"theta/{name}": value for name, value in self.theta.items()}
@@ -107,7 +107,7 @@ class LearnedMask:
             FileNotFoundError: no such file.
             ValueError: the file is no learned mask, or damaged.
         """
-        path = Path(folder)
+        path = Path(folder).expanduser()
         path = path / FILE_NAME if path.is_dir() or path.suffix != ".safetensors" else path
         if not path.is_file():
             raise FileNotFoundError(f"no learned mask in {path}: LearnedMask.save writes one.")

@@ -14,7 +14,7 @@ with as few nodes as possible:
   0 or 1 much of the time; P(m > 0) = σ(θ − β·ln(−γ/ζ)). No temperature rises.
 
 A soft mask must be able to change its mind. Where τ·θ is 60, σ has no slope left, and no λ moves
-that node again. So τ·θ is held within ±6 (``max_logit``), where m is .0025 or .9975.
+that node again. So τ·θ is held within ±9 (``max_logit``), where m is .0001 or .9999.
 
 Where a size is wanted instead of a price (``n_nodes=20``), λ is a controlled variable. It rises
 while more nodes stay than wanted, and falls fast when fewer do. Nodes that are on their way out do
@@ -101,7 +101,7 @@ class MaskSettings:
     theta_init: float = 1.0
     tau_max: float = 20.0
     settle: float = 0.75
-    max_logit: float | None = 6.0
+    max_logit: float | None = 9.0
     per_position: bool = True
     candidates: Candidates = "firing"
     seed: int = 0

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
@@ -39,6 +38,7 @@ from course_utils.circuits.saes import decode, encode, narrow_sae
 from course_utils.labs.catalog import LabError
 from course_utils.labs.lab import Lab, hook_point
 from course_utils.labs.layers import LayerStack
+from course_utils.labs.memory import free_memory
 from course_utils.labs.requirements import numbers_per_token
 from course_utils.prompts.tasks import Task
 
@@ -479,7 +479,7 @@ class SplicedModel:
         if device.type == "cuda":
             free, most = torch.cuda.mem_get_info(device)[0], 65536
         else:
-            free, most = psutil.virtual_memory().available, 4096
+            free, most = free_memory().bytes, 4096
         bytes_per_token = 4 * numbers
         return max(1, int(min(free / 4 / bytes_per_token, most) // seq))
 

@@ -71,7 +71,7 @@ def resampled_means(
     rows = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed))
     ones = torch.ones(n_bootstrap, n, dtype=torch.double)
     counts = torch.zeros(n_bootstrap, n, dtype=torch.double).scatter_add_(1, rows, ones)
-    columns = values.detach().double().cpu().reshape(n, -1)
+    columns = values.detach().cpu().double().reshape(n, -1)
     return (counts @ columns / n).reshape(n_bootstrap, *values.shape[1:])
 
 
@@ -95,7 +95,7 @@ def bootstrap(
         n_bootstrap: how often to draw.
         seed: of the draws.
     """
-    table = torch.stack([row.double().cpu() for row in rows], dim=1)  # [n, rows]
+    table = torch.stack([row.cpu().double() for row in rows], dim=1)  # [n, rows]
     draws = statistic(*resampled_means(table, n_bootstrap=n_bootstrap, seed=seed).T)
     low, high = draws.quantile(torch.tensor(LEVELS, dtype=torch.double)).tolist()
     return Interval(float(statistic(*table.mean(0))), low, high)
@@ -165,6 +165,6 @@ def auc(values: Float[Tensor, " n"], yes: Bool[Tensor, " n"]) -> float:
     n_other = len(yes) - n_yes
     if n_yes == 0 or n_other == 0:
         return math.nan
-    ranks = rankdata(values.detach().double().cpu().numpy())  # ties get their mean rank
+    ranks = rankdata(values.detach().cpu().double().numpy())  # ties get their mean rank
     lowest = n_yes * (n_yes + 1) / 2  # the sum of ranks if every yes is below every other
     return float((ranks[yes.cpu().numpy()].sum() - lowest) / (n_yes * n_other))

@@ -29,6 +29,7 @@ from course_utils.circuits.frontier import Frontier, Point
 from course_utils.circuits.masks import MaskError, Node, SAEMasks
 from course_utils.circuits.statistics import Interval
 from course_utils.display import style
+from course_utils.display.profile import is_quick
 from course_utils.display.style import Estimate, Look, Number
 from course_utils.prompts.tasks import Task
 
@@ -82,15 +83,21 @@ def show(figure: Figure, alt: str, *, save_as: str | None = None) -> None:
             ``data/figures``, under this name. The README shows it.
     """
     png = _png(figure)
-    if save_as and os.environ.get("COURSE_BUILD") and os.environ.get("COURSE_PROFILE") != "quick":
+    in_full = not is_quick(os.environ.get("COURSE_PROFILE", "full"))
+    if save_as and os.environ.get("COURSE_BUILD") and in_full:
         FIGURES_DIR.mkdir(exist_ok=True)
         (FIGURES_DIR / f"{save_as}.png").write_bytes(png)
-    display(Image(png, alt=alt))
+    display(_image(png, alt))
 
 
 def picture(figure: Figure, alt: str) -> Image:
     """The figure as a PNG with alternative text, to display or to put in another's place."""
-    return Image(_png(figure), alt=alt)
+    return _image(_png(figure), alt)
+
+
+def _image(png: bytes, alt: str) -> Image:
+    """As metadata, since ``Image(alt=…)`` is unknown to the IPython 7 of Colab."""
+    return Image(png, metadata={"alt": alt})
 
 
 def _png(figure: Figure) -> bytes:

@@ -43,6 +43,8 @@ from course_utils.labs.fit import misfit
 from course_utils.labs.layers import LayerStack, cannot_run
 from course_utils.labs.loading import SAESource, check_source, load_model, load_sae, saes_in
 from course_utils.labs.requirements import (
+    PROMPTS,
+    TOKENS,
     Requirements,
     estimate,
     require_machine,
@@ -188,13 +190,16 @@ class Lab:
         name = name or Path(model.config.name_or_path or "my-lab").name
         return cls(name, model, tokenizer, given)
 
-    def estimate(self) -> Requirements:
-        """What this lab needs in memory and work: ``print(lab.estimate())``.
+    def estimate(self, *, prompts: int = PROMPTS, tokens: int = TOKENS) -> Requirements:
+        """What this lab needs in memory and work: ``print(lab.estimate())``, for mask steps on so
+        many prompts of so many tokens, BOS left out.
 
         SAEs that wait to be loaded are loaded. Before a lab is loaded: `requirements.estimate`.
         """
         widths = {layer: sae.cfg.d_sae for layer, sae in self.saes.items()}
-        return requirements_of(self.name, self.hf_model, widths, self.dtype)
+        return requirements_of(
+            self.name, self.hf_model, widths, self.dtype, prompts=prompts, tokens=tokens
+        )
 
     @cached_property
     def model(self) -> TransformerBridge:

@@ -155,15 +155,42 @@ class LayerStack:
         raise LayerError(f"{type(self.model).__name__} ran without calling its first layer.")
 
     def run(
-        self, x: Float[Tensor, "batch seq d_model"], layers: range
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        layers: range,
+        arguments: list[LayerArguments] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
-        """Run some layers, e.g. ``range(6, 12)``, on what the first of them reads."""
+        """Run some layers, e.g. ``range(6, 12)``, on what the first of them reads.
+
+        Args:
+            arguments: what each of the model's layers is given besides, where that is not what
+                prompts of this length get; see `read_on`.
+        """
         for layer in layers:
             if self.recompute and x.requires_grad:
-                x = checkpoint(self._run_layer, layer, x, use_reentrant=False)
+                x = checkpoint(self._run_layer, layer, x, arguments, use_reentrant=False)
             else:
-                x = self._run_layer(layer, x)
+                x = self._run_layer(layer, x, arguments)
         return x
+
+    @torch.no_grad()
+    def read_on(
+        self, tokens: Int[Tensor, "batch seq_with_bos"], n_last: int
+    ) -> tuple[Float[Tensor, "batch n_last d_model"], list[LayerArguments]]:
+        """Run prompts of one length up to their last tokens; what it takes to run those alone.
+
+        Args:
+            n_last: how many tokens are left. BOS cannot be among them.
+
+        Returns:
+            What layer 0 reads at the last tokens, and what `run` needs as ``arguments`` to go on:
+            the keys and values of all tokens before them, among others.
+        """
+        before, last = tokens.to(self.device).tensor_split([tokens.shape[1] - n_last], dim=1)
+        with _named(self.model):
+            cache = frozen_cache(self.model, before)
+            calls = self._record_calls(last, cache)
+        return calls[0][0], [arguments for _, arguments in calls]
 
     def walk(
         self, tokens: Int[Tensor, "batch seq_with_bos"], layers: Iterable[int]
@@ -228,21 +255,26 @@ class LayerStack:
             return logits
         return self.soft_cap * torch.tanh(logits / self.soft_cap)
 
-    def _run_layer(self, layer: int, x: Tensor) -> Tensor:
-        args, kwargs = self._arguments_for(x.shape[1])[layer]
+    def _run_layer(
+        self, layer: int, x: Tensor, arguments: list[LayerArguments] | None = None
+    ) -> Tensor:
+        args, kwargs = (arguments or self._arguments_for(x.shape[1]))[layer]
         output = self.layers[layer](x, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     # -- what the model gives its layers -------------------------------------------------------
 
-    def _call_model(self, tokens: Int[Tensor, "batch seq_with_bos"]) -> None:
-        """The model's own forward pass, with BOS in the cache where there is one."""
+    def _call_model(self, tokens: Int[Tensor, "batch seq"], cache: Cache | None = None) -> None:
+        """The model's own forward pass: after the tokens of a cache; by default, on whole prompts,
+        with BOS in the cache where there is one.
+        """
         tokens = tokens.to(self.device)
-        if self._bos_cache is None:
+        if cache is None and self._bos_cache is not None:
+            tokens, cache = tokens[:, 1:], self._bos_cache
+        if cache is None:
             self.model(tokens, use_cache=False, logits_to_keep=1)
         else:
-            cache = self._bos_cache
-            self.model(tokens[:, 1:], use_cache=True, past_key_values=cache, logits_to_keep=1)
+            self.model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1)
 
     def _arguments_for(self, seq: int) -> list[LayerArguments]:
         """Each layer's arguments for prompts of ``seq`` tokens without BOS; checked when new."""
@@ -263,23 +295,29 @@ class LayerStack:
             tokens[0] = self.bos
         return tokens[None]
 
-    @torch.no_grad()
     def _record_arguments(self, tokens: Int[Tensor, "1 seq_with_bos"]) -> list[LayerArguments]:
-        """Run the model once, and note what it gives each layer."""
-        arguments: dict[nn.Module, LayerArguments] = {}
+        """What the model gives each layer for whole prompts, besides the residual stream."""
+        return [arguments for _, arguments in self._record_calls(tokens)]
+
+    @torch.no_grad()
+    def _record_calls(
+        self, tokens: Int[Tensor, "batch seq"], cache: Cache | None = None
+    ) -> list[tuple[Tensor, LayerArguments]]:
+        """Run the model once, as `_call_model` does, and note what it gives each layer."""
+        calls: dict[nn.Module, tuple[Tensor, LayerArguments]] = {}
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            arguments[module] = _residual_stream_and_rest(args, kwargs)[1]
+            calls[module] = _residual_stream_and_rest(args, kwargs)
 
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
         try:
-            self._call_model(tokens)
+            self._call_model(tokens, cache)
         finally:
             for handle in handles:
                 handle.remove()
-        if len(arguments) < self.n_layers:
+        if len(calls) < self.n_layers:
             raise LayerError(f"{type(self.model).__name__} did not call all of its layers.")
-        return [arguments[layer] for layer in self.layers]
+        return [calls[layer] for layer in self.layers]
 
     @cached_property
     def _norm(self) -> nn.Module:
@@ -403,36 +441,43 @@ def _residual_stream_and_rest(args: tuple, kwargs: dict[str, Any]) -> tuple[Tens
 
 
 # ---------------------------------------------------------------------------------------------
-# BOS in the cache
+# What was read, in a cache
 # ---------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def cache_of_one_token(model: PreTrainedModel, token: int) -> Cache:
-    """The keys and values of one token, in a cache that stays as it is, for batches of any size.
+    """The keys and values of one token, for batches of any size."""
+    device = next(model.get_input_embeddings().parameters()).device
+    return frozen_cache(model, torch.tensor([[token]], device=device))
 
-    All that the course takes from transformers' cache classes is here and in `_OneToken`.
+
+@torch.no_grad()
+def frozen_cache(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> Cache:
+    """The keys and values of prompts of one length, in a cache that stays as it is.
+
+    That of a single prompt is for batches of any size. All that the course takes from transformers'
+    cache classes is here and in `_Frozen`.
     """
-    tokens = torch.tensor([[token]], device=next(model.get_input_embeddings().parameters()).device)
-    filled = model(tokens, use_cache=True, past_key_values=DynamicCache()).past_key_values
-    return Cache(layers=[_OneToken(layer.keys, layer.values) for layer in filled.layers])
+    cache = DynamicCache()
+    filled = model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1).past_key_values
+    return Cache(layers=[_Frozen(layer.keys, layer.values) for layer in filled.layers])
 
 
-class _OneToken(DynamicLayer):
-    """A layer's cache that holds one token, whatever comes after it."""
+class _Frozen(DynamicLayer):
+    """A layer's cache that holds what it was given, whatever comes after it."""
 
     def __init__(
         self,
-        keys: Float[Tensor, "1 heads 1 d_head"],
-        values: Float[Tensor, "1 heads 1 d_value"],
+        keys: Float[Tensor, "batch heads seq d_head"],
+        values: Float[Tensor, "batch heads seq d_value"],
     ):
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = self._token = keys, values
+        self.keys, self.values = self._given = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        keys, values = (x.expand(len(key_states), -1, -1, -1) for x in self._token)
+        keys, values = (x.expand(len(key_states), -1, -1, -1) for x in self._given)
         keys, values = keys.to(key_states.device), values.to(value_states.device)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

@@ -39,8 +39,8 @@ from course_utils.labs.weights import (
 
 GB = 1e9
 PROMPTS, TOKENS = 16, 24
-"""A step of learning a mask is estimated for this many prompts of this many tokens, BOS left out:
-as in the course.
+"""A step of learning a mask is estimated for this many prompts of this many tokens, BOS left out,
+where nothing else is said: as in most of the course.
 """
 PROCESS_GB = 1.5
 """What Python, torch and the libraries take by themselves."""
@@ -59,7 +59,8 @@ class Requirements:
         to_write: on disk, before it runs: what is missing, and the converted copy of a model that
             comes as GGUF.
         weights, saes: in memory.
-        step: memory for the activations of a mask step on `PROMPTS` prompts of `TOKENS` tokens.
+        step: memory for the activations of a mask step on ``prompts`` prompts of ``tokens`` tokens,
+            BOS left out.
         gflop_per_step: the floating-point operations of such a step, in billions.
         gpu: whether a CPU is no good.
     """
@@ -75,6 +76,8 @@ class Requirements:
     gflop_per_step: float
     gpu: bool = False
     to_write: float = 0.0
+    prompts: int = PROMPTS
+    tokens: int = TOKENS
 
     @property
     def memory(self) -> float:
@@ -85,7 +88,11 @@ class Requirements:
         """How long a mask step will take on this machine, if it comes to half of the speed of a
         large matrix product.
         """
-        return self.gflop_per_step / (0.5 * matrix_rate(self.dtype, device))
+        return self.seconds(1, device)
+
+    def seconds(self, steps: int, device: str | torch.device = "cpu") -> float:
+        """How long so many mask steps will take, likewise."""
+        return steps * self.gflop_per_step / (0.5 * matrix_rate(self.dtype, device))
 
     def __str__(self) -> str:
         where = "a GPU" if self.gpu else "a CPU or a GPU"
@@ -96,9 +103,9 @@ class Requirements:
                 f"on {where}",
                 f"  to fetch    {self.download:6.1f} GB "
                 f"({self.missing:.1f} GB of it still missing here)",
-                f"  memory      {self.memory:6.1f} GB ({parts})",
-                f"  work        {self.gflop_per_step:6.0f} GFLOP for a mask step on {PROMPTS} "
-                f"prompts of {TOKENS} tokens",
+                f"  memory      {self.memory:6.1f} GB ({parts}), and {PROCESS_GB} GB for Python",
+                f"  work        {self.gflop_per_step:6.0f} GFLOP for a mask step on "
+                f"{self.prompts} prompts of {self.tokens} tokens",
             ]
         )
 
@@ -119,6 +126,8 @@ def estimate(
     layers: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    prompts: int = PROMPTS,
+    tokens: int = TOKENS,
 ) -> Requirements:
     """What a lab of the course needs. Nothing is loaded or fetched:
     ``print(estimate("gemma-2-9b"))``.
@@ -128,9 +137,11 @@ def estimate(
         layers: with SAEs after these layers; by default, those of the course.
         dtype: by default, what `load_lab` would take on ``device``.
         device: by default, what `load_lab` would take.
+        prompts, tokens: of a mask step: prompts at once, and tokens of each, BOS left out.
 
     Raises:
         LabError: no such lab, or a layer without an SAE.
+        ValueError: no prompts, or none of their tokens.
     """
     spec = spec_of(name)
     layers = list(spec.placement if layers is None else layers)
@@ -141,18 +152,30 @@ def estimate(
         dtype = without_emulation(torch.bfloat16, runs_on)
     if dtype is None:
         dtype = usual_dtype(_parameters(model), runs_on)
-    needs = requirements_of(name, model, dict.fromkeys(layers, _width(spec)), dtype)
+    widths = dict.fromkeys(layers, _width(spec))
+    needs = requirements_of(name, model, widths, dtype, prompts=prompts, tokens=tokens)
     download, missing = _to_fetch(name, needs.parameters, layers)
     to_write = missing + _to_convert(spec.model, needs.parameters)
     return replace(needs, download=download, missing=missing, to_write=to_write, gpu=spec.gpu)
 
 
 def requirements_of(
-    name: str, model: PreTrainedModel, widths: Mapping[int, int], dtype: torch.dtype
+    name: str,
+    model: PreTrainedModel,
+    widths: Mapping[int, int],
+    dtype: torch.dtype,
+    *,
+    prompts: int = PROMPTS,
+    tokens: int = TOKENS,
 ) -> Requirements:
     """What a model needs with SAEs of some widths: ``{layer: d_sae}``. The model may be on the meta
     device: only its shape counts.
+
+    Raises:
+        ValueError: no prompts, or none of their tokens.
     """
+    if min(prompts, tokens) < 1:
+        raise ValueError(f"one prompt and one token or more: {prompts} prompts of {tokens} tokens.")
     config = model.config.get_text_config()
     parameters = _parameters(model)
     n_layers, d_model = config.num_hidden_layers, config.hidden_size
@@ -163,7 +186,7 @@ def requirements_of(
     # the layers after the first SAE, forward and back; each SAE's encoder, once over all latents
     body = parameters - _embedding_parameters(model)
     flop_per_token = 4 * body * n_after / n_layers + 2 * latents * d_model
-    tokens = PROMPTS * TOKENS
+    at_once = prompts * tokens
     return Requirements(
         name=name,
         dtype=dtype,
@@ -172,8 +195,10 @@ def requirements_of(
         missing=0.0,
         weights=parameters * dtype.itemsize / GB,
         saes=2 * latents * d_model * dtype.itemsize / GB,
-        step=tokens * numbers * dtype.itemsize / GB,
-        gflop_per_step=tokens * flop_per_token / 1e9,
+        step=at_once * numbers * dtype.itemsize / GB,
+        gflop_per_step=at_once * flop_per_token / 1e9,
+        prompts=prompts,
+        tokens=tokens,
     )
 
 

@@ -201,7 +201,7 @@ def load_task(
     if n is not None and n < 1:
         raise TaskError(f"n must be 1 or more, not {n}.")
     path = _find(name, split)
-    task_name, split = (path.stem, "") if _is_path(name) else (str(name), split)
+    task_name, split = (path.stem, "") if is_path(name) else (str(name), split)
 
     file = _read(path)
     fit = _fit(file, tokenizer, pad=pad)
@@ -253,7 +253,7 @@ def kept_by_tokenizer(
         path = _find(name, split)
         file = _read(path)
         row: dict[str, str | int] = {
-            "task": path.stem if _is_path(name) else str(name),
+            "task": path.stem if is_path(name) else str(name),
             "pairs": len(file.pairs),
         }
         whys = {}
@@ -524,7 +524,7 @@ def _position_labels(
     return tuple(labels)
 
 
-def _is_path(name: str | Path) -> bool:
+def is_path(name: str | Path) -> bool:
     """Whether this is a path and not the name of a task."""
     if isinstance(name, Path):
         return True
@@ -534,7 +534,7 @@ def _is_path(name: str | Path) -> bool:
 
 def _find(name: str | Path, split: str) -> Path:
     """The file of a task."""
-    if _is_path(name):
+    if is_path(name):
         path = Path(name).expanduser()
         if not path.is_file():
             raise TaskError(f"no such task file: {path}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ from tqdm.auto import tqdm
 from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.saes import encode
 from course_utils.circuits.splice import SplicedModel
+from course_utils.circuits.starts import Start
+from course_utils.labs.lab import hook_point
 from course_utils.prompts.grammar import generator_of
 from course_utils.prompts.sessions import (
     DICTIONARIES,
@@ -52,7 +54,7 @@ line break, where the answer is due.
 
 CIRCUITS = {"dict_key": (60, 183), "list_index": (174,)}
 """The circuits of notebook 06: wanted numbers of nodes, by task. The largest are the post's."""
-LEARNING = {"steps": 40, "batch_size": 4, "lr": 0.2}
+LEARNING = {"steps": 40, "batch_size": 4, "lr": 0.2, "max_logit": 6.0}
 """How they are learned: settings of `learn_masks`, chosen on dev."""
 N_LEARN = 64
 """On how many training prompts."""
@@ -408,21 +410,89 @@ def answers_with(
 ) -> Answers:
     """Ask the spliced model with some latents held.
 
-    Splice with ``error="keep"`` to change nothing else.
+    Splice with ``error="keep"`` to change nothing else. To hold one thing after the other in the
+    same sessions, use `start`.
 
     Raises:
         ValueError: the tokenizer splits one of the tokens `SAYS_MISSING`; nothing is spliced at a
             clamp's hook point.
     """
+    if spliced.error == "keep" and sessions:
+        begun = start(spliced, sessions, batch_size=batch_size, progress=progress)
+        return begun.answers(clamp)
     so_far = _AnswersSoFar(spliced.lab.tokenizer)
     for tokens, lengths in _batches(spliced, sessions, batch_size, progress):
         held = [
-            Held(hook_point, lengths + clamp.place, latent, value)
-            for (hook_point, latent), value in clamp.values.items()
+            Held(name, lengths + clamp.place, latent, value)
+            for (name, latent), value in clamp.values.items()
         ]
         prefix = spliced.prefix(tokens, lengths=lengths)
         so_far.add(spliced.run(prefix, latents=holding(spliced, held)).logits)
     return so_far.together()
+
+
+@dataclass(frozen=True)
+class Started:
+    """Sessions that a model has read up to the queried key; `start` makes them.
+
+    Attributes:
+        sessions: in order.
+        at: where to go on from.
+    """
+
+    sessions: tuple[Session, ...]
+    at: Start
+
+    @torch.no_grad()
+    def answers(
+        self, clamp: Clamp | None = None, *, read: Iterable[tuple[int, int]] = ()
+    ) -> Answers:
+        """What the model says, with some latents held or with none: a pass over the last two
+        tokens.
+
+        Args:
+            clamp: what is held; by default nothing, and the model itself answers.
+            read: latents of the model itself to give as well, as for `answers`; layers with an SAE
+                only.
+
+        Raises:
+            ValueError: see `answers_with` and `answers_each`.
+        """
+        sites = sorted(set(read))
+        _check_one(clamp, sites)
+        clamp = clamp or Clamp({})
+        held = {
+            (name, clamp.place, latent): value for (name, latent), value in clamp.values.items()
+        }
+        so_far = _AnswersSoFar(self.at.spliced.lab.tokenizer)
+        for normed in self.at.run(held).split(32):
+            so_far.add(self.at.spliced.stack.logits(normed))
+        return so_far.together(
+            {(layer, place): self.at.latents(hook_point(layer), place) for layer, place in sites}
+        )
+
+
+def start(
+    spliced: SplicedModel,
+    sessions: Sequence[Session],
+    *,
+    batch_size: int | None = None,
+    progress: str = "",
+) -> Started:
+    """Read sessions up to the queried key, to hold one thing after the other there or at the end.
+
+    What stands before does not change, and is read once. Each clamp then costs a twentieth of what
+    the sessions cost.
+
+    Args:
+        spliced: with ``error="keep"``.
+
+    Raises:
+        ValueError: no session; errors that are not kept.
+    """
+    tokens, lengths = tokenize(sessions, spliced.lab.tokenizer)
+    at = Start.of(spliced, tokens, lengths, batch_size=batch_size, progress=progress)
+    return Started(tuple(sessions), at)
 
 
 def answers_each(
@@ -444,13 +514,29 @@ def answers_each(
         ValueError: latents are to be held and others to be read; one or the other.
     """
     read = list(read)
-    if clamp is not None and read:
-        raise ValueError("latents can be read where none are held: give read or clamp, not both.")
+    _check_one(clamp, read)
     every = [session for sessions in asked.values() for session in sessions]
     if clamp is None:
         together = answers(spliced, every, read=read, batch_size=batch_size, progress=progress)
     else:
         together = answers_with(spliced, every, clamp, batch_size=batch_size, progress=progress)
+    return in_lists(together, asked)
+
+
+def _check_one(clamp: Clamp | None, read: Sequence[tuple[int, int]]) -> None:
+    if clamp is not None and read:
+        raise ValueError("latents can be read where none are held: give read or clamp, not both.")
+
+
+def in_lists(together: Answers, asked: Mapping[K, Sized]) -> dict[K, Answers]:
+    """Answers to several lists of sessions, one after the other, as one for each list.
+
+    Raises:
+        ValueError: the lists do not have as many sessions as there are answers.
+    """
+    n = sum(map(len, asked.values()))
+    if n != len(together.top):
+        raise ValueError(f"{len(together.top)} answers, and lists of {n} sessions in all.")
     each, first = {}, 0
     for key, sessions in asked.items():
         each[key] = together[first : first + len(sessions)]
