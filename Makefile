@@ -58,12 +58,14 @@ types: setup-tests
 unit: setup-tests
 	@mkdir -p build
 	SAE_CIRCUITS_CACHE=$(CURDIR)/build/no-weights HF_HUB_OFFLINE=1 PIP_NO_INDEX=1 $(PYTEST) \
-		-m "not ($(ELSEWHERE))" --jaxtyping-packages=course_utils,beartype.beartype tests
+		-m "not ($(ELSEWHERE))" --jaxtyping-packages=course_utils,beartype.beartype \
+		--durations=10 tests
 
-# The notebooks run in their quick profile.
+# The notebooks run in their quick profile: solutions, then readers' copies, which read what those
+# have computed (tests/kept_results.py). Slow tests first, each given to the worker that is free.
 test: check
-	COURSE_PROFILE=quick $(PYTEST) -m "$(ELSEWHERE)" --durations=10 \
-		--nbmake --nbmake-timeout=1200 tests notebooks
+	COURSE_PROFILE=quick $(PYTEST) --dist load --maxschedchunk 1 -m "$(ELSEWHERE)" --durations=10 \
+		--nbmake --nbmake-timeout=600 tests notebooks
 
 benchmark: setup
 	$(BIN)/python -m tools.benchmark

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from kept_results import FOLDER_VARIABLE, configure_kernels
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -39,8 +42,11 @@ from course_utils.prompts.sessions import DICTIONARIES, KEYS, LISTS, SAYS_MISSIN
 from course_utils.prompts.tasks import Task, load_task
 
 D_MODEL, D_SAE, N_LAYERS = 16, 24, 4
+NOTEBOOK_TIMES = json.loads(
+    (Path(__file__).parent.parent / "data" / "notebook_times.json").read_text()
+)
 # A slow machine is no failure, and a failure comes again.
-settings.register_profile("course", deadline=None, derandomize=True)
+settings.register_profile("course", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("course")
 
 ARCHITECTURES = ("llama", "gemma2", "gemma3", "qwen2", "qwen3", "gpt2", "gpt_neox")
@@ -56,11 +62,35 @@ def wrong_types():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Notebooks of one session share their slowest results, whichever worker runs them."""
+    if FOLDER_VARIABLE not in os.environ:
+        configure_kernels(tempfile.mkdtemp(prefix="course-kept-results-"))
+        config.add_cleanup(
+            functools.partial(shutil.rmtree, os.environ[FOLDER_VARIABLE], ignore_errors=True)
+        )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks are not run by ``make check``: those that nbmake collects have no marker."""
+    """Notebooks are not run by ``make check``: those that nbmake collects have no marker.
+
+    They come first where they are run, solutions before readers' copies and the slowest first, so
+    that no worker is left alone with a slow one at the end.
+    """
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.notebook)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[int, float]:
+    """What to sort tests by: (kind, minus its minutes)."""
+    if item.get_closest_marker("notebook") is None:
+        return (1 if item.get_closest_marker("browser") else 3), 0.0
+    is_readers = item.path.suffix == ".ipynb"
+    number = re.search(r"\d\d", item.path.name if is_readers else item.name)
+    minutes = NOTEBOOK_TIMES.get(number[0], {}) if number else {}
+    return 2 if is_readers else 0, -minutes.get("quick", 0.0)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def jupyter(course, tmp_path_factory):
         "--ServerApp.password=",
     ]
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "IPYTHONDIR"},
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "COURSE_PROFILE": "quick",
     }

@@ -1,13 +1,9 @@
 """The built notebooks match their sources; nothing that they or the README point at is missing."""
 
 import ast
-import importlib.metadata
-import os
 import re
-import subprocess
 import sys
 import tomllib
-import types
 from pathlib import Path
 
 import jupytext
@@ -197,48 +193,7 @@ def test_every_required_package_is_bounded_and_pinned_in_the_constraints():
         assert {bound.operator for bound in requirement.specifier} == {">=", "<"}
 
 
-# -- the first cell ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def first_cell(tmp_path, monkeypatch):
-    """Runs the set-up cell as in Colab, with the folder, git, pip and the session's end made up;
-    returns what it did.
-    """
-    done = []
-
-    def run(command, check):
-        done.append(" ".join(map(str, command)))
-        if command[0] == "git":
-            (tmp_path / "course" / "course_utils").mkdir(parents=True)
-
-    def go(numpy_after="2.0.0"):
-        versions = iter(["2.0.0", numpy_after])
-        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-        monkeypatch.setattr(subprocess, "run", run)
-        monkeypatch.setattr(os, "kill", lambda *args: done.append("restart"))
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: next(versions))
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        exec(
-            SETUP.format(repository="https://example.org/fork").replace(
-                "/content/course", str(tmp_path / "course")
-            ),
-            {},
-        )
-        return done
-
-    return go
-
-
-def test_in_colab_the_first_cell_fetches_and_installs_once(first_cell):
-    done = first_cell()
-    assert done[0].startswith("git clone") and "https://example.org/fork" in done[0]
-    assert done[1].endswith("requirements.txt") and len(done) == 2
-    assert first_cell() == done  # the second time the folder is there, and nothing is done
-
-
-def test_in_colab_a_changed_numpy_restarts_the_session(first_cell):
-    assert first_cell(numpy_after="2.1.0")[-1] == "restart"
+# -- the first cell (in Colab: test_colab.py) ---------------------------------------------------
 
 
 def test_elsewhere_the_first_cell_is_silent_and_says_where_the_notebook_belongs(
@@ -249,7 +204,7 @@ def test_elsewhere_the_first_cell_is_silent_and_says_where_the_notebook_belongs(
     exec(SETUP.format(repository="x"), {})
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match="Open this notebook from its own folder"):
+    with pytest.raises(RuntimeError, match="Open this notebook from notebooks/ or solutions/"):
         exec(SETUP.format(repository="x"), {})
 
 

@@ -86,7 +86,10 @@ def expected_latents(name, W, x):
     return torch.zeros_like(before).scatter(-1, top.indices, top.values.relu())
 
 
-@pytest.mark.parametrize("name", LAYER)
+@pytest.mark.parametrize(
+    "name",  # the real d_model and number of layers: more than ten seconds for the largest
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "gemma-2-9b" else []) for n in LAYER],
+)
 def test_a_public_lab_loads_from_the_cache_and_does_the_courses_work(cache, name):
     layer = LAYER[name]
     put_small_model(cache, name)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,11 @@ def test_a_lab_of_ones_own_is_made_of_folders_and_names(tmp_path, monkeypatch):
 
 
 def test_a_sweep_is_one_line_for_many_circuits(tmp_path, monkeypatch):
-    """With work that takes no time in place of learning and judging."""
+    """With work that takes no time in place of learning and judging, and threads in place of
+    processes, which `test_experiments.py` tries.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "_spawned", ThreadPoolExecutor)
     work = functools.partial(experiments.sweep, work=lambda point: {"seed": point.seed})
     monkeypatch.setattr(experiments, "sweep", work)
     names: dict = {}

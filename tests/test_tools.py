@@ -73,6 +73,7 @@ def run_training(workplace, name, tokens, monkeypatch=None):
     }
 
 
+@pytest.mark.slow
 def test_training_stops_resumes_and_writes_saes_that_saelens_reads(workplace, monkeypatch):
     tokens = 6 * 7 * 120
     whole = run_training(workplace, "whole", tokens)
@@ -144,6 +145,7 @@ def test_training_learns_to_rebuild_the_residual_stream(workplace):
     assert 2 < (sae.encode(x) > 0).float().sum(1).mean() < 8
 
 
+@pytest.mark.slow
 def test_finetuning_brings_the_spliced_model_closer(workplace):
     run_training(workplace, "tuned", 6 * 7 * 60)
     args = SimpleNamespace(model=workplace / "model", dtype=torch.float32, device="cpu", bos=None)

