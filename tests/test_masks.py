@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from course_utils.circuits.frontier import Frontier
+from course_utils.circuits.frontier import MASKS_DIR, Frontier
 from course_utils.circuits.masks import (
     MaskError,
     SAEMasks,
@@ -313,3 +313,11 @@ def test_random_subsets_have_every_size_and_no_node_twice():
     small = sum(size <= 5 for size in sizes) / len(sizes)
     assert 0.42 < small < 0.6  # log(6) / log(33) = 0.51
     assert random_subsets(nodes, 400, seed=0) == subsets != random_subsets(nodes, 400, seed=1)
+
+
+@pytest.mark.parametrize("path", sorted(MASKS_DIR.glob("*/circuits_*.json")), ids=str)
+def test_the_circuits_that_come_with_the_course_are_about_as_large_as_was_wanted(path):
+    circuits = load_circuits(path)
+    assert len({seed for _, seed in circuits}) > 1
+    for (wanted, seed), circuit in circuits.items():
+        assert 0.75 < circuit.get_num_latents() / wanted < 1.25, (wanted, seed)
