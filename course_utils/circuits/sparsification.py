@@ -78,8 +78,9 @@ class MaskSettings:
         theta_init: θ at the start, for every node.
         tau_max: the temperature at the end; it starts at 1.
         settle: when τ reaches ``tau_max``, as a share of the steps; 1 = at the last.
-        max_logit: τ·θ is held between minus and plus this; None: it is not. Of continuous
-            sparsification only.
+        max_logit: τ·θ is held between minus and plus this; None: it is not, which serves circuits
+            of thousands of nodes better: of many that each do little, some leave by chance. Of
+            continuous sparsification only.
         per_position: a mask ``[seq, d_sae]``, or one ``[d_sae]`` for all positions.
         candidates: ``"firing"``: nodes can be kept that fire when nothing is masked, on some
             training prompt, clean or patch. That is an approximation; `LearnedMask.candidate_error`
