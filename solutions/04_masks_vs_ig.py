@@ -13,26 +13,47 @@
 # %% [markdown]
 # # 04 · Masks versus integrated gradients
 #
-# *The athletes near the car* **are** — not *is*. A language model gets this right, and somewhere in
-# it a handful of features must carry "the subject is plural" from the second word past the
-# distracting *car* to the end. **Which ones?** In this notebook you will find them in two ways, and
-# see which way finds the smaller circuit:
+# *The athletes near the car* **are** — not *is*. A language model gets this right. Some of its
+# features must carry "the subject is plural" past the distracting *car* to the end. You look for
+# them in two ways, and see which finds the smaller circuit:
 #
-# - **attribution**: score every latent by its gradient (attribution patching, integrated
-#   gradients), keep the best;
-# - **a learned mask**: let gradient descent decide which latents to keep, all at once.
+# - **attribution** scores every latent by its gradient (attribution patching, integrated gradients)
+#   and keeps the best;
+# - **a learned mask** lets gradient descent decide which latents to keep, all at once.
 #
-# This is the central experiment of *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples,
-# Nainani, McDougall, rrenaud, 2025), on a model that fits on a laptop. Everything below is computed
-# in front of you: a real model (SmolLM2-135M), real SAEs, prompts that neither the mask nor the
-# scores have seen, and controls.
+# This is the central experiment of [*Scaling Sparse Feature Circuit Finding to Gemma 9B*][post]
+# (Caples et al. 2025; "the post" below), on SmolLM2-135M, which fits on a laptop. Results are on
+# held-out prompts.
+#
+# **At the end you can say**
+#
+# - what AtP and IG estimate, and how a gradient can miss a node that matters;
+# - how a mask is learned by gradient descent, and how the price of a node sets the circuit's size;
+# - which method finds the more faithful circuit of a given size, and by which measure;
+# - how much the variant of a score and the loss of a mask change that answer;
+# - what happens to a circuit for indirect objects when the names are new.
 #
 # **You need** PyTorch and transformers, and to know what a sparse autoencoder is: an encoder that
-# writes an activation as a sum of a few *latents*, and a decoder that puts it together again.
-# **You write** six functions: AtP, IG, the sparsification loss, its schedule, the loop that learns
-# a mask, and one that iterates attribution. Until you do, the course's versions run in their place,
-# so that you can also read on and come back. **It runs** {times}. The first run fetches 93 MB of
-# weights.
+# writes an activation as a sum of a few *latents*, and a decoder that puts it together again. **You
+# write** six functions. Until you do, the course's versions run in their place.
+#
+# **It takes** you about 1 hour 45 minutes: 60 minutes for the exercises, 45 to read. The notebook
+# runs {times}. The first run fetches 93 MB of weights.
+#
+# **Contents**
+#
+# 1. The behaviour
+# 2. SAEs in the residual stream
+# 3. What "without a latent" means
+# 4. One node at a time (exercises 4.1 and 4.2)
+# 5. A learned mask (exercises 4.3 to 4.5)
+# 6. The frontier (exercise 4.6)
+# 7. The circuit
+# 8. A harder task: indirect objects
+# 9. Beside the published circuits
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
 
 # %% tags=["setup"]
 # setup
@@ -89,9 +110,8 @@ from course_utils.labs.catalog import spec_of
 from course_utils.teaching.nb04 import check, exercise
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
-# circuits (CI does that). You will learn one mask here. The others, of more sizes and seeds, were
-# learned by the same cells and are read from `data/masks`; `LEARN_CIRCUITS=True` learns them again,
+# `PROFILE="quick"` runs the same steps with fewer prompts and circuits. You learn one mask here.
+# Those of other sizes and seeds come from `data/masks`. `LEARN_CIRCUITS=True` learns them again,
 # which takes most of an hour.
 
 # %% tags=["parameters"]
@@ -116,10 +136,9 @@ LEARNING = {"steps": 20, "lr": 0.45} if QUICK else {"steps": 60}
 # %% [markdown]
 # ## 1. The behaviour
 #
-# A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs: a **clean**
-# prompt, and a **patch** prompt that differs in the one thing under study, here the number of the
-# subject. Every lab of the course does for this notebook, but for `qwen-coder`, whose SAEs know
-# little besides Python sessions: change `LAB` above, to `"gpt2-small"` for instance. What yours
+# A *lab* is a model with the SAEs to study it. A *task* is a set of prompt pairs. The **clean**
+# prompt and the **patch** prompt differ in one thing, here the number of the subject. `LAB` above
+# can be another lab, but not `qwen-coder`: its SAEs know little besides Python sessions. Your lab
 # needs:
 
 # %%
@@ -133,17 +152,15 @@ test = load_task("sva_nounpp", lab.tokenizer, "test", n=N_TEST)
 lab
 
 # %% [markdown]
-# Three splits, with no noun in common. **Train** is what masks and scores are made from. **Dev** is
-# what we choose on: which variant of a score, which settings of a learner. **Test** is what we
-# report on, and nothing is chosen there.
+# There are three splits, and they share no noun. Masks and scores are made from **train**. Variants
+# and settings are chosen on **dev**. Results are reported on **test**, where nothing is chosen.
 
 # %%
 pd.DataFrame([vars(pair) for pair in test.pairs[:5]])
 
 # %% [markdown]
-# How well does the model see the difference? One number per prompt, the **logit difference**: the
-# logit of the right verb minus that of the verb in the other number. Above 0, the model prefers the
-# right one.
+# How well does the model know the answer? The **logit difference** is the logit of the right verb
+# minus that of the verb in the other number. Above 0, the model prefers the right verb.
 
 # %%
 spliced = SplicedModel(lab, LAYERS, error="drop")
@@ -160,21 +177,20 @@ by_case.groupby("case").agg(
 ).round(2)
 
 # %% [markdown]
-# The case names the number of the subject, then of the distractor. Where the two disagree, the
-# model has to work.
+# The case names the number of the subject, then that of the distractor. The hard prompts are those
+# where the two disagree.
 #
 # ## 2. SAEs in the residual stream
 #
-# We look at the model only through SAEs at a few layers. At each of them the residual stream is
-# encoded into latents and decoded again, and the next layer reads the reconstruction. Whatever the
-# rest of the model does with the sentence has then passed through the latents, at every one of
-# these bottlenecks:
+# We splice SAEs into the residual stream at a few layers. There it is encoded into latents and
+# decoded again, and the next layer reads the reconstruction. All that the model knows of the
+# sentence must pass these bottlenecks as latents:
 #
 # $$x \;\to\; f = \mathrm{encode}(x) \;\to\; \hat x = \mathrm{decode}(f) \;\to\; \text{next layer}$$
 #
-# BOS, the first token, is left alone. What does the splice cost? An SAE's reconstruction misses
-# something, and the misses add up. `error="drop"` loses them, as the post does; `"mean"` puts the
-# average miss back; `"keep"` the prompt's own, which is the model itself again.
+# BOS, the first token, is never spliced. A reconstruction has an error. `error="drop"` leaves it
+# out, as the post does. `"mean"` adds the average error back. `"keep"` adds the prompt's own error
+# back, which restores the model itself.
 
 # %%
 rows = []
@@ -194,14 +210,13 @@ for layers in [LAYERS[:1], LAYERS[2:3], LAYERS[-1:], LAYERS]:
 pd.DataFrame(rows).pivot(index="SAEs after layers", columns="error", values="kept").round(2)
 
 # %% [markdown]
-# The table shows which part of the model's logit difference is left. From here on the errors are
-# dropped: what the circuit does, it does with latents.
+# The table shows the share of the model's logit difference that is left. From here on, errors are
+# dropped: a circuit works with latents alone.
 #
 # ## 3. What "without a latent" means
 #
-# To ablate a latent we put something in its place. Zero would be a value that it may never have in
-# such sentences; so we use its **mean over the patch prompts**, position by position. The mean
-# sentence is neither singular nor plural.
+# To ablate a latent, we replace its value. Zero may be a value that it never has here. So we use
+# its **mean over the patch prompts**, position by position, which is neither singular nor plural.
 
 # %%
 means = spliced.patch_means(train.patch)
@@ -217,13 +232,11 @@ pd.Series(
 ).round(3).to_frame("mean logit difference")
 
 # %% [markdown]
-# Between F(∅) and F(S) lies what the latents do. A circuit's **faithfulness** says how far it gets
-# from one to the other:
+# A circuit's **faithfulness** is the share of F(S) − F(∅) that it keeps:
 #
 # $$\frac{F(C) - F(\varnothing)}{F(S) - F(\varnothing)}$$
 #
-# How many nodes are there to choose from? A node is a (position, latent) pair. Most never fire in
-# such sentences:
+# A node is a (position, latent) pair. Most never fire in such sentences:
 
 # %%
 latents = spliced.run(test.clean).latents
@@ -240,21 +253,20 @@ pd.DataFrame(
 # %% [markdown]
 # ## 4. One node at a time
 #
-# The honest way to ask whether a node matters is to try: put its value on the patch prompt into the
-# clean run and see how far the logit difference falls. That is *activation patching*. It needs a
-# forward pass per node.
+# The direct test of a node is *activation patching*: put its patch value into the clean run, and
+# see how far the logit difference falls. That takes one forward pass per node.
 #
-# **Attribution patching** (AtP) estimates all of them at once with a straight line: the gradient at
-# the clean point times the change. **Integrated gradients** (IG) walk from clean to patch in steps
-# and average the gradient on the way.
-
+# **Attribution patching** (AtP) estimates all nodes at once with a straight line: the gradient at
+# the clean point times the change. **Integrated gradients** (IG) average the gradient over points
+# on the way from clean to patch.
+#
 # ### Exercise 4.1 · attribution patching
 #
 # ⏱ 5 min · difficulty ●○○ · one line that scores every node of an SAE at once
 #
 # You get the gradient of each prompt's logit difference with respect to the SAE's latents, and the
-# latents on the clean and on the patch prompts. Say for every (position, latent) how far the logit
-# difference would fall if the gradient told the whole truth.
+# latents on the clean and on the patch prompts. Estimate for every (position, latent) how far the
+# logit difference would fall if it were linear in the latents.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -277,15 +289,15 @@ check(attribution_scores)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - All signs are turned round: you took clean from patch.
+# - All signs are reversed: you subtracted clean from patch.
 # - One number per latent: you averaged over positions too. A node is a (position, latent) pair.
-# - No score is below 0: you took |score| prompt by prompt. That is a method too, with another name;
-#   here signs cancel over prompts.
+# - No score is below 0: you took |score| prompt by prompt. That is another variant; in this one,
+#   signs cancel over prompts.
 #
 # </details>
 #
-# Now use it on the SAE in the middle. `track_latents=True` makes every SAE's latents leaves that
-# have gradients:
+# Now use it on the SAE in the middle. `track_latents=True` makes the latents of every SAE leaves
+# that have gradients:
 
 # %%
 scored = train[:N_SCORED]
@@ -324,14 +336,13 @@ check(integrated_gradient)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - Ten times too large: the gradients are to be averaged, not added.
+# - Ten times too large: average the gradients; do not add them.
 # - The same as AtP: the point does not move.
-# - Nearly right, a little off everywhere: your walk starts one step late, or ends on the patch
-#   itself.
+# - Slightly wrong everywhere: your walk starts one step late, or ends on the patch itself.
 #
 # </details>
 #
-# What it needs is the gradient at *given* latents: put them in, run on from there, and go back.
+# Your function needs the gradient at *given* latents: put them in, and run on from there.
 
 
 # %%
@@ -349,7 +360,7 @@ ig_by_hand = integrated_gradient(gradient_at, clean_latents[:8], patch_latents[:
 )
 
 # %% [markdown]
-# The library does both for all SAEs, faster. It had better agree with you:
+# The library does both for all SAEs, and faster. It must agree with you:
 
 # %%
 torch.testing.assert_close(by_hand, atp(spliced, scored)[middle], atol=1e-4, rtol=1e-3)
@@ -368,8 +379,8 @@ scores = {
 }
 
 # %% [markdown]
-# IG comes with a check. The scores of one SAE's nodes add up to F(clean) − F(patch), where F(patch)
-# is the mean logit difference when that SAE alone has its latents of the patch prompts. AtP has no
+# IG comes with a check: the scores of one SAE's nodes add up to F(clean) − F(patch). F(patch) is
+# the mean logit difference when this SAE alone gets its latents from the patch prompts. AtP has no
 # such property:
 
 # %%
@@ -383,13 +394,13 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# For a smooth function the sum is exact in the limit of many points. After the last SAE it is. From
-# an early SAE the way leads through later ones, whose latents jump on and off at their thresholds
-# (JumpReLU). A gradient sees no jump, so the sums fall short.
+# After the last SAE, the sum of IG is right. The path from an early SAE leads through later ones,
+# whose latents jump on and off at their thresholds (JumpReLU). A gradient sees no jump, so these
+# sums fall short.
 #
-# Are the scores of single nodes right? We patch some for real. Which ones matters: on AtP's own
-# favourites AtP looks better than it is. So we take the favourites of AtP, those of IG, those whose
-# activation changes most, and some at random.
+# Are the scores of single nodes right? We patch some nodes and compare. On its own favourites a
+# method looks better than it is. So we take the favourites of AtP, those of IG, the nodes whose
+# activation changes most, and random ones.
 
 # %%
 n_sample = 4 if QUICK else 12
@@ -428,28 +439,27 @@ figures.show(
 pd.Series(spearman, name=f"rank correlation, {len(sample)} nodes").round(2).to_frame()
 
 # %% [markdown]
-# A rank correlation alone would hide that: most nodes do next to nothing, and ranking those is
-# easy.
+# A rank correlation hides such misses: most nodes have almost no effect, and those are easy to
+# rank.
 #
-# Good scores for single nodes are not yet a good *set* of nodes: two that do the same work both
-# look dispensable, and one that only helps another looks useless by itself. That is where a mask
-# has the advantage.
+# Good scores for single nodes do not make a good *set*. Two nodes that do the same work both look
+# dispensable. A node that only helps another looks useless by itself. A mask is judged as a set.
 #
 # ## 5. A learned mask
 #
 # A mask m has one number per node: 1 keeps it, 0 puts the mean in its place, $\text{mean} + (f -
-# \text{mean})\cdot m$. We want few ones and an unchanged answer. Zeros and ones cannot be learned
-# by gradient descent, so *continuous sparsification* softens them:
+# \text{mean})\cdot m$. We want few ones and the same answer. Gradient descent cannot learn zeros
+# and ones, so *continuous sparsification* softens them:
 #
 # $$m = \sigma(\tau\,\theta), \qquad
 # \text{loss} = |LD_\text{spliced} - LD_\text{masked}|
 # + \lambda \sum m \,/\, (\text{number of SAEs})$$
 #
-# θ is learned. The temperature τ rises from 1, where every node still gets a gradient, to a value
-# where m is all but binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
+# θ is learned. The temperature τ starts at 1, where every node gets a gradient, and rises until m
+# is almost binary. At the end, nodes with θ > 0 stay. λ is the price of a node.
 #
-# The post's code takes the first term over the *batch*: the size of the mean difference. Ours takes
-# it *prompt by prompt*: the mean size. The difference is not small, and section 6 shows both.
+# The post's code compares the means of a *batch*; our loss compares *prompt by prompt*. Section 6
+# measures what this changes.
 #
 # ### Exercise 4.3 · the loss
 #
@@ -476,12 +486,12 @@ check(sparsification_loss)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - The loss is tiny and nothing is ever pruned: you took the mean of the masks where their sum is
-#   wanted.
+# - The loss is tiny and nothing is ever pruned: you took the mean of the masks in place of their
+#   sum.
 # - The loss falls below 0: the first term lacks its |·|.
 # - The mask keeps circuits that are wrong on every prompt, half of them upwards and half downwards:
-#   |·| stands outside the mean. That is the form of the post's code. It is another method, not a
-#   slip; this exercise asks for the form prompt by prompt.
+#   the |·| is outside the mean. That is the loss of the post's code; this exercise asks for the
+#   loss prompt by prompt.
 #
 # </details>
 #
@@ -528,8 +538,8 @@ check(temperature)
 # <details><summary>My values look wrong</summary>
 #
 # - It ends a little below `tau_max`: the last step is number `steps − 1`.
-# - It goes beyond `tau_max`: the published code did that too. A mask that is learned further with a
-#   frozen 0/1 step learns nothing.
+# - It goes beyond `tau_max`: the published code did that too. Once the mask is a frozen 0/1 step,
+#   it learns nothing more.
 #
 # </details>
 #
@@ -571,7 +581,7 @@ check(learn_by_hand)
 #
 # </details>
 #
-# Twenty steps with your loop, on real prompts:
+# Run your loop on real prompts, for twenty steps:
 
 
 # %%
@@ -602,23 +612,22 @@ mine = SAEMasks(list(mine), list(mine.values()))
 print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nodes are left")
 
 # %% [markdown]
-# `learn_masks` does the same in 60 steps, with three changes that make it depend less on the seed.
+# `learn_masks` does the same in 60 steps. Three changes make it depend less on the seed:
 #
-# - Your loop decides in one step. Adam moves every θ by about its rate, whatever the gradient's
-#   size, so all nodes fall to 0 together. Those that a few batches speak for stay. The library's
-#   rate is half of yours, and Adam forgets the size of the first gradients (β₂ = .95): a node can
-#   change its mind later.
-# - τ ends at 20, not 200, and gets there before the last step. And τ·θ is held within ±9: further
-#   out σ has no slope, and a node could neither leave nor return. So nodes leave one by one, while
-#   others can still answer.
-# - Only nodes that fire in such sentences are candidates.
+# - **A lower rate.** Adam moves every θ by about its learning rate, whatever the size of the
+#   gradient. So in your loop all nodes fall towards 0 together, and one step decides. The library's
+#   rate is half of yours. Adam also forgets the size of the first gradients (β₂ = .95), so that a
+#   node can still turn round.
+# - **A lower temperature.** τ ends at 20, not 200, and gets there before the last step. τ·θ is held
+#   within ±9: further out σ has no slope, and a node could neither leave nor return. So nodes leave
+#   one by one, while others can still adapt.
+# - **Fewer candidates**: only nodes that fire in such sentences.
 #
-# And it can be asked for a **size**: `n_nodes=17`. λ then rises while more nodes stay than wanted,
-# and falls when fewer do. Nothing is cut off at the end. A circuit of 50 nodes that
-# is cut to its best 20 does nothing at all, as the first version of this course found out: it did
-# just that, and F was .04.
+# You can also ask for a **size**: `n_nodes=17`. λ then rises while more nodes stay than intended,
+# and falls while fewer do. No node is cut at the end, because cutting destroys a circuit: where an
+# early version of this course did so, F was .04.
 #
-# Watch the bar. (Interrupt it, and you get the mask so far.)
+# (If you interrupt the cell, you get the mask so far.)
 
 # %%
 learned = learn_masks(spliced, train, means=means, n_nodes=17, seed=SEED, **LEARNING)
@@ -635,13 +644,16 @@ figures.show(
 )
 
 # %% [markdown]
-# Does this circuit do the job on sentences with nouns that it has never seen? Papers differ in how
-# they say it. Three ratios: against the model, against the spliced model, and the plain ratio of
-# the post. All compare *means* over prompts: a circuit that is too sure of one prompt and too
-# unsure of the next can score 1. The **distance** is |1 − F| for the second of them. The **gap**
-# compares prompt by prompt: how far the circuit's logit difference is from the spliced model's (0 =
-# the same on every prompt, 1 = as far off as with every latent ablated). The gap is what the mask
-# was trained to make small, so it is no neutral judge, and we report both. Brackets: 95 %
+# Does this circuit work for new nouns? Papers use three ratios: against the model, against the
+# spliced model, and the plain ratio of the post. All compare *means*: a circuit that is too sure of
+# one prompt and too unsure of the next can score 1. So there are two more measures, with 0 as their
+# best value:
+#
+# - the **distance** |1 − F|, with the second of these ratios as F;
+# - the **gap**: how far the circuit is from the spliced model, prompt by prompt (0 = the same on
+#   every prompt, 1 = as far off as with every latent ablated).
+#
+# The mask was trained to make the gap small, so the gap is no neutral judge. Brackets are 95 %
 # intervals over prompts.
 
 # %%
@@ -653,10 +665,9 @@ pd.Series({name: str(getattr(found, name)) for name in MEASURES}).to_frame(
 # %% [markdown]
 # ## 6. The frontier
 #
-# One circuit proves little: with more nodes everything becomes faithful. What counts is the
-# **frontier**, faithfulness for each number of nodes. And one *mask* proves little either: another
-# order of the training prompts may give another circuit. So there are masks of several sizes, with
-# several seeds. One of them you have just learned yourself.
+# With enough nodes, any method becomes faithful. So we compare methods by their **frontier**, the
+# faithfulness at each number of nodes. And another order of the training prompts may give another
+# mask. So there are several seeds of each size.
 
 
 # %%
@@ -691,12 +702,16 @@ pd.DataFrame(
 # %% [markdown]
 # ### Attribution at its best
 #
-# A rival should be the best of its kind, and a score has variants. *Without the node* can mean the
-# patch value (as above) or the **mean** over patch prompts, which is the ablation that judges. And
-# signs can be dealt with in three ways: the size of the mean score; the mean score itself, so that
-# nodes which lower the logit difference come last; or the mean of |score|, where a node that helps
-# on some prompts and harms on others counts. All together that is twelve variants. We choose on
-# dev, by the mean of each measure over the sizes above.
+# A rival should be the best of its kind, and a score has variants:
+#
+# - **AtP or IG**.
+# - **The baseline**: the patch value, as above, or the **mean** over patch prompts, with which
+#   circuits are judged.
+# - **The signs.** |mean| ranks by the size of the mean score. *Positive mean* puts nodes that lower
+#   the logit difference last. *Mean of |·|* also counts a node that helps on some prompts and harms
+#   on others.
+#
+# Of these twelve variants we choose on dev, by the mean of each measure over the sizes above.
 
 # %%
 on_dev = Evaluation(spliced, dev, means)
@@ -719,10 +734,9 @@ print(f"On dev, the best variant by the gap is {best['gap']};")
 print(f"by |1 − F| it is {best['distance']}.")
 
 # %% [markdown]
-# Both of these go to the test, scored on all training prompts that the mask sees. So do AtP and IG
-# as section 4 had them, and two baselines that any method must beat: the nodes whose activation
-# changes most between clean and patch, and nodes drawn at random among those that fire. A rival has
-# as many nodes as the largest of the five masks of a size.
+# The chosen variants are scored again on all training prompts. Beside them stand AtP and IG of
+# section 4, and two baselines: the nodes whose activation changes most from clean to patch, and
+# random nodes that fire. A rival gets as many nodes as the largest mask of a size.
 
 
 # %%
@@ -770,8 +784,8 @@ figures.show(figures.measures_figure(frontier, title=title), alt=said, save_as="
 pd.DataFrame(frontier.rows()).drop(columns="sparsity")
 
 # %% [markdown]
-# Which differences are real? All circuits are judged on the same prompts, so we take the difference
-# prompt by prompt and its interval: much of the noise is shared, and cancels.
+# Which differences are real? We take them prompt by prompt, with an interval: noise that two
+# circuits share cancels.
 
 # %%
 better = {
@@ -794,9 +808,9 @@ verdict = summary_sentence(frontier, "learned mask", strong)
 print(verdict)
 
 # %% [markdown]
-# By which measure? The gap is the mask's own training loss. |1 − F| asks only for the right
-# *average*, and there a score can win that overshoots on some prompts and falls short on others.
-# The areas over sizes, CPR and CMD, are of that kind too (notebook 05 explains them):
+# The answer depends on the measure. The gap is the mask's own training loss. |1 − F| asks only for
+# the right *average*: overshooting on some prompts can make up for falling short on others. The
+# areas over sizes, CPR and CMD, are of this kind too (see notebook 05):
 
 # %%
 fires = rivals["random"]
@@ -810,8 +824,8 @@ else:
 table
 
 # %% [markdown]
-# An average near 1 can hide a circuit that ignores the distractor. Sentence by sentence, the model
-# is less sure where subject and distractor disagree. Which circuits are, too?
+# An average near 1 can hide a circuit that ignores the distractor. The spliced model is less sure
+# where subject and distractor disagree. Does each circuit follow it?
 
 # %%
 by_case = {"F(S)": evaluation.spliced_model}
@@ -831,11 +845,17 @@ print(", ".join(f"{name} {value:.1f}" for name, value in spread.items()))
 # %% [markdown]
 # ### Two losses, three learners
 #
-# How much of this is the learner, and how much the loss? On dev, at one size: our learner; the same
-# with the post's loss, which compares the means of a batch; the post's learner as published (both
-# at the λ that gives about this size); and **hard concrete** masks (Louizos et al. 2018), which are
-# random while they are learned and exactly 0 or 1 much of the time. All have the same number of
-# steps, and there are three seeds of each.
+# Is it the learner, or its loss? We compare on dev:
+#
+# - our learner, asked for 25 nodes;
+# - the same with the post's loss, which compares the means of a batch;
+# - the post's learner with our loss;
+# - the post's learner as published;
+# - **hard concrete** masks (Louizos et al. 2018), which are random while they are learned and
+#   exactly 0 or 1 much of the time.
+#
+# All take the same number of steps, with three seeds. The post's learner takes a price, λ = 0.1,
+# and no size. So read the gap beside the number of nodes.
 
 # %%
 post = replace(PUBLISHED, sparsity=0.1)
@@ -864,8 +884,8 @@ by_learner = pd.DataFrame(rows).groupby("learner", sort=False)
 by_learner.agg(["min", "max"]).round(2)
 
 # %% [markdown]
-# Do two seeds choose the same nodes? The Jaccard index of two circuits is the share of their nodes
-# that both have.
+# Do two seeds choose the same nodes? The Jaccard index of two circuits is the number of nodes in
+# both, divided by the number of nodes in at least one.
 
 # %%
 rows = {}
@@ -917,9 +937,9 @@ check(prune)
 #
 # </details>
 #
-# From all nodes that ever fire down through the sizes of the masks, by the same factor each round.
-# Once and again must have the same baseline, or the comparison says nothing: here both go to the
-# means, on the same prompts.
+# We start from all nodes that ever fire, and shrink by the same factor each round, down to the
+# sizes of the masks. Scoring once and scoring again use the same baseline, the means, and the same
+# prompts.
 
 # %%
 few = scored[: 16 if QUICK else 48]
@@ -956,14 +976,14 @@ for name in inside:
     print(summary_sentence(iterated, f"{name}, iterated", [f"{name}, once"]).split(" (Beats")[0])
 
 # %% [markdown]
-# Iterating asks a better question, and still a straight line answers it: what does a node do for
-# the logit difference, whichever way the circuit is already off? The mask's loss asks something
-# else, whether the answer is still the same on each prompt.
+# Iterated scores still ask how far a node moves the logit difference, even where the circuit is
+# already above the target. The mask's loss asks another question: is the answer still the same on
+# each prompt?
 #
 # ## 7. The circuit
 #
-# Where do the nodes sit? Rows are the SAEs, columns the positions. Before the verb can be chosen,
-# the number of the subject has to travel from its own position to the last one.
+# Rows are the SAEs, columns the positions. The number of the subject has to move from its own
+# position to the last one, where the verb is chosen.
 
 # %%
 small, large = masks[SIZES[0], SEEDS[0]], masks[SIZES[-1], SEEDS[0]]
@@ -983,21 +1003,19 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The same prompt, coloured by the number of nodes at each token, in the largest circuit:
+# The same prompt, coloured by the number of nodes at each token, for the largest circuit:
 
 # %%
 coloured_prompt(test.position_labels, sum((mask > 0).sum(1) for mask in large.masks).tolist())
 
 # %% [markdown]
-# Slide the size, and see how faithful circuits of that size are, and which latents remain. (In a
-# running notebook; elsewhere you see the smallest circuit.)
+# The slider chooses a size. (Outside a running notebook you see the smallest circuit.)
 
 # %%
 explore_frontier(frontier, [masks[size, SEEDS[0]] for size in SIZES], test)
 
 # %% [markdown]
-# The full run keeps its results: the frontier with its circuits, as JSON. (`Frontier.load` reads
-# them back.)
+# The full run saves the frontier with its circuits as JSON. `Frontier.load` reads it back.
 
 # %%
 if not QUICK:
@@ -1009,15 +1027,17 @@ if not QUICK:
 # ## 8. A harder task: indirect objects
 #
 # *When Mary and John went to the store, John gave a drink to* → *Mary*. The model has to notice
-# which name is repeated and move the other one to the end. In the patch prompt three other people
-# take part, so nothing determines the answer.
+# which name is repeated, and move the other one to the end. The patch prompt names three other
+# people, so nothing determines the answer.
 #
-# There is a catch. Latents that stand for *Mary* are of no use for *Laura*, so a circuit found on
-# some names may not know others. We report on two sets: new prompts whose names occur in training,
-# and new prompts with new names. The variant of attribution is again chosen on prompts that are not
-# reported on.
+# A latent that stands for *Mary* is of no use for *Laura*. So we report on two sets of new prompts:
+# one whose names occur in training, and one with new names. The variant of attribution is again
+# chosen on other prompts.
 #
-# (In the quick profile scores see 16 prompts: too few for IOI. Run it in full for the comparison.)
+# Circuits for IOI have thousands of nodes, and each does little. So we set λ instead of a size, and
+# do not hold τ·θ: held nodes of this kind leave by chance.
+#
+# (The quick profile scores on 16 prompts, too few for IOI: run it in full for the comparison.)
 
 # %%
 ioi_all = load_task("ioi", lab.tokenizer, "train")
@@ -1041,18 +1061,21 @@ pd.DataFrame(
 ).round(3)
 
 # %%
+ioi_prices = {2800: 0.003} if QUICK else {2800: 0.003, 5500: 0.001}  # λ by the size that it gives
+
+
 def ours_on_ioi(size, seed):
     """Our learner on IOI."""
-    settings = {"n_nodes": size, **LEARNING}
+    settings = {"sparsity": ioi_prices[size], "max_logit": None, **LEARNING}
     return learn_masks(spliced, ioi_train, means=ioi_means, seed=seed, **settings)
 
 
-ioi_sizes, ioi_seeds = ([2750], [0]) if QUICK else ([2750, 5500], [0, 1])
-ioi_masks = circuits_of(
-    "circuits", ours_on_ioi, list(itertools.product(ioi_sizes, ioi_seeds)), task="ioi"
-)
+# %%
+ioi_keys = [(size, seed) for size in ioi_prices for seed in SEEDS[: 1 if QUICK else 2]]
+ioi_masks = circuits_of("circuits", ours_on_ioi, ioi_keys, task="ioi")
 ioi_size = {
-    size: max(ioi_masks[size, seed].get_num_latents() for seed in ioi_seeds) for size in ioi_sizes
+    size: max(one.get_num_latents() for (wanted, _), one in ioi_masks.items() if wanted == size)
+    for size in ioi_prices
 }
 ioi_size
 
@@ -1071,8 +1094,9 @@ ioi_best = ioi_chosen["gap"].idxmin()
 ioi_chosen.round(2)
 
 # %% [markdown]
-# The best of these by the gap is scored again on all training prompts, if it is AtP, which is one
-# backward pass; IG is dear on longer prompts and keeps its few.
+# Two scores are compared with the masks: the best of these by the gap, from the few prompts above,
+# and one variant of AtP from all training prompts. (IG needs a backward pass per step, too many for
+# all of them.)
 
 # %%
 ioi_rivals = {ioi_best: ioi_variants[ioi_best]}
@@ -1103,9 +1127,9 @@ pd.concat([pd.DataFrame(one.rows()).assign(prompts=name) for name, one in ioi.it
 # %% [markdown]
 # ## 9. Beside the published circuits
 #
-# The post reports these circuits for Gemma 2 9B, with SAEs after layers 7, 14, 21 and 40. With `LAB
-# = "gemma-2-9b"` (and a GPU that holds it) the next cell learns circuits of the same sizes, and
-# puts its numbers beside them. `F(C)/F(S)` is the post's measure, without F(∅).
+# The post reports these circuits for Gemma 2 9B, with SAEs after layers 7, 14, 21 and 40. If `LAB`
+# is `"gemma-2-9b"` (and a GPU holds it), the next cell learns circuits of the same sizes and puts
+# them beside these. `F(C)/F(S)` is the post's measure, without F(∅).
 
 # %%
 if LAB == "gemma-2-9b":
@@ -1129,26 +1153,45 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
 # **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is
-# learned. Section 4 shows where the scores go wrong: a gradient at one point can miss an early node
-# almost completely. Section 6 shows how much that costs, and by which measure: read the sentence
-# above, not this one. Three things matter as much as the choice between the two. *Which variant of
-# a score*: the best one is far better than the usual one, and it was chosen on dev. *Which loss*:
-# prompt by prompt, a circuit has to follow the distractor; on average it need not. *Which size*:
-# with many nodes the methods come together. On IOI the answer is a name, the circuits are large,
-# and part of them is about names: new names lose some of it.
+# learned. A gradient at one point can miss most of an early node's effect (section 4). Which method
+# wins, by which measure and at which sizes, is printed above. Beside the method, four choices
+# matter:
 #
-# **What it does not show.** All of it is relative to F(S), the model with SAEs spliced in: what the
-# SAEs do not represent is in no circuit. One model, two tasks. And a faithful circuit need not be
-# complete: notebook 05 asks what else in the model could do the work.
+# - *The variant of a score*: the best of the twelve in section 6, chosen on dev, is far ahead of
+#   the worst.
+# - *The loss*: prompt by prompt, a circuit has to follow the distractor; on average it need not.
+# - *The size*: a method can fail at one size and work at a larger one.
+# - *The words*: a circuit for IOI is partly about the names that it was found on (section 8).
 #
-# **To read on.**
+# **What it does not show.** All of it is relative to F(S): no circuit contains what the SAEs do not
+# represent. It is one model and two tasks. And a faithful circuit need not be complete: something
+# else in the model may do the same work.
 #
+# **Key terms**: activation patching, attribution patching, integrated gradients, mask, continuous
+# sparsification, temperature τ, sparsity λ, hard concrete, mean ablation, node, faithfulness,
+# distance, gap, frontier, paired difference, Jaccard index, rank correlation, split, seed, IOI.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
+#
+# - [Caples et al. 2025, Scaling Sparse Feature Circuit Finding to Gemma 9B][post]: the post
 # - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
 # - [Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks (integrated
 #   gradients)](https://arxiv.org/abs/1703.01365)
+# - [Syed et al. 2023, Attribution Patching Outperforms Automated Circuit
+#   Discovery](https://arxiv.org/abs/2310.10348)
 # - [Savarese et al. 2020, Winning the Lottery with Continuous
 #   Sparsification](https://arxiv.org/abs/1912.04427)
 # - [Louizos et al. 2018, Learning Sparse Neural Networks through L0 Regularization (hard
 #   concrete)](https://arxiv.org/abs/1712.01312)
 # - [Bhaskar et al. 2024, Finding Transformer Circuits with Edge
 #   Pruning](https://arxiv.org/abs/2406.16778)
+# - the documentation of [SAELens](https://decoderesearch.github.io/SAELens/) and
+#   [transformers](https://huggingface.co/docs/transformers)
+#
+# **Next**: [notebook 05](05_evaluating_circuits.ipynb) puts such a circuit on trial: is it
+# complete, minimal and stable?
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
