@@ -13,13 +13,28 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# *The athletes near the car* **are**. In a minute you will see a few dozen numbers inside a
-# language model that make it say so: a **circuit** of sparse-autoencoder latents. By the end of
-# this course you will have found it yourself, tested it, and used one like it.
+# *The athletes near the car* **are**. A few dozen numbers inside a language model make it say
+# *are*. They are a **circuit** of sparse-autoencoder latents, and you will see it in a minute. In
+# this course you will find that circuit yourself, test it, and use one like it.
 #
-# This notebook checks your machine, runs one circuit from a file, and says how the course works.
-# You write nothing yet. **It runs** {times}; no GPU, no account, no token. The first run fetches 93
-# MB of weights.
+# **At the end you can say**
+#
+# - whether your machine can run the course, and what each lab needs;
+# - what a circuit of SAE latents is, and what its faithfulness measures;
+# - that a few dozen nodes carry the number of a subject in SmolLM2-135M, and that as many random
+#   nodes do not;
+# - how exercises, checks, profiles and labs work in this course.
+#
+# **Time**: 15 minutes to read; there is nothing to write. **It runs** {times}. (The quick time was
+# taken beside other work; in this notebook the quick profile saves little.) You need no GPU, no
+# account and no token. The first run fetches 93 MB of weights.
+#
+# **Contents**
+#
+# 1. Your machine
+# 2. A circuit in one minute
+# 3. How the course works
+# 4. What we saw
 
 # %% tags=["setup"]
 # setup
@@ -68,8 +83,7 @@ pd.Series(
 ).to_frame("this machine")
 
 # %% [markdown]
-# What the lab of this notebook needs. `load_lab` checks the same before it fetches anything, and
-# says what is missing.
+# This notebook's lab needs the following. `load_lab` checks it before it fetches anything.
 
 # %%
 needs = estimate(LAB)
@@ -82,9 +96,9 @@ print(
 # %% [markdown]
 # ## 2. A circuit in one minute
 #
-# The *lab* is a model with sparse autoencoders (SAEs) on its residual stream. The *task* is a set
-# of sentences, each with a twin that has the subject in the other number. The number that we look
-# at is the **logit difference**: the logit of the right verb minus that of the wrong one.
+# A *lab* is a model with sparse autoencoders (SAEs) on its residual stream. A *task* is a set of
+# sentences. Each has a twin whose subject has the other number. We measure the **logit
+# difference**: the logit of the right verb minus that of the wrong one.
 
 # %%
 lab = load_lab(LAB)
@@ -92,9 +106,9 @@ test = load_task("sva_nounpp", lab.tokenizer, "dev", n=48 if QUICK else 100)
 pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 # %% [markdown]
-# The circuit comes from a file: notebook 04 learned it on other sentences, with other nouns. It is
-# a list of *nodes*, each a latent at a position. Every other latent is held at its mean, which
-# knows nothing of this sentence's number.
+# The circuit comes from a file. Notebook 04 learned it on other sentences, with other nouns. It is
+# a list of *nodes*; a node is a latent at one position. Every other latent is held at its mean,
+# which says nothing about the number in this sentence.
 
 # %%
 path = root / "data" / "masks" / "sva_nounpp" / f"circuits_{LAB}.json"
@@ -123,7 +137,7 @@ evaluation = Evaluation(spliced, test, means)
 found = evaluation.faithfulness(circuit)
 
 # %% [markdown]
-# Does the model still know the number of the subject when only these nodes tell it?
+# Does the model still know the number of the subject when only these nodes carry it?
 
 # %%
 right = {
@@ -142,8 +156,7 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# A control, since nearly anything looks like a result: as many nodes drawn at random from those
-# that fire in these sentences.
+# A control: circuits with as many nodes, drawn at random from those that fire in these sentences.
 
 # %%
 chance = []
@@ -161,9 +174,10 @@ print(
 print(f"of five random circuits of its size: {', '.join(f'{value:.2f}' for value in chance)}")
 
 # %% [markdown]
-# How many nodes does it take? Slide, and see which latents remain. The left side is the
-# **frontier**: every point is a circuit, found by a method of notebook 04, with its 95 % interval
-# over held-out sentences.
+# How many nodes are needed? Move the slider to see which latents remain. The left panel is the
+# **frontier**: the faithfulness that each method of notebook 04 reaches at each number of nodes, on
+# held-out sentences. Above 1, the circuit's mean logit difference is larger than the spliced
+# model's.
 
 # %%
 frontier = Frontier.load(path.with_name(f"frontier_{LAB}.json"))
@@ -180,18 +194,17 @@ explore_frontier(frontier, list(circuits.values()), test)
 # | [03 the SAEMasks hook](03_saemasks_hook.ipynb) | how is one latent switched off, at one position? | the hook, mean latents, the mask |
 # | [04 masks versus IG](04_masks_vs_ig.ipynb) | which latents matter? | AtP, IG, the loop that learns a mask |
 # | [05 evaluating circuits](05_evaluating_circuits.ipynb) | is it a circuit? | completeness, minimality, stability, an intervention |
-# | [06 adversarial dictionaries](06_adversarial_dictionaries.ipynb) | how does a model of code know that a key is missing, and what fools it? | AUC, a clamp, predictions from latents, what they are worth |
+# | [06 adversarial dictionaries](06_adversarial_dictionaries.ipynb) | how does a model of code know that a key is missing, and what fools it? | AUC, a clamp, predictions from latents, and how good they are |
 #
-# **Exercises.** In the readers' notebooks (`notebooks/`) some functions are yours to write. Until
-# you do, the course's own version runs in their place and says so, so that every notebook runs from
-# top to bottom at any time. `check(my_function)` answers ✅ (right), ⏳ (not written yet) or ❌, and
-# then with the likely bug. Hints unfold in steps. `solutions/` has the same notebooks written and
-# run.
+# **Exercises.** In `notebooks/`, some functions are yours to write. Until you do, the course's
+# version runs in their place and says so, so that every notebook runs at any time.
+# `check(my_function)` answers ✅ (right), ⏳ (not written yet) or ❌ with the likely bug. Hints unfold
+# in steps. `solutions/` has the same notebooks, written and run.
 #
-# **Short on time?** Set `PROFILE = "quick"` in a notebook's parameters: fewer prompts and circuits,
-# the same code.
+# **Short on time?** Set `PROFILE = "quick"` in the notebook's parameters: the same code, with fewer
+# prompts and circuits.
 #
-# **Another model?** Set `LAB`. These are the labs, and what each needs here:
+# **Another model?** Set `LAB`. These are the labs, and what each needs on this machine:
 
 # %%
 rows = {}
@@ -207,3 +220,32 @@ pd.DataFrame(rows).T
 
 # %%
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+# %% [markdown]
+# ## 4. What we saw
+#
+# A few dozen nodes of the spliced model carry the number of the subject. With every other latent at
+# its mean, they keep most of the logit difference. Random circuits of the same size keep almost
+# nothing. With every latent at its mean, the model no longer knows the number. Section 2 prints the
+# values.
+#
+# High faithfulness is not enough. Notebook 04 shows how such a circuit is found. Notebook 05 tests
+# whether it is also complete, minimal and stable.
+#
+# **Key terms**: circuit, control, faithfulness, frontier, lab, latent, logit difference, node,
+# residual stream, sparse autoencoder, spliced model, task.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
+#
+# - [Caples, Nainani, McDougall, rrenaud 2025, Scaling Sparse Feature Circuit Finding to Gemma
+#   9B][post]: the post whose method this course teaches
+# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
+# - The libraries: [TransformerLens](https://transformerlensorg.github.io/TransformerLens/) for
+#   models with hooks, [SAELens](https://decoderesearch.github.io/SAELens/) for SAEs
+#
+# **Next**: [01 · SAE basics](01_sae_basics.ipynb)
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b

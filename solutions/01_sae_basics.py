@@ -13,27 +13,36 @@
 # %% [markdown]
 # # 01 · SAE basics
 #
-# Many neurons of a language model answer to several unrelated things. One explanation is
-# **superposition**: the model has more features to keep track of than it has dimensions, so it
-# stores them as directions that overlap. Then no axis means anything by itself, and to read the
-# model we need to find the directions. A **sparse autoencoder** (SAE) is a way to look for them.
+# Many neurons of a language model respond to several unrelated things. One explanation is
+# **superposition**: the model has more features than dimensions, and stores them as directions that
+# overlap. A **sparse autoencoder** (SAE) looks for these directions.
 #
-# In this notebook you will
+# **At the end you can say**
 #
-# - watch superposition appear in a model so small that one can draw it, and write the SAE that
-#   undoes it;
-# - see what the classic L1 penalty does to the latents, and how TopK, JumpReLU and gated SAEs avoid
-#   that;
-# - take apart the residual stream of a real model, and measure what an SAE keeps and what it loses;
-# - train an SAE of your own on real activations, and look at what its latents respond to;
-# - see what SAEs miss.
+# - when a model stores more features than it has dimensions, and how their directions lie;
+# - how an SAE is built and trained: an encoder, a decoder, a loss, and a rule that makes it sparse;
+# - why an L1 penalty shrinks latents, and how TopK, JumpReLU and gated SAEs avoid most of that;
+# - how good an SAE is: L0, dead latents, explained variance and loss recovered, on held-out text;
+# - how to test whether an SAE's error is noise, and whether another start finds the same latents.
 #
 # **You need** PyTorch, and to know what the residual stream of a transformer is.
-# **It runs** {times}. The first run fetches 93 MB of weights.
 #
-# There are six **exercises**. Each is a function with its docstring and no body: write it, run the
-# cell, run the `check` below it. Until then the course's own version runs in its place, so that you
-# can read on and come back.
+# **Time**: about 90 minutes: 50 for the six exercises and 40 to read. **It runs** {times}. The
+# first run fetches 93 MB of weights.
+#
+# **Exercises.** Each is a function with a docstring and no body. Write it, run the cell and the
+# `check` below it. Until then the course's version runs in its place.
+#
+# **Contents**
+#
+# 1. More features than dimensions
+# 2. A sparse autoencoder undoes it
+# 3. Shrinkage, and how to avoid it
+# 4. The residual stream of a real model
+# 5. Train your own
+# 6. What do latents respond to?
+# 7. What SAEs miss
+# 8. What we saw
 
 # %% tags=["setup"]
 # setup
@@ -65,9 +74,8 @@ from course_utils.teaching.nb01 import check, exercise
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. A *lab* is a model with its SAEs; `smollm2` is
-# SmolLM2-135M-Instruct. `PROFILE="quick"` runs the same steps with less text and shorter training
-# (CI does that).
+# A *lab* is a model with its SAEs; `smollm2` is SmolLM2-135M-Instruct. `PROFILE="quick"` runs the
+# same steps with less text and shorter training.
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -89,9 +97,8 @@ D_SAE, STEPS = (256, 150) if QUICK else (1024, 500)  # latents and training step
 # %% [markdown]
 # ## 1. More features than dimensions
 #
-# Here is a world with five **features**. Each is usually absent (0), and sometimes there, with a
-# size between 0 and 1. `p` is how
-# often: at `p = 0.03` an example has none or one of them as a rule.
+# Here is a world with five **features**. Each is there with probability `p`, with a size between 0
+# and 1; otherwise it is 0.
 
 # %%
 N_FEATURES = 5
@@ -107,33 +114,30 @@ torch.manual_seed(SEED)
 sparse_batch(4, N_FEATURES, p=0.3)
 
 # %% [markdown]
-# The **toy model** has two dimensions to store them in. It squeezes an example x into $h = W x$,
-# and reads the features out again as $x' = \mathrm{ReLU}(W^\top h + b)$. Column i of W is the
-# direction that feature i is written in. Some features matter more than others: that is their
-# importance.
+# The **toy model** has two dimensions for them. It maps an example x to $h = W x$, and reads the
+# features as $x' = \mathrm{ReLU}(W^\top h + b)$. Column i of W is the direction of feature i. Each
+# feature has an importance, its weight in the loss.
 #
 # ### Exercise 1.1 · The loss of the toy model
 # ⏱ 10 min · difficulty ●○○ · what the toy model is trained on: that features come back, the
 # important ones first
 #
-# Write `toy_loss`. The batch is in the rows of `x`, so that h for the whole batch is a matrix with
-# a row for each example.
+# Write `toy_loss`. Each row of `x` is an example, so h has one row per example, too.
 #
 # <details><summary>Hint 1</summary>
 #
-# `W` has a column a feature. For one example h is `W @ x`; for a batch of rows, the same product is
-# `x @ W.T`.
+# For one example h is `W @ x`; for a batch of rows it is `x @ W.T`.
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# The way back, $W^\top h$, is `h @ W` for a batch of rows. The bias and the ReLU come after it.
+# The way back, $W^\top h$, is `h @ W` for a batch of rows. Then come the bias and the ReLU.
 # </details>
 #
 # <details><summary>Hint 3</summary>
 #
-# The squared error is `[batch, n_features]`. Multiply it by the importance, sum over the features,
-# average over the batch.
+# Multiply the squared error `[batch, n_features]` by the importance, sum over features, average
+# over the batch.
 # </details>
 
 # %% tags=["exercise"]
@@ -143,8 +147,8 @@ sparse_batch(4, N_FEATURES, p=0.3)
 check(toy_loss)
 
 # %% [markdown]
-# **What you should see**: ✅. With W = 0 and b = 0 the model returns nothing, and the loss is the
-# importance-weighted squares of x, summed over features and averaged over the batch.
+# **What you should see**: ✅. With W = 0 and b = 0 the model returns 0, and the loss is the squares
+# of x times the importance, summed and averaged in the same way.
 #
 # <details><summary>My values look wrong</summary>
 #
@@ -153,9 +157,8 @@ check(toy_loss)
 # - *A shape error in the product*: `W` is `[2, 5]`, and a batch is `[batch, 5]`.
 # </details>
 #
-# Now train it for four worlds, from one where every feature is always there to one where they are
-# rare. Training can get stuck, so each world gets several starts, and the best is kept. (`vmap`
-# runs your function for all starts at once.)
+# Now train it in four worlds, from features that are always there to rare ones. The best of several
+# starts is kept. (`vmap` runs all starts at once.)
 
 
 # %%
@@ -198,14 +201,15 @@ figures.show(
 )
 
 # %% [markdown]
-# Orange-red, dark blue, light blue, green and yellow are the features from the most to the least
-# important. A feature counts as stored if its arrow is longer than 0.5; dotted lines join the tips
-# of those. Where features are always there, two dimensions hold the two most important, at right
-# angles, and the others are given up. Where they are rarer, the model stores more features than it
-# has dimensions, first in pairs back to back and then as a pentagon: they get in each other's way,
-# but seldom at the same moment, and the ReLU with its bias removes small interference. That is
-# **superposition**. Not in every world do all starts end alike; a start may store too few features
-# or too many, and the one with the lowest loss is shown above:
+# From the most to the least important, the features are orange-red, dark blue, light blue, green
+# and yellow. Those with an arrow longer than 0.5 count as stored; dotted lines join their tips.
+#
+# Where features are always there, the two most important get a dimension each, and the others are
+# lost. Where features are rare, the model stores more of them than it has dimensions:
+# **superposition**. Their directions overlap, but two features are seldom there at once, and the
+# ReLU with its bias removes small interference.
+#
+# Not all starts end alike; some store too few features or too many.
 
 # %%
 for p, n in n_stored.items():
@@ -215,10 +219,9 @@ for p, n in n_stored.items():
     )
 
 # %% [markdown]
-# How much do the directions overlap? Their cosines in the world with the rarest features, and the
-# biases. In a regular pentagon neighbours have a cosine of cos 72° = 0.31, the others one of cos
-# 144° = −0.81. The negative ones cost nothing, as the ReLU cuts them off; the small positive ones
-# are what the negative bias is for.
+# These are the cosines of the directions where features are rarest, and the biases. In a regular
+# pentagon, cosines are cos 72° = 0.31 for neighbours and cos 144° = −0.81 otherwise. The ReLU cuts
+# off the negative ones; the negative bias removes the small positive ones.
 
 # %%
 W, b = toys[densities[-1]]
@@ -228,28 +231,25 @@ pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
 # %% [markdown]
 # ## 2. A sparse autoencoder undoes it
 #
-# Somebody hands us only the two numbers h of each example. Can we get the five features back? We
-# know one thing about
-# them: **few are there at once**. So we look for a way to write every h as a sum of a few
-# directions out of a larger set:
+# Suppose we see only the two numbers h of each example. Can we get the five features back? We know
+# that **few are there at once**. So we write every h as a sum of a few directions out of a larger
+# set:
 #
 # $$f = \mathrm{ReLU}\big((x - b_\text{dec})\,W_\text{enc} + b_\text{enc}\big), \qquad
 # \hat x = f\,W_\text{dec} + b_\text{dec}$$
 #
-# f are the **latents**, the rows of $W_\text{dec}$ the directions that they write. There are more
-# latents than dimensions, and most are to be 0. (From here on x is what an SAE reads: first the h
-# of the toy, later the residual stream.)
+# f are the **latents**; row i of $W_\text{dec}$ is the direction that latent i writes. There are
+# more latents than dimensions, and most should be 0. (x is now what an SAE reads: first h of the
+# toy, later the residual stream.)
 #
 # ### Exercise 1.2 · Encode and decode
-# ⏱ 10 min · difficulty ●○○ · the two lines that are a sparse autoencoder; every SAE that you train
-# here runs through them
+# ⏱ 10 min · difficulty ●○○ · the two lines of every SAE that you train here
 #
-# Write `sae_forward`. It takes the activation function as an argument, since we are going to change
-# it.
+# Write `sae_forward`. The activation function is an argument, as we will change it.
 #
 # <details><summary>Hint 1</summary>
 #
-# A row of `x` is an example, so the encoder is `… @ W_enc`, and `W_enc` is `[d_in, d_sae]`.
+# A row of `x` is an example and `W_enc` is `[d_in, d_sae]`, so the encoder is `… @ W_enc`.
 # </details>
 #
 # <details><summary>Hint 2</summary>
@@ -264,43 +264,40 @@ pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
 check(sae_forward)
 
 # %% [markdown]
-# **What you should see**: ✅. No latent is negative, and if all are silent the reconstruction is
+# **What you should see**: ✅. No latent is negative. If all latents are 0, the reconstruction is
 # `b_dec`.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Negative latents*: the activation function is missing.
 # - *The check speaks of another activation function*: you wrote `torch.relu`; call `activation`.
-# - *The reconstruction is off by the same vector everywhere*: `b_dec` was not put back.
+# - *The reconstruction is off by the same vector everywhere*: `b_dec` was not added back.
 # </details>
 #
-# What should an SAE be trained on? To rebuild x, with few latents. The number of latents that are
-# on, **L0**, has no gradient, so the classic choice is their sum, L1. But there is a loophole: make
-# f ten times smaller and $W_\text{dec}$ ten times larger, and the penalty is gone while $\hat x$
-# stays. There are two ways to close it: count each latent times the length of its decoder row (the
-# loss below), or keep the rows at length 1 (the training below does that too; then both say the
-# same).
+# An SAE should rebuild x with few latents. **L0**, the number of latents that are on, has no useful
+# gradient, so the classic loss penalises their sum, L1. That has a loophole: with f ten times
+# smaller and $W_\text{dec}$ ten times larger, $\hat x$ stays the same and the penalty falls to a
+# tenth. To close it, multiply each latent by the norm of its decoder row (the loss below), or keep
+# the rows at norm 1 (our training does this, too).
 #
 # ### Exercise 1.3 · The loss with an L1 penalty
-# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse; sum or mean, decoder length or
-# none: papers differ
+# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse; papers differ in sums, means
+# and decoder norms
 #
-# Write `l1_loss`. Watch over what you sum and over what you average: that is where published values
-# of λ (here `l1`) differ by a factor of `d_in`.
+# Write `l1_loss`. Note what is summed and what is averaged: for this reason, published values of λ
+# (`l1`) differ by a factor of `d_in`.
 #
 # $$\frac{1}{\text{batch}} \sum_\text{examples} \Big[ \sum_{j}^{d_\text{in}} (x_j - \hat x_j)^2
 # \;+\; \lambda \sum_{i}^{d_\text{sae}} f_i\, \lVert W_{\text{dec},i} \rVert \Big]$$
 #
 # <details><summary>Hint 1</summary>
 #
-# `torch.nn.functional.mse_loss` averages over everything. Write the square yourself, and sum over
-# the last dimension.
+# `torch.nn.functional.mse_loss` averages over everything. Square, and sum over the last dimension.
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Row i of `W_dec` belongs to latent i: its length is `W_dec.norm(dim=1)`, `[d_sae]`, which
-# multiplies `f` column by column.
+# The norms `W_dec.norm(dim=1)` are `[d_sae]`: they multiply `f` column by column.
 # </details>
 
 # %% tags=["exercise"]
@@ -310,17 +307,17 @@ check(sae_forward)
 check(l1_loss)
 
 # %% [markdown]
-# **What you should see**: ✅. With `l1=0` it is the squared length of the error.
+# **What you should see**: ✅. With `l1=0` it is the squared norm of the error.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Too small by the number of dimensions*: `mse_loss`, or a mean over the last dimension.
-# - *Right for rows of length 1 only*: the length of the decoder rows is missing.
+# - *Right for rows of norm 1 only*: the norm of the decoder rows is missing.
 # - *Latents never become sparse in training*: you squared f; squares push large values down, not
 #   small ones to 0.
 # </details>
 #
-# Now the SAE itself: four parameters. Decoder rows start as random directions of length 1, and the
+# Now the SAE itself: four parameters. Decoder rows start as random directions of norm 1, and the
 # encoder as their transpose.
 
 
@@ -348,9 +345,8 @@ class SAE(nn.Module):
 
 
 # %% [markdown]
-# And its training: Adam, with the rate rising over the first 50 steps and falling to zero over the
-# last fifth, and the decoder rows put back to length 1 after
-# each step.
+# Training uses Adam. The learning rate rises over 50 steps and falls to zero over the last fifth.
+# After each step, decoder rows are put back to norm 1.
 
 
 # %%
@@ -382,9 +378,9 @@ def train(
 
 
 # %% [markdown]
-# It sees h alone, from the world with the rarest features. Five latents, since we know that there
-# are five; the start with the lowest loss is kept. (λ is large here: we want directions, and
-# section 3 shows what it does to sizes.)
+# The SAE sees only h, where features are rarest. It has five latents, as we know that there are
+# five features. The start with the lowest loss is kept. (λ is large, as we want directions; section
+# 3 shows what it does to sizes.)
 
 
 # %%
@@ -419,10 +415,9 @@ figures.show(
 )
 
 # %% [markdown]
-# Where a ring sits on an arrow, the SAE has found a feature's direction from two numbers an
-# example, without ever having seen a
-# feature: that they are sparse was enough. Does every start find them? With real features nobody
-# could tell by looking at the cosines; the loss must do.
+# Where a ring is on an arrow, the SAE has found the direction of a feature. It never saw a feature;
+# sparsity was enough. Does every start find all five? (For a real model only the loss is known, not
+# these cosines.)
 
 # %%
 for loss, sae in toy_runs:
@@ -434,15 +429,14 @@ for loss, sae in toy_runs:
     )
 
 # %% [markdown]
-# A latent halfway between two neighbours of the pentagon has a cosine of cos 36° = 0.81 with
-# either. A start with a cosine near that is stuck: features share a latent. One just below 0.98 has
-# merely not quite arrived.
+# A latent halfway between two neighbours of the pentagon has a cosine of cos 36° = 0.81 with both.
+# A start near 0.81 is stuck: two features share a latent. One just below 0.98 has almost arrived.
 #
 # ## 3. Shrinkage, and how to avoid it
 #
-# Now a larger world, where things can be counted: 80 features, each in a random direction of a
-# space of 48 dimensions, there with probability 0.02 and then with a size between 0.5 and 1.5. We
-# know every feature, so we can say exactly what an SAE finds. It gets 96 latents, more than needed.
+# Now a larger world: 80 features, each a random direction in 48 dimensions, there with probability
+# 0.02 and then with a size between 0.5 and 1.5. We know every feature, so we can count what an SAE
+# with 96 latents finds.
 
 # %%
 torch.manual_seed(SEED + 1000)  # not the seed that SAEs start from
@@ -469,8 +463,8 @@ relu_losses = train(relu_sae, next_examples, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, na
 
 
 # %% [markdown]
-# Each feature belongs to the latent whose decoder row points its way. Where a feature is there, how
-# large is its latent?
+# A feature's latent is the one whose decoder row is closest to its direction. How large is it where
+# the feature is there?
 
 
 # %%
@@ -511,22 +505,22 @@ print(
 )
 
 # %% [markdown]
-# That is **shrinkage**. For one feature of size a by itself, the loss of its latent f is $(a - f)^2
-# + \lambda f$, and it is smallest at $f = a - \lambda/2$: the penalty is paid for size, though we
-# only wanted to pay for number. Here features also overlap, and spare latents take a share of some,
-# which costs more on top. A larger λ finds sparser latents and shrinks them more.
+# That is **shrinkage**. For one feature of size a by itself, the loss of its latent f is
+# $(a - f)^2 + \lambda f$. It is smallest at $f = a - \lambda/2$: L1 penalises the size of latents,
+# although we only want few of them. Here more than λ/2 is lost, as features overlap and spare
+# latents take a share of some. A larger λ gives sparser latents and more shrinkage.
 #
-# The cure: decide **which** latents are on and **how large** they are separately. **TopK** does it
-# by rule: the k largest are on, at their own size, and there is no penalty at all.
+# The cure is to decide separately **which** latents are on and **how large** they are. In **TopK**,
+# the k largest are on, at their own size, and there is no penalty.
 #
 # ### Exercise 1.4 · TopK
 # ⏱ 10 min · difficulty ●●○ · an activation function that sets the sparsity by itself
 #
-# Write `topk`: it takes pre-activations, and keeps k a row.
+# Write `topk`: it takes pre-activations, and keeps k per row.
 #
 # <details><summary>Hint 1</summary>
 #
-# `pre.topk(k, dim=-1)` gives two things: the values and where they are.
+# `pre.topk(k, dim=-1)` returns two things: the values and their places.
 # </details>
 #
 # <details><summary>Hint 2</summary>
@@ -536,7 +530,7 @@ print(
 #
 # <details><summary>Hint 3</summary>
 #
-# The largest k may include negative ones, where little is on. Latents are never negative: ReLU.
+# The largest k may include negative ones. Latents are never negative: ReLU.
 # </details>
 
 # %% tags=["exercise"]
@@ -552,15 +546,14 @@ check(topk)
 #
 # - *Negative latents*: no ReLU on the kept values.
 # - *Shape `[batch, k]`*: you returned the values without their places.
-# - *Rows with more than k*: you ranked over the whole batch. That is a method of its own, and comes
+# - *Rows with more than k*: you ranked over the whole batch. That is another method, and comes
 #   next.
 # </details>
 #
-# **BatchTopK** keeps the k · batch largest of the whole batch: k on average, more where an input
-# needs more. To use it on one input alone, fix the threshold that it works with: latents below θ
-# are 0, the others keep their size. That is **JumpReLU**, and the form in which the SAEs of this
-# course are stored. (JumpReLU can also be trained directly, with a surrogate gradient for θ, as
-# Gemma Scope was.)
+# **BatchTopK** keeps the k · batch largest of the whole batch: k on average, and more for an input
+# that needs more. For single inputs, fix its threshold θ: latents below θ are 0, the others keep
+# their size. That is **JumpReLU**. The SAEs of this course are trained as BatchTopK and stored as
+# JumpReLU. (Gemma Scope trains JumpReLU directly, with a surrogate gradient for θ; we do not.)
 
 
 # %%
@@ -577,9 +570,9 @@ def jumprelu(pre: Tensor, threshold: Tensor) -> Tensor:
 
 # %% [markdown]
 # A **gated** SAE keeps an L1 penalty, but only on the decision. One encoder output, the gate π,
-# says whether a latent is on; the same output, rescaled and shifted, says how large it is. So that
-# the gate learns what is worth having, a copy of the reconstruction is made from its values,
-# through a frozen decoder. Shrinkage then stays in the gate.
+# decides whether a latent is on. The same output, rescaled and shifted, gives its size. A second
+# reconstruction, from the gate's values through a frozen decoder, teaches the gate which latents
+# are useful. Shrinkage then stays in the gate.
 
 
 # %%
@@ -640,29 +633,28 @@ print(
 )
 
 # %% [markdown]
-# Points on the floor are features that were there while their latent was silent. TopK has at most
-# two latents for an example, even where it has five features: that is why it misses so many.
-# BatchTopK gives each example what it needs, out of a common budget.
+# Points on the floor are features that were there while their latent was silent. TopK misses many:
+# it allows two latents per example, even where five features are there. BatchTopK shares one budget
+# among the examples.
 #
-# To compare SAEs we need numbers. Two of them are always reported together, since each alone is
-# easy: how much is rebuilt, and with how many latents.
+# To compare SAEs we need two numbers together, as each is easy to reach alone: how much is rebuilt,
+# and with how many latents.
 #
 # ### Exercise 1.5 · Explained variance
-# ⏱ 5 min · difficulty ●●○ · how much of the activations the SAE rebuilds; the baseline makes the
-# number
+# ⏱ 5 min · difficulty ●●○ · how much of the activations the SAE rebuilds, compared with their mean
 #
-# Write `explained_variance`. The residual stream of a language model is far from centred on zero,
-# and an SAE that knows nothing but its mean has explained nothing: measure against the mean.
+# Write `explained_variance`. Measure against the mean: an SAE that knows only the mean has
+# explained nothing, and the residual stream is far from centred on zero.
 #
 # <details><summary>Hint 1</summary>
 #
-# The mean is over tokens, one number for each dimension: `x.mean(dim=0)`.
+# The mean is over tokens, one number per dimension: `x.mean(dim=0)`.
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Add up the squared errors of all tokens and dimensions; add up the squared distances from the mean
-# likewise; divide once.
+# Add up the squared errors of all tokens and dimensions, and the squared distances from the mean.
+# Divide once.
 # </details>
 
 # %% tags=["exercise"]
@@ -676,17 +668,16 @@ check(explained_variance)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Close to 1 for everything*: your baseline is zero, and most of an activation is its mean.
-# - *The check says that you averaged*: you took a ratio for each dimension or each token; a long
-#   token or a large dimension is then worth no more than a small
-#   one.
+# - *Close to 1 for everything*: your baseline is zero and not the mean.
+# - *The check says that you averaged*: you took one ratio per dimension or per token. A large one
+#   then counts no more than a small one.
 # </details>
 #
 # ### Exercise 1.6 · L0 and dead latents
 # ⏱ 5 min · difficulty ●○○ · how sparse the code is, and how much of the dictionary is never used
 #
 # Write `l0_and_dead`, from the latents of many tokens. A latent that is on for none of them is
-# called **dead**: nothing trains it any more, since no gradient reaches a latent that never fires.
+# **dead**: no gradient reaches a latent that never fires, so nothing trains it any more.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -736,26 +727,28 @@ toy_table = pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()])
 toy_table.round(3)
 
 # %% [markdown]
-# ("Found": a decoder row within a cosine of 0.9 of the feature, of which there are 80.) Read each
-# row together with its L0, which is not the same for all. The SAEs without a penalty on size lose
-# far less of it, but that does not make them better in
-# everything: see who finds more features, and who rebuilds more. What size they still lose cannot
-# come from a penalty, for TopK and BatchTopK have none; a feature whose latent was never found, or
-# is shared with another, also counts here. 96 latents for 80 features leave some
-# without work. But where features were not found while latents are dead, the two belong together: a
-# latent that lost the race early gets no gradient, and cannot take up the feature that nobody has.
-# Large SAEs are trained with a remedy, such as an auxiliary loss that lets dead latents rebuild
-# what the live ones miss (Gao et al. 2024); the SAEs of this course were.
+# A feature is *found* if a decoder row has a cosine above 0.9 with it; there are 80. Read each row
+# together with its L0.
+#
+# - **Size.** The three SAEs without a penalty on size lose far less of it than ReLU + L1. What TopK
+#   and BatchTopK still lose has other causes, such as features whose latent was not found or is
+#   shared.
+# - **Features.** Less shrinkage is not better in everything. In the full run, TopK and BatchTopK
+#   have a lower L0 than ReLU + L1, find fewer features and explain less variance.
+# - **Dead latents.** With 96 latents for 80 features, some are spare. But TopK and BatchTopK have
+#   dead latents while features are missing: without a gradient, a dead latent cannot take one up.
+#   We do not repair this. Large SAEs, and those of this course, are trained with a remedy, such as
+#   an auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al. 2024).
 #
 # ## 4. The residual stream of a real model
 #
-# Nobody knows the features of a language model. We take one apart with an SAE that is in this
-# repository: JumpReLU, on the residual stream in the middle of the model. The text is passages that
-# the model wrote itself (invented, every word of it), in pieces of 31 tokens behind BOS, the token
-# that starts every text. **From here on, SAEs are judged on held-out passages**, about subjects
-# that no training passage has. (Dead latents of your own SAEs are counted on the training text,
-# where there is more of it. The shipped SAE's silent latents below are counted on a few thousand
-# tokens: on more text many of them fire.)
+# The features of a language model are unknown. This repository has a JumpReLU SAE for the residual
+# stream in the middle of the model. The text is passages that the model itself invented, in pieces
+# of 31 tokens after BOS, the token that starts every text.
+#
+# **From here on, SAEs are judged on held-out passages**, about other subjects than the training
+# passages. Only the dead latents of your own SAEs are counted on the training text, which is
+# longer.
 
 # %%
 lab = load_lab(LAB, layers=[LAYER])
@@ -787,13 +780,12 @@ print(
 print(f"the variance without them is {variance_left:.1%} of the variance with them")
 
 # %% [markdown]
-# Such massive activations are known from many models: attention rests on these tokens as it does on
-# BOS, and they say little about the text (Sun et al. 2024). Left in, they would decide what counts
-# as variance. In this notebook they are left as they are, like BOS: in training, in measuring, and
-# where the residual stream is replaced.
+# Many models have such **massive activations**. Attention rests on these tokens as it does on BOS,
+# and they say little about the text (Sun et al. 2024). They would make up most of the variance. So,
+# like BOS, they are left out of training and measuring, and are never replaced.
 #
-# The shipped SAE is an object of the library SAELens. It and your `sae_forward` are the same
-# function, given the right activation:
+# The shipped SAE is an object of the library SAELens. It computes what your `sae_forward` does with
+# its activation function:
 
 # %%
 shipped = lab.saes[LAYER]
@@ -816,11 +808,14 @@ print(
 print(f"explained variance: {shipped_ev:.3f}")
 
 # %% [markdown]
-# Explained variance treats all directions alike, and the model does not. The test that counts: put
-# $\hat x$ in the place of x and let the model go on. How much worse does it predict the next token?
-# **Loss recovered** puts that on a scale, where 1 is the model itself and 0 the loss with the layer
-# destroyed. What "destroyed" means makes the number: zero is what papers report, the mean over
-# tokens the stricter choice.
+# Explained variance treats all directions alike; the model does not. A better test: put $\hat x$ in
+# the place of x. How much worse does the model then predict the next token?
+#
+# **Loss recovered** puts that on a scale: 1 is the loss of the model itself, 0 the loss with the
+# layer destroyed. Papers usually destroy it with zeros; the mean over tokens is stricter.
+#
+# Each piece's first prediction is not counted: it is made from BOS alone, where nothing is
+# replaced. (The cross-entropy of notebook 02 counts it.)
 
 
 # %%
@@ -852,8 +847,8 @@ for name, value in recovered.items():
 # %% [markdown]
 # ## 5. Train your own
 #
-# First the activations to train on. They are scaled so that the typical one has length $\sqrt{d}$:
-# then the same learning rate and penalty do for every layer.
+# The activations to train on are scaled to a typical norm of $\sqrt{d}$. One learning rate and
+# penalty can then serve every layer.
 
 # %%
 train_resid = residual_stream(lab, LAYER, train_tokens, progress=True)
@@ -876,7 +871,7 @@ def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
 
 
 # %% [markdown]
-# The classic first: ReLU with an L1 penalty. Watch the bar.
+# First, ReLU with an L1 penalty:
 
 # %%
 L1, LR = 2.0, 2e-3
@@ -887,8 +882,7 @@ history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, lr=LR,
 print(f"{STEPS} steps in {time.perf_counter() - training_started:.0f} seconds")
 
 # %% [markdown]
-# How sparse has it become? The TopK SAEs get as many latents as it uses, so that the comparison is
-# fair.
+# How sparse has it become? The TopK SAEs get as many latents per token.
 
 # %%
 with torch.no_grad():
@@ -918,8 +912,8 @@ figures.show(
 )
 
 # %% [markdown]
-# BatchTopK looks at a whole batch. For use on single tokens it becomes a JumpReLU SAE: one
-# threshold, set on the training activations so that K latents are on for a token on average.
+# BatchTopK needs a whole batch. After training, we turn it into a JumpReLU SAE: one threshold, with
+# which K latents per training token are on, on average.
 
 # %%
 with torch.no_grad():
@@ -934,10 +928,9 @@ print(
 )
 
 # %% [markdown]
-# Shrinkage has no true sizes to compare with here, but it leaves a trace: reconstructions that are
-# too short. γ is the size of $\hat x$ over the size that would fit x best: below 1, it is too short
-# as a whole (Rajamanoharan et al. 2024a). On held-out text it can also come out above 1, where an
-# SAE has fitted its training text too closely.
+# True sizes are not known here, but shrinkage makes reconstructions too small. γ is the size of
+# $\hat x$ divided by the size that would fit x best: below 1, $\hat x$ is too small. We measure
+# both from the mean of x; Rajamanoharan et al. (2024a), who introduced γ, measure from zero.
 
 
 # %%
@@ -980,12 +973,13 @@ table = pd.DataFrame([measured(name, sae) for name, sae in own.items()]).set_ind
 table.round(2)
 
 # %% [markdown]
-# TopK and JumpReLU were given the L0 that L1 came to on training text, so that the rows differ in
-# *how* sparsity is reached, and in what that costs after so short a training: in explained
-# variance, in the model's loss, and in size. (L0 shifts a little from training text to held-out
-# text.) The shipped SAE of section 4 is no fair rival: it has more latents, more of them on, saw
-# over a hundred times as many different tokens (of other text), and was finetuned at the end so
-# that the model with SAEs in it predicts what the model predicts.
+# TopK and JumpReLU were given the L0 of ReLU + L1 on the training text; on held-out text it shifts
+# a little. ReLU + L1 explains less variance than JumpReLU after this short training, and its γ is
+# well below 1: L1 shrinks here, too.
+#
+# The shipped SAE of section 4 cannot be compared with these. It has more latents, and more of them
+# on. It saw over a hundred times as many different tokens, of other text. It was also finetuned so
+# that the model with SAEs predicts what the model predicts.
 
 # %%
 title = "Size of reconstructions, against the size that would fit best: "
@@ -997,9 +991,8 @@ figures.show(
 )
 
 # %% [markdown]
-# TopK gives every token the same number of latents. Do tokens need the same number? JumpReLU lets
-# them differ (and so does ReLU; TopK's histogram would be a single bar). The dotted line is the
-# mean:
+# TopK gives every token the same number of latents. In the other two the number differs, and widely
+# (dotted: the mean):
 
 # %%
 with torch.no_grad():
@@ -1018,11 +1011,10 @@ figures.show(
 )
 
 # %% [markdown]
-# How often is each latent on? A dead latent would stand at −5, far to the left; on the right are
-# **dense** ones, which are on so often that they hardly stand for one thing. The dotted line is the
-# mean. (An encoder that starts as the transpose of the decoder helps to keep latents alive, but is
-# no guarantee, as the larger toy showed; wide SAEs can lose most of theirs without a remedy: Gao et
-# al. 2024.)
+# How often is each latent on? Dead latents would be at −5, far to the left. On the right are
+# **dense** latents, on so often that they hardly stand for one thing. (An encoder that starts as
+# the decoder's transpose helps to keep latents alive, but section 3 had dead ones all the same.
+# Wide SAEs can lose most of their latents: Gao et al. 2024.)
 
 # %%
 title = "Never on, or for more than a tenth of the training tokens: " + ", ".join(
@@ -1040,9 +1032,9 @@ figures.show(
 # %% [markdown]
 # ## 6. What do latents respond to?
 #
-# Your SAE goes into SAELens' format, so that everything in this course works with it as with any
-# other. It was trained on scaled activations; to read them as they are, divide the biases and the
-# threshold by the scale. Then your SAE and the model are a *lab*.
+# In SAELens' format, your SAE works with everything in this course. To use it on unscaled
+# activations, divide the biases and the threshold by the scale. Your SAE and the model are then a
+# *lab*.
 
 
 # %%
@@ -1066,9 +1058,8 @@ own_lab = Lab.from_parts(model=lab.hf_model, tokenizer=lab.tokenizer, saes=my_sa
 own_lab
 
 # %% [markdown]
-# Which latents shall we look at? Not the prettiest: four drawn at random from the rarer half of
-# those that are on for at least five held-out tokens. (Pieces with a token that is left out are
-# left out here, too.)
+# So as not to pick the prettiest, we draw four latents at random, from the rarer half of those that
+# are on for at least five held-out tokens. (Pieces with a massive activation are left out.)
 
 # %%
 plain_tokens = test_tokens[~odd.any(dim=1)]
@@ -1104,16 +1095,15 @@ own_contexts = top_contexts(own_lab, LAYER, some_latents(own_lab), plain_tokens,
 context_table(own_lab, own_contexts)
 
 # %% [markdown]
-# The same for the shipped SAE, which has more latents and saw millions of tokens:
+# The same for the shipped SAE, which saw millions of tokens:
 
 # %%
 shipped_contexts = top_contexts(lab, LAYER, some_latents(lab), plain_tokens, before=6, after=2)
 context_table(lab, shipped_contexts)
 
 # %% [markdown]
-# The first of each table in colour, from its strongest text down. Each text has its own scale of
-# colour, so point at the tokens to see the latent's value: the last text's may be far weaker than
-# the first's.
+# The first latent of each table in colour, strongest text first. Each text has its own colour
+# scale: point at a token to see the latent's value.
 
 # %%
 coloured_contexts(next(iter(own_contexts.values())))
@@ -1122,17 +1112,17 @@ coloured_contexts(next(iter(own_contexts.values())))
 coloured_contexts(next(iter(shipped_contexts.values())))
 
 # %% [markdown]
-# Which of them are about one token, wherever it stands, and which about what the text says? Which
-# would you not dare to name? Read all of them with suspicion. The strongest contexts are the
-# easiest to name; those in which a latent fires weakly may be about something else. The promoted
-# tokens are those of its decoder row alone, as if no layer came after. Notebook 05 tests such
-# stories by intervening.
+# Which respond to one token, wherever it is? Which to what the text says? Which can you not name?
+# Be careful with names. The strongest contexts are the easiest to name; where a latent fires
+# weakly, it may mean something else. Promoted tokens are the **logit lens** of the decoder row:
+# what it does to the logits as if no layer came after. Notebook 05 tests such stories by
+# intervening.
 #
 # ## 7. What SAEs miss
 #
-# **Is what they leave out noise?** The error x − x̂ is a small part of x. If it were noise, it
-# would disturb the model as noise does. So: put in the place of x̂ another point at the same
-# distance from x, token by token, in a random direction.
+# **Is the error noise?** If the error x − x̂ were noise, it would disturb the model as noise does.
+# To test this, replace x̂, token by token, by a point at the same distance from x in a random
+# direction.
 
 
 # %%
@@ -1153,14 +1143,14 @@ print(
 print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval over pieces")
 
 # %% [markdown]
-# Above 1, the error lies in directions that the model uses more than it uses random ones. (Gurnee
-# 2024 found this in GPT-2; notebook 02 follows the errors of this course's SAEs through the layers.
-# The SAE measured here was also finetuned on the model's predictions, which Gurnee's were not; the
-# two sizes cannot be compared.)
+# A ratio above 1 means that the model uses the error's directions more than random ones. In the
+# full run, the whole interval is above 1. Gurnee (2024) found the same in GPT-2, with SAEs that
+# were not finetuned on the model's predictions, so the sizes cannot be compared. Notebook 02
+# follows the errors through the layers.
 #
-# **The dictionary is not the only one.** Train the same SAE from another start. If latents were the
-# model's own features, both would find the same. How many decoder rows have a twin in the other
-# SAE? As a control, rows against the same rows with their coordinates shuffled.
+# **Does another start find the same latents?** It would if latents were the model's own features.
+# Train the same SAE from another start, and count the decoder rows that have a twin there. The
+# control is the other SAE's rows with shuffled coordinates.
 
 # %%
 twin = new_sae(lambda pre: batch_topk(pre, K), seed=SEED + 1)
@@ -1192,12 +1182,12 @@ print(
 )
 
 # %% [markdown]
-# The closest rows are closer than chance, and few are the same. The last line is a warning about
-# our own experiment: as far as that cosine is above 0, a row still remembers its start after so
-# short a training, and this keeps the two dictionaries apart. SAEs that are trained for far longer
-# differ too (Paulo and Belrose 2025).
+# The closest rows are closer than chance, but few are the same. The last line is a warning: a
+# cosine above 0 means that a row still remembers its start after this short training, which keeps
+# the two dictionaries apart. But SAEs that are trained for far longer differ, too (Paulo and
+# Belrose 2025).
 #
-# ## What we saw
+# ## 8. What we saw
 
 # %%
 print(
@@ -1224,22 +1214,57 @@ print(f"From another start, {same:.0%} of the latents have a twin; by chance {sa
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** Where features are rare, directions can hold more of them than there are
-# dimensions, and sparsity is enough to find the directions again, in a world made of sparse
-# directions. How sparsity is enforced leaves marks: an L1 penalty shrinks latents, a fixed k spends
-# the same on every token. Report L0 and a quality together, on held-out text, and say against what.
+# **What to take away**
 #
-# **What it does not show.** That a language model is such a world. An SAE writes any activation as
-# a sum of sparse directions, whether or not the model does. What it leaves out can matter, wide
-# SAEs split a latent of narrow ones into several (Bricken et al. 2023), and another start gives
-# another dictionary. One small SAE on one layer, trained on text that a small model made up, says
-# nothing about how good SAEs can be. The rest of the course therefore asks a question that can be
-# decided: do *these* latents carry *this* behaviour? First, where to put the SAEs: notebook 02.
+# - A model can store more features than it has dimensions, if they are rare. In a world made of
+#   sparse directions, sparsity is enough to find them again.
+# - The rule that makes an SAE sparse leaves marks: an L1 penalty shrinks latents, a fixed k gives
+#   every token the same number.
+# - Report L0 together with a measure of quality, on held-out text, and name the baseline.
+# - An SAE's error can matter to the model, and another start gives another dictionary.
 #
-# **To read on**: Elhage et al. 2022, *Toy Models of Superposition*; Bricken et al. 2023, *Towards
-# Monosemanticity*; Gao et al. 2024, *Scaling and Evaluating Sparse Autoencoders* (TopK, auxiliary
-# loss); Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated SAEs* (a) and *Jumping
-# Ahead* (JumpReLU); Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*; Gurnee 2024, *SAE
-# reconstruction errors are (empirically) pathological*; Sun et al. 2024, *Massive Activations in
-# Large Language Models*; Paulo and Belrose 2025, *Sparse Autoencoders Trained on the Same Data
-# Learn Different Features*.
+# **What it does not show**
+#
+# - That a language model is such a world. An SAE writes any activation as a sum of sparse
+#   directions, whether or not the model does.
+# - How good SAEs can be: this was one layer, one small SAE and a short training, on text by a small
+#   model. Wider SAEs also split latents into several (Bricken et al. 2023).
+#
+# The rest of the course asks a question that can be decided: do *these* latents carry *this*
+# behaviour?
+#
+# **Key terms**: activation, auxiliary loss, BatchTopK, BOS, cross-entropy, dead latent, decoder,
+# dense latent, dictionary, encoder, explained variance, feature, gated SAE, held-out, JumpReLU, L0,
+# L1 penalty, latent, logit lens, loss recovered, massive activation, neuron, pre-activation,
+# reconstruction, ReLU + L1, residual stream, shrinkage, sparse autoencoder, superposition,
+# surrogate gradient, TopK.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
+#
+# - Superposition: [Elhage et al. 2022, Toy Models of
+#   Superposition](https://arxiv.org/abs/2209.10652)
+# - SAEs on language models: [Bricken et al. 2023, Towards
+#   Monosemanticity](https://transformer-circuits.pub/2023/monosemantic-features/index.html)
+# - Gated SAEs and γ: [Rajamanoharan et al. 2024a, Improving Dictionary Learning with Gated Sparse
+#   Autoencoders](https://arxiv.org/abs/2404.16014)
+# - JumpReLU: [Rajamanoharan et al. 2024b, Jumping Ahead](https://arxiv.org/abs/2407.14435)
+# - TopK and the auxiliary loss: [Gao et al. 2024, Scaling and Evaluating Sparse
+#   Autoencoders](https://arxiv.org/abs/2406.04093)
+# - [Bussmann et al. 2024, BatchTopK Sparse Autoencoders](https://arxiv.org/abs/2412.06410)
+# - [Sun et al. 2024, Massive Activations in Large Language
+#   Models](https://arxiv.org/abs/2402.17762)
+# - [Gurnee 2024, SAE reconstruction errors are (empirically) pathological][gurnee]
+# - [Paulo and Belrose 2025, Sparse Autoencoders Trained on the Same Data Learn Different
+#   Features](https://arxiv.org/abs/2501.16615)
+# - The method of this course: [Caples, Nainani, McDougall, rrenaud 2025, Scaling Sparse Feature
+#   Circuit Finding to Gemma 9B][post]
+# - The library: [SAELens](https://decoderesearch.github.io/SAELens/), which trains and loads SAEs
+#
+# **Next**: [02 · Interval placement](02_interval_placement.ipynb): how many SAEs, and where?
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
+#
+# [gurnee]: https://www.lesswrong.com/posts/rZPiuFxESMxCDHe4B

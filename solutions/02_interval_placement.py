@@ -13,23 +13,37 @@
 # %% [markdown]
 # # 02 · Interval placement
 #
-# To find a circuit of SAE latents we put SAEs *into* the model: it then reads reconstructions in
-# place of its own residual stream. **How many SAEs does a model bear, and where should they go?**
-# Everything in the later notebooks stands on the answer. You will
+# To find a circuit of SAE latents, we put SAEs *into* the model. It then reads reconstructions
+# instead of its own residual stream. **How many SAEs can a model take, and where should they go?**
+# All later notebooks build on the answer.
 #
-# - write the splice by hand, as a hook, and see that it equals the course's `SplicedModel`;
-# - measure what one, two, four, five and ten SAEs cost, in cross-entropy on text and in the
-#   performance on two tasks;
-# - watch the error grow from layer to layer, and compare it with noise of the same size;
-# - see why *few* SAEs, with nothing that leads around them, are the ones through which a circuit
-#   can be read;
-# - reckon what it costs in memory, from a laptop to Llama 70B with 240 SAEs.
+# **At the end you can say**
 #
-# **You need** PyTorch, and to know what an SAE is: an encoder that writes an activation as a sum of
-# a few *latents*, and a decoder that puts it together again (notebook 01). **You write** five
-# functions: the splice, the splice with an error put back, the mean error, the cross-entropy, and
-# where to put SAEs. Until you do, the course's versions run in their place, so that you can also
-# read on and come back. **It runs** {times}. The first run fetches 93 MB of weights.
+# - how to splice an SAE into a model with a hook, and what happens to its error under three
+#   policies;
+# - what one to ten SAEs cost, in cross-entropy on text and in logit difference on two tasks;
+# - how errors grow from layer to layer, and whether they do more harm than noise of the same norm;
+# - why *few* SAEs with their errors dropped are the bottlenecks in which a circuit can be read;
+# - how much memory SAEs need, from a laptop to Llama 70B with 240 SAEs.
+#
+# **You need** PyTorch, and to know what an SAE is (notebook 01). **You write** five functions.
+# Until you do, the course's versions run in their place, so you can also read on and come back.
+#
+# **Time**: about 85 minutes: 40 for the five exercises and 45 to read. **It runs** {times}. The
+# first run fetches 93 MB of weights.
+#
+# **Contents**
+#
+# 1. The splice, by hand
+# 2. Three error policies
+# 3. What it costs: cross-entropy
+# 4. How many?
+# 5. Where?
+# 6. How the error grows
+# 7. Why few SAEs are interpretable bottlenecks
+# 8. What it takes: memory
+# 9. The splice explorer
+# 10. What we saw
 
 # %% tags=["setup"]
 # setup
@@ -61,8 +75,7 @@ from course_utils.teaching.nb02 import check, exercise
 started = time.perf_counter()
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and texts
-# (CI does that).
+# `PROFILE="quick"` runs the same steps with fewer prompts and texts.
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -88,17 +101,16 @@ N_TRAIN = 10 if QUICK else 64  # prompts that means are taken over
 # %% [markdown]
 # ## 1. The splice, by hand
 #
-# The lab's SAEs read the residual stream after layers 2, 5, 8, … They are ten; we shall use some of
-# them at a time.
+# The lab has ten SAEs on the residual stream, after layers 2, 5, 8, … We use some of them at a
+# time.
 
 # %%
 lab = load_lab(LAB)
 lab
 
 # %% [markdown]
-# Two things to measure on. First, plain **text**: short pieces on everyday matters, cut to BOS and
-# 31 tokens. They were written for this notebook, so no SAE was trained on them. The first 24 are
-# for taking means, and the others for measuring.
+# We measure on plain **text**: short pieces cut to BOS and 31 tokens. They were written for this
+# notebook, so no SAE was trained on them. The first 24 are for means, the others for measuring.
 
 # %%
 lines = (root / "data" / "text" / "short_texts.txt").read_text(encoding="utf-8").splitlines()
@@ -113,12 +125,11 @@ print(
 )
 
 # %% [markdown]
-# Second, two **tasks**, with prompts from the dev split, whose nouns and names no training prompt
-# has. In `sva_nounpp` the verb has to agree with a subject, and another noun stands between them;
-# in `ioi` the answer is the name that occurs once. Each (*clean*) prompt has a *patch* prompt
-# beside it: the subject in the other number, or other names. The measure is the *logit
-# difference* (LD): the logit of the right answer minus that of the wrong one. Brackets are 95 %
-# intervals over prompts (section 3).
+# We also measure on two **tasks**, with held-out prompts. In `sva_nounpp` (agreement), the verb has
+# to agree with its subject across another noun. In `ioi` (indirect object), the answer is the name
+# that occurs once. Each *clean* prompt has a *patch* prompt: the subject in the other number, or
+# other names. The measure is the *logit difference* (LD): the logit of the right answer minus that
+# of the wrong one. Brackets are 95 % intervals over prompts (section 3).
 
 # %%
 tasks = ("sva_nounpp", "ioi")
@@ -134,8 +145,8 @@ for name, task in test.items():
 
 # %% [markdown]
 # A **hook** is a function that TransformerLens calls with an activation while the model runs. What
-# it returns takes the activation's place; if it returns nothing, it has only looked. This one
-# looks, at the length of the residual stream:
+# it returns replaces the activation; if it returns nothing, the activation stays. This hook only
+# prints the norm (length) of the residual stream:
 
 
 # %%
@@ -153,19 +164,19 @@ with torch.no_grad():
     )
 
 # %% [markdown]
-# (`hook_out` is TransformerLens's own name for the place that we call `hook_resid_post`; both
-# work.)
+# (`hook_out` is TransformerLens's own name for the place that we call `hook_resid_post`.)
 #
-# BOS is another thing than the other tokens: its stream is far longer, and, since it attends to
-# nothing but itself, alike in every text. It serves the other tokens as a place to attend to when
-# there is nothing to attend to. No SAE of ours was trained on it, and we never touch it.
+# The norm at **BOS** is many times that of a typical token. BOS attends only to itself, so its
+# stream is the same in every text. No SAE of ours was trained on it, and we never change it. After
+# layers 2 to 8 some tokens *the* have nearly its norm; from layer 11 on no other token has. They go
+# through the SAE like all tokens.
 #
 # ### Exercise 2.1 · The splice
 #
-# ⏱ 10 min · difficulty ●○○ · the one operation that everything else in this course is made of
+# ⏱ 10 min · difficulty ●○○ · the operation that everything else in this course is made of
 #
-# Write what the hook is to return: the residual stream after it has gone through an SAE, with BOS
-# as it was.
+# Write what the hook returns: the residual stream after it has gone through an SAE, with BOS
+# unchanged.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -188,18 +199,18 @@ with torch.no_grad():
 check(splice)
 
 # %% [markdown]
-# **What you should see:** ✅. Your function then does the work in the rest of this notebook.
+# **What you should see:** ✅. The rest of this notebook uses your function.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Everything is right but row 0 of each prompt:* BOS went through the SAE.
-# - *The first prompt comes out as it went in:* `x[0]` is a prompt; `x[:, 0]` is BOS.
+# - *Only position 0 of each prompt is wrong:* BOS went through the SAE.
+# - *The first prompt is unchanged:* `x[0]` is a prompt; `x[:, 0]` is BOS.
 # - *The shape is [batch, seq − 1, d_model]:* BOS was cut off and not put back.
 # - *The last axis is 4096:* those are latents. Decode them.
 # </details>
 #
-# Now the model with your splice in it. A hook whose name has a typing error is silently left out,
-# so we count those that fired:
+# Now the model with your splice in it. The labs run on TransformerLens's `TransformerBridge`, which
+# skips a hook with a misspelt name and raises no error. So we count the hooks that ran:
 
 
 # %%
@@ -223,8 +234,8 @@ def run_with(changes, tokens):
 
 
 # %% [markdown]
-# `SplicedModel`, which the other notebooks use, gets there in another way (it never runs BOS or the
-# layers before the first SAE twice). The numbers have to be the same:
+# `SplicedModel`, which the other notebooks use, has different code: it never runs BOS, or the
+# layers before the first SAE, twice. Its results must be the same:
 
 # %%
 prompts = test["ioi"].clean[:8]
@@ -240,7 +251,7 @@ for layers in ([11], lab.sae_layers):
     )
 
 # %% [markdown]
-# What does the model say with no, one and ten SAEs in it? The three likeliest next tokens:
+# The three likeliest next tokens with no, one and ten SAEs:
 
 
 # %%
@@ -260,24 +271,24 @@ for layers in ([], [11], lab.sae_layers):
     print(f"{len(layers):2} SAEs: {test['ioi'].pairs[0].clean_prefix} … {likeliest(logits)}")
 
 # %% [markdown]
-# ## 2. What becomes of the rest
+# ## 2. Three error policies
 #
-# An SAE does not rebuild x exactly. The rest, $e = x - \mathrm{SAE}(x)$, is its **error**, and
-# there are three things to do with it:
+# An SAE does not rebuild x exactly. What is missing, $e = x - \mathrm{SAE}(x)$, is its **error**.
+# There are three policies:
 #
 # | policy | what the next layer reads | in words |
 # |---|---|---|
-# | drop | $\mathrm{SAE}(x)$ | what the latents do not say is lost |
-# | mean | $\mathrm{SAE}(x) + \bar e$ | the average error is put back: the same for every prompt |
-# | keep | $\mathrm{SAE}(x) + e_\text{clean}$ | the error that the *unspliced* model's stream has on this very prompt |
+# | drop | $\mathrm{SAE}(x)$ | what the latents do not contain is lost |
+# | mean | $\mathrm{SAE}(x) + \bar e$ | the average error is put back |
+# | keep | $\mathrm{SAE}(x) + e_\text{clean}$ | the *unspliced* model's error on this prompt is put back |
 #
 # ### Exercise 2.2 · Putting an error back
 #
 # ⏱ 5 min · difficulty ●○○ · the same line serves "mean" and "keep"
 #
-# Write the splice with an error that is given. For "keep" it comes from the clean run, *before*
-# anything is changed. Once you ablate a latent upstream, the x that comes in is no longer the clean
-# one, and only an error that was fixed in advance tells nothing of it.
+# Write the splice with a given error. For "keep" it comes from the clean run, *before* anything is
+# changed. Once you ablate a latent upstream, the incoming x has changed, and its error would carry
+# that change past the latents.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -285,8 +296,7 @@ for layers in ([], [11], lab.sae_layers):
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `error` is 0 at BOS already, so nothing special has to be done there. Broadcasting takes care of
-# `[seq, d_model]`.
+# `error` is already 0 at BOS. Broadcasting takes care of `[seq, d_model]`.
 # </details>
 
 # %%
@@ -300,14 +310,13 @@ check(splice_with_error)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *x comes out unchanged:* you computed the error from the x that came in. Then SAE(x) + (x −
-#   SAE(x)) = x whatever the SAE
-#   says: every change upstream slips past the latents.
-# - *The result is further from x than SAE(x) is:* the error's sign. It is x − SAE(x), and is added.
+# - *x comes out unchanged:* you computed the error from the incoming x. Then SAE(x) + (x − SAE(x))
+#   = x for any SAE, and every change upstream bypasses the latents.
+# - *The result is further from x than SAE(x) is:* the sign is wrong. The error is x − SAE(x), and
+#   it is added.
 # </details>
 #
-# With every error kept and no latent masked, we should have the model itself again, however many
-# SAEs there are:
+# With every error kept and no latent masked, the result must be the model itself:
 
 
 # %%
@@ -341,19 +350,18 @@ print(
 # %% [markdown]
 # ### Exercise 2.3 · The mean error
 #
-# ⏱ 10 min · difficulty ●●○ · what "mean" puts back; the mean latents of notebook 03 are taken in
-# the same way
+# ⏱ 10 min · difficulty ●●○ · what "mean" puts back; notebook 03 takes the mean latents in the same
+# way
 #
-# Write the average of the SAE's error over prompts, for each position by itself.
+# Write the average of the SAE's error over prompts, separately for each position.
 #
 # <details><summary>Hint 1</summary>
 #
-# Each prompt's error first: what is left when you take `splice(x, sae)` away from `x`. At BOS that
-# is 0 by itself.
+# Compute each prompt's error first: subtract `splice(x, sae)` from `x`. At BOS that gives 0.
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# Which axis counts prompts? Positions stay apart.
+# Which axis counts prompts? Do not average over positions.
 # </details>
 
 # %%
@@ -363,14 +371,14 @@ print(
 check(mean_error)
 
 # %% [markdown]
-# **What you should see:** ✅, and below that it is what `SplicedModel.patch_means` finds.
+# **What you should see:** ✅, and below the same numbers as from `SplicedModel.patch_means`.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *The shape is [d_model]:* you averaged over positions too. "The" at position 1 and the last noun
 #   have little in common.
-# - *The values are off everywhere but at BOS:* you took the error of the mean stream. An SAE is not
-#   linear: the mean of many streams is no stream that the model ever sees.
+# - *Only BOS is right:* you took the error of the mean stream. An SAE is not linear, and the model
+#   never has the mean of many streams.
 # </details>
 
 # %%
@@ -383,8 +391,8 @@ print(
 )
 
 # %% [markdown]
-# How much of an error is the same for every prompt? On the texts, the share of its squared length
-# that the mean has, position by position (n texts would give 1/n by chance):
+# How much of the error do the texts share? The table shows the share of its squared norm that lies
+# in its mean (per position). By chance, n texts give 1/n:
 
 # %%
 text_mean, share = {}, {}
@@ -398,7 +406,7 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 # %% [markdown]
 # ## 3. What it costs: cross-entropy
 #
-# The cost that counts for a language model is how much worse it predicts.
+# A language model is judged by its predictions. How much worse do they get?
 #
 # ### Exercise 2.4 · Cross-entropy
 #
@@ -428,14 +436,14 @@ pd.Series(share, name="share of the error that is common to the texts").round(2)
 check(cross_entropy)
 
 # %% [markdown]
-# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model: far from
-# log(49152) ≈ 10.8, a blind guess.
+# **What you should see:** ✅, and below a cross-entropy between 3 and 5 nats for the model. A blind
+# guess has log(49152) ≈ 10.8.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Above 10:* the logits are shifted the wrong way, or not at all: the model is blamed for not
-#   repeating itself.
-# - *1.44 times too large:* bits and not nats.
+# - *Above 10:* the logits are shifted the wrong way, or not at all. The model is then scored on
+#   repeating its input.
+# - *1.44 times too large:* these are bits, not nats.
 # - *One number:* the mean over texts comes later, with its interval.
 # </details>
 
@@ -452,20 +460,20 @@ model_ce = text_ce({})
 print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} texts)")
 
 # %% [markdown]
-# Brackets are 95 % bootstrap intervals over texts: we draw as many texts again from ours, with
-# replacement, a thousand times, and see how far the mean moves. (The first prediction, from BOS
-# alone, is the same in every version: 1 of 31.)
+# Brackets are 95 % bootstrap intervals: we draw as many texts again, with replacement, a thousand
+# times, and see how far the mean moves. The loss includes the prediction from BOS alone, which no
+# splice changes. Without it (as in notebook 01) every cost would be 31/30 as large.
 #
 # ## 4. How many?
 #
 # ### Exercise 2.5 · Where to put them
 #
-# ⏱ 5 min · difficulty ●○○ · "interval placement", the choice that gave this notebook its name
+# ⏱ 5 min · difficulty ●○○ · "interval placement" gave this notebook its name
 #
-# An SAE every `gap` layers. We count from the end, so that the last one comes after the last layer:
-# then nothing that the model computes reaches the logits except through latents. (The post whose
-# method this course teaches, *Scaling Sparse Feature Circuit Finding to Gemma 9B*, Caples et al.
-# 2025, took layers 7, 14, 21 and 40 of 0 to 41: not quite even, and one short of the last.)
+# Put an SAE every `gap` layers. Count from the end, so that the last one comes after the last
+# layer. Then nothing reaches the logits except through latents. (The post whose method this course
+# teaches, *Scaling Sparse Feature Circuit Finding to Gemma 9B*, took layers 7, 14, 21 and 40 of 0
+# to 41.)
 #
 # <details><summary>Hint 1</summary>
 #
@@ -473,7 +481,7 @@ print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} te
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `range` takes a negative step; mind where it stops. Then turn the list around.
+# `range` takes a negative step; mind where it stops. Then reverse the list.
 # </details>
 
 # %%
@@ -483,13 +491,13 @@ print(f"the model itself: {mean_interval(model_ce)} nats a token ({len(text)} te
 check(place)
 
 # %% [markdown]
-# **What you should see:** ✅, and below five placements, from one SAE to ten.
+# **What you should see:** ✅, and below the placements, from one SAE to ten.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Layer 30:* layers are numbered from 0.
-# - *The first SAE is missing, or one is after layer −1:* the stop of `range` is exclusive: stop at
-#   −1 to reach 0.
+# - *The first SAE is missing, or one is after layer −1:* `range` excludes its stop. Stop at −1 to
+#   reach 0.
 # </details>
 
 # %%
@@ -517,9 +525,9 @@ def task_ld(name, layers, error="drop", n=None):
 
 
 # %% [markdown]
-# Now each placement, with errors dropped and with their mean (one of the slowest cells, with those
-# of the next two sections). (Kept, they give the model itself, as we saw.) The means come from
-# texts and training prompts that are not judged.
+# Now each placement, under "drop" and under "mean". (Section 2 showed that "keep" gives the model
+# itself.) The means come from texts and prompts that are not used for measuring. This cell and
+# those of the next two sections are the slowest.
 
 # %%
 added, left = {}, {name: {} for name in tasks}
@@ -568,10 +576,9 @@ table = {
 pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
-# The dotted line is the model itself. Does the mean error help? Prompt by prompt, the difference
-# that it makes to the loss on text, and to the logit difference kept (where the interval leaves 0
-# out, chance is a poor explanation; of fifteen such intervals, though, about one does so by
-# chance):
+# The dotted line is the model itself. Does the mean error help? The table shows its effect on each
+# measure. An interval without 0 is unlikely to be chance; but of fifteen, about one lacks 0 by
+# chance.
 
 # %%
 helps = {}
@@ -586,9 +593,8 @@ pd.DataFrame(
 ).T.rename_axis("mean − drop")
 
 # %% [markdown]
-# A share above 1 is no mistake: the spliced model is then *surer* than the model itself. Which
-# differences are clear (their interval is on one side of 0), and what part of the cost the last SAE
-# has:
+# A share above 1 means that the spliced model has a *larger* logit difference than the model. The
+# next cell lists the clear differences (intervals without 0), and the last SAE's part of the cost.
 
 # %%
 for label in next(iter(helps.values())):
@@ -605,19 +611,23 @@ print(
 )
 
 # %% [markdown]
-# Two lessons. *How many* has no answer without *for what*: compare the two tasks at ten SAEs. And
-# the mean error is no free gift. On text there is little to gain: errors of different texts have
-# little in common (section 2; on task prompts we did not measure it). Where it hurts, there are two
-# suspects. It is the average of the *unspliced* model's errors, and from the second SAE on the
-# stream is another one; and our SAEs were finetuned with their errors dropped, so they may make up
-# in the reconstruction for what would be lost. With one SAE only the second can be at work: where
-# the row of 1 shows no harm and later rows do, suspect the first. With SAEs of your own, measure
-# it.
+# Two findings:
+#
+# - *How many* SAEs a model can take depends on the task. At ten SAEs, agreement keeps nearly all of
+#   its logit difference, and IOI loses most of it.
+# - The mean error is not free. With many SAEs it raises the loss on text and lowers IOI's logit
+#   difference. On agreement it raises the logit difference, at ten SAEs above the model's own.
+#
+# On text there is little to gain: errors of different texts have little in common (section 2). Two
+# reasons could explain the harm. The mean is that of the *unspliced* model's errors, but from the
+# second SAE on the stream differs. And our SAEs were finetuned with errors dropped, so their
+# reconstructions may already make up for them. With one SAE, only the second reason can apply. Here
+# the row for one SAE shows no clear harm and later rows do, which points to the first.
 #
 # ## 5. Where?
 #
 # One SAE at a time, after each layer that has one. Beside the cost stands the SAE's *relative
-# error*, ‖e‖ / ‖x‖: mean over tokens, on the same texts.
+# error*, ‖e‖ / ‖x‖, as a mean over tokens.
 
 # %%
 alone, relative = {}, {}
@@ -667,7 +677,7 @@ show(
 )
 
 # %% [markdown]
-# Which single SAEs clearly cost a task something (interval below 1)?
+# Which single SAEs clearly lower a task's logit difference?
 
 # %%
 for name in tasks:
@@ -679,13 +689,12 @@ for name in tasks:
     print(f"{name}: LD kept clearly below 1 with one SAE after layer {costly or '(none)'}")
 
 # %% [markdown]
-# Where late SAEs cost more than early ones, one reason may be that the answer is all but ready
-# there, and few layers are left to repair what they lose. But mind that place and quality go
-# together here: the first panel shows that the SAEs of late layers have larger errors.
+# SAEs after late layers cost more. Either the answer is almost ready there and few layers remain to
+# repair it, or the late SAEs are worse: their relative errors are larger. This experiment cannot
+# tell the two apart.
 #
-# Two SAEs can be neighbours or far apart. If their costs were independent, two together would cost
-# the sum of what each costs alone. The last column is the difference: below 0, they do less harm
-# together than one by one.
+# Next, several SAEs. If their costs were independent, they would add up. The last column is the
+# difference from that sum. Below 0, the SAEs do less harm together.
 
 # %%
 sae_layers = lab.sae_layers
@@ -703,9 +712,8 @@ compared = {
 pd.DataFrame(compared).T
 
 # %% [markdown]
-# And on the tasks: the logit difference that is lost together, minus the sum of what each SAE loses
-# alone, as a share of the model's. Above 0, the errors *compound*: together they do more harm than
-# one by one.
+# The same for the tasks, as a share of the model's logit difference: the loss together minus the
+# sum of the losses alone. Above 0 the errors *compound*.
 
 # %%
 excess = {}
@@ -739,20 +747,19 @@ for label in excess[numbers[-1]]:
     )
 
 # %% [markdown]
-# Where a line names numbers of SAEs, errors compound (or make up for one another). Where it names
-# none, these prompts do not show it, which is not to say that it is not so: mind how wide the
-# intervals are. The next section looks at the stream itself.
+# On IOI, errors compound: many SAEs lose more together than the sum. On text, they cost less
+# together than the sum. Where a line names no number of SAEs, these prompts do not settle the
+# question.
 #
 # ## 6. How the error grows
 #
-# Follow the residual stream x' through the spliced model, and compare it after every layer with the
-# x of the unspliced run: $\|x' - x\| / \|x\|$. Each SAE adds its error to a stream that is already
-# wrong.
+# We follow the residual stream x' through the spliced model, and compare it after every layer with
+# the unspliced x: $\|x' - x\| / \|x\|$. Is it the *size* of the error that does harm, or its
+# *direction*? Two controls add, at each SAE and token, a vector with the norm of the SAE's error:
 #
-# And is it the *size* of the error that does harm, or its *direction*? Two controls run along: at
-# each SAE, and each token, they add a vector of exactly the length of the SAE's error there. One
-# has a **random** direction. The other is the error that the SAE makes at **another** token: a
-# direction that is typical of its errors, and knows nothing of this token.
+# - in a **random** direction;
+# - in the direction of the SAE's error at **another** token: typical of errors, but unrelated to
+#   this token.
 
 # %%
 growth = {
@@ -790,10 +797,11 @@ show(
 )
 
 # %% [markdown]
-# The grey lines are the ten layers that have an SAE; on the left only every second one is spliced
-# in. Does the error grow as independent errors would? If each SAE's were fresh and independent of
-# what was there, and the layers neither damped nor amplified it, squares would add up: the root of
-# the summed squares of the errors that each SAE adds.
+# The grey lines mark the layers that have an SAE; on the left, every second one is spliced in.
+#
+# Does the error grow like a sum of independent errors? Then the squares would add up, if the layers
+# neither damped nor amplified them. "Adds here" is what each SAE adds, relative to the norm of the
+# clean stream.
 
 # %%
 own, after = most["sae"].added, most["sae"].relative[:, placements[-1]]
@@ -837,15 +845,13 @@ print(
 )
 
 # %% [markdown]
-# Where a step says less, the layers on the way damp what was there (each writes much the same into
-# both streams, and the stream gets longer), or the new error cancels part of it; where it says
-# more, they amplify it. "Adds here" is measured against the clean stream's length. If it is smaller
-# than what the SAE adds to the clean stream, the stream that comes in is easier to rebuild, or
-# shorter.
+# A step below the sum of squares means that the layers damp the earlier error, or that the new
+# error cancels part of it. A step above means that the layers amplify it. If an SAE adds less here
+# than to the clean stream, the incoming stream is easier to rebuild, or has a smaller norm.
 #
-# What does the model make of it? The Kullback–Leibler divergence from the model's next-token
-# distribution, for one SAE at a time, and for many. The ratio says how much worse (above 1) or
-# better (below 1) the SAE's error is than noise of its length.
+# How do the predictions change? We measure the KL divergence from the model's next-token
+# distribution, for single SAEs and for many. A ratio above 1 means that the SAE's error does more
+# harm than noise of its norm.
 
 # %%
 probed = lab.sae_layers[1::4] if QUICK else lab.sae_layers[::2] + lab.sae_layers[-1:]
@@ -900,20 +906,19 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# For single SAEs of GPT-2, Gurnee (*SAE reconstruction errors are (empirically) pathological*,
-# 2024) found errors to be much worse than random noise of their length. The title and the table say
-# how it is here. If you compare with his numbers, mind what is not the same: the model, the texts,
-# and SAEs that were finetuned on the very divergence that is measured. With many SAEs, a later one
-# reads the stream that the earlier ones left, and may make up for some of it or add to it; noise
-# does neither.
+# For single SAEs of GPT-2, Gurnee (2024) found 2 to 4.5 times the KL divergence of random noise, at
+# every layer. Here the ratios are smaller; the figure's title names the layers where the error is
+# clearly worse than noise, and where it is better. The comparison is loose: model and texts differ,
+# and our SAEs were finetuned on this divergence. With many SAEs, their errors do more harm than
+# either kind of noise (table).
 #
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
-# So SAEs cost something, and keeping the error costs nothing. Why does anyone drop it? Because of
-# what a circuit is to tell us: *these latents do it*. That can only be checked where the model has
-# no other way. Let us see: we ablate **every** latent of the SAEs, so that they say the same (their
-# mean) for every prompt. Nothing of a prompt should then get through. How much of the model's
-# distinction between clean and patch prompt is left?
+# Keeping the error costs nothing. Why drop it? A circuit has to show that *these latents do it*.
+# That can be checked only if the information has no other way.
+#
+# A test: we hold **every** latent at its mean, the same for every prompt. Then no latent tells the
+# clean prompt from the patch prompt. How much of the model's distinction is left?
 
 
 # %%
@@ -956,19 +961,20 @@ for (name, layers), row in leaks.items():
     )
 
 # %% [markdown]
-# With errors dropped or averaged nothing gets through, by construction: a circuit in that model has
-# to explain everything that is left. Where errors are kept and the interval is clear of 0, that
-# part has travelled in the errors, which are no latents and have no meaning that we could read.
-# (The rows for the last SAE alone and for all five are equal, and have to be: with every latent of
-# the last one at its mean, only *its* error differs between prompts.) How much it is depends on the
-# SAEs, the place and the task; you have to measure it. The better model can be the worse
-# instrument.
+# With errors dropped or averaged, nothing gets through, by construction. A circuit has to explain
+# the whole distinction.
 #
-# The second reason is counting. Along the residual stream, an SAE reads what the SAE before it
-# wrote, and nothing else: k SAEs have k − 1 steps between them. SAEs on the outputs of attention
-# and MLP are no bottlenecks: the stream leads around each of them, so every one can be read by all
-# later ones. The table counts the pairs for SAEs on the stream, the attention and the MLP of every
-# layer where nothing closes the ways around (errors kept): an upper bound.
+# With errors kept, it depends on the task. On IOI, about a third of the distinction gets past the
+# SAE after the last layer, in errors that nobody can read. On agreement, little or nothing does:
+# the intervals lie near 0 or include it. (The rows for the last SAE and for all five are equal by
+# construction: with the last SAE's latents at their means, only *its* error differs between
+# prompts.)
+#
+# The second reason is the number of steps. An SAE on the stream reads only what the previous SAE
+# wrote, so k SAEs have k − 1 steps between them. SAEs on the outputs of attention and MLP are not
+# bottlenecks: the stream goes around them, and every later SAE can read every earlier one. The
+# table counts such pairs for SAEs on stream, attention and MLP of every layer, with errors kept: an
+# upper bound.
 
 
 # %%
@@ -994,7 +1000,7 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# And how many nodes lie in a step? Those that are on in a prompt:
+# How many nodes lie in a step? As many as there are latents on in a prompt:
 
 # %%
 spliced = SplicedModel(lab, COURSE)
@@ -1009,14 +1015,13 @@ print(
 print({name: round(n.mean().item()) for name, n in on.items()})
 
 # %% [markdown]
-# The price of few SAEs is the other side: between two of them lie `gap` layers in which we see
-# nothing. We learn *what* is passed on, and not *how* it was computed.
+# Few SAEs have a price: we do not see the `gap` layers between two of them. We learn *what* is
+# passed on, but not *how* it was computed.
 #
 # ## 8. What it takes: memory
 #
-# An SAE is two matrices of d_model × width. In 16 bits, $2 \cdot d_\text{model} \cdot \text{width}
-# \cdot 2$ bytes each; biases are small. Nothing is loaded for this table: `estimate` knows the
-# shapes of the course's labs.
+# An SAE is two matrices of d_model × width, so $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$
+# bytes in 16 bits. The table loads nothing: `estimate` knows the shapes of the labs.
 
 
 # %%
@@ -1056,10 +1061,10 @@ for name in LABS:
     assert abs(costs[name]["few GB"] - needs.saes) < 1e-6
 
 # %% [markdown]
-# Llama 70B is no lab of the course, so we do the arithmetic here: 80 layers, d_model 8192,
+# Llama 70B is not a lab of the course, so we compute its size here: 80 layers, d_model 8192,
 # grouped-query attention with keys and values of width 1024, an MLP of three matrices to and from
-# 28,672, and 128,256 tokens, embedded and unembedded. For the SAEs' width we take 8 · d_model =
-# 65,536 (ours are 7.1 times as wide as the stream). The few are one every 16 layers.
+# 28,672, and 128,256 tokens, embedded and unembedded. Its SAEs get 8 · d_model = 65,536 latents
+# (ours have 7.1 · d_model). "Few" is one SAE every 16 layers.
 
 # %%
 d, layers_70b, kv, mlp, vocab = 8192, 80, 1024, 28_672, 128_256
@@ -1085,15 +1090,15 @@ print(
 )
 
 # %% [markdown]
-# The last two columns are the work of encoding a token, with few SAEs and with all, over that of
-# the model's own forward pass. Weights are not all: to learn masks, the activations of every latent
-# are kept for the way back, which `estimate` reckons for the labs ("a mask step").
+# The last two columns compare the work of encoding a token with the model's own forward pass.
+# Weights are not all of the memory: learning masks keeps the activations of every latent for the
+# backward pass, which `estimate` includes for the labs ("a mask step").
 #
 # ## 9. The splice explorer
 #
-# Tick SAEs, choose what becomes of their errors, and see what is left. (In a running notebook.
-# Elsewhere you see the picture for the course's placement, errors dropped.) It uses a few texts and
-# prompts, so mind the intervals.
+# Choose SAEs and an error policy, and see what is left. (Outside a running notebook you see the
+# course's placement, with errors dropped.) It uses few texts and prompts, so the intervals are
+# wide.
 
 # %%
 few_texts, few_prompts = text[:8], 8 if QUICK else 24
@@ -1126,10 +1131,10 @@ def draw(layers, error):
 explore_splices(lab.sae_layers, draw, start=spec_of(LAB).placement)
 
 # %% [markdown]
-# Things to try: find the pair of SAEs that costs IOI most. Is it the pair that costs agreement
-# most? Take out the SAE after the last layer: what does it cost, and what would you no longer see?
+# Try this: which pair of SAEs costs IOI most? Is it also the pair that costs agreement most? Take
+# out the SAE after the last layer: what does it cost, and what can you no longer see?
 #
-# ## What we saw
+# ## 10. What we saw
 
 # %%
 for name in tasks:
@@ -1154,20 +1159,46 @@ print(f"{numbers[-1]} SAEs against random noise of their errors' length: {agains
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** Splice few SAEs, the last one after the last layer (the price of a closed
-# bottleneck: section 4 says what it costs), and drop their errors: nothing then gets around them,
-# and the steps between them are few. Check on *your* task that enough is left: what a task bears is
-# no property of the SAEs alone. The later notebooks use the course's placement, after layers 5, 11,
-# 17, 23 and 29.
+# **What to take away**
 #
-# **What it does not show.** One model, and one SAE a layer: wider or denser SAEs usually have
-# smaller errors, and another trade. The texts are short and were written by a language model, so
-# they may be easier than others. And the intervals are over texts and prompts: they say nothing
-# about other SAEs, trained again with another seed.
+# - Splice few SAEs, the last one after the last layer, and drop their errors. Then nothing gets
+#   past them. Section 4 prints what the last SAE costs.
+# - Check that enough is left on *your* task: ten SAEs leave agreement almost intact and destroy
+#   most of IOI.
+# - The errors of many SAEs do more harm than random noise of the same norm.
+# - With errors kept, information can get past the latents: on IOI it did, on agreement hardly.
 #
-# **To read on.**
+# The later notebooks use the course's placement, after layers 5, 11, 17, 23 and 29.
 #
-# - [Rajamanoharan et al. 2024, Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU
-#   Sparse Autoencoders](https://arxiv.org/abs/2407.14435)
-# - [Lieberum et al. 2024, Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma
-#   2](https://arxiv.org/abs/2408.05147)
+# **What it does not show**
+#
+# - Other models and SAEs. Wider or denser SAEs usually have smaller errors, and another trade-off.
+# - Harder texts. Ours are short and were written by a language model.
+# - SAEs trained again with another seed. The intervals are over texts and prompts only.
+#
+# **Key terms**: agreement, BOS, bootstrap interval, bottleneck, cross-entropy, d_model, error
+# policy, held-out, hook, interval placement, IOI, KL divergence, latent, logit difference, node,
+# patch prompt, position, reconstruction, relative error, residual stream, splice,
+# task.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
+#
+# - The method and its placement: [Caples, Nainani, McDougall, rrenaud 2025, Scaling Sparse Feature
+#   Circuit Finding to Gemma 9B][post]
+# - SAEs at every layer: [Lieberum et al. 2024, Gemma Scope](https://arxiv.org/abs/2408.05147)
+# - JumpReLU SAEs: [Rajamanoharan et al. 2024, Jumping Ahead](https://arxiv.org/abs/2407.14435)
+# - [Gurnee 2024, SAE reconstruction errors are (empirically) pathological][gurnee]
+# - Tokens with a huge norm: [Sun et al. 2024, Massive Activations in Large Language
+#   Models](https://arxiv.org/abs/2402.17762)
+# - The libraries: [TransformerLens](https://transformerlensorg.github.io/TransformerLens/) for
+#   hooks, [SAELens](https://decoderesearch.github.io/SAELens/) for SAEs
+#
+# **Next**: [03 · The SAEMasks hook](03_saemasks_hook.ipynb): how is one latent switched off, at one
+# position?
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
+#
+# [gurnee]: https://www.lesswrong.com/posts/rZPiuFxESMxCDHe4B

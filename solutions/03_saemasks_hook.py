@@ -14,25 +14,36 @@
 # # 03 · The SAEMasks hook
 #
 # A sparse autoencoder writes each token's residual stream as a sum of a few *latents*. To find out
-# what one of them does, switch it off and see what the model says then. **How is one latent
-# switched off, at one position?** And what should be put in its place?
+# what one of them does, we switch it off and look at the model's answer. **How is one latent
+# switched off, at one position?** And what replaces it? You begin with a hook of three lines and
+# improve it step by step, up to `SAEMasks`, the class on which all circuits of this course run.
 #
-# You begin with a hook of three lines that switches one latent off everywhere. Then you see where
-# that falls short, and write the next version; the last one is `SAEMasks`, the class on which all
-# circuits of this course run. **You will be able to**
+# **At the end you can say**
 #
-# - write TransformerLens hooks that change one (position, latent) pair, a *node*, and prove that
-#   they do what they say;
-# - say what ablation puts in a latent's place, zero or a mean, and measure what each costs;
-# - read, count, save and load the mask of a circuit, and knock a circuit out without hitting
-#   anything else;
-# - recognise two mistakes that passed unnoticed in published code (that of *Scaling Sparse Feature
-#   Circuit Finding to Gemma 9B*, the post whose method this course teaches), from the numbers that
-#   they make.
+# - how a hook changes one (position, latent) pair, a *node*, and how to prove that it does;
+# - what ablation puts in a latent's place, zero or a mean, and what each costs;
+# - how the mask of a circuit is read, counted, saved and loaded;
+# - how to knock a circuit out without hitting anything else;
+# - how two mistakes in published code show in the numbers (the code of *Scaling Sparse Feature
+#   Circuit Finding to Gemma 9B*, the post whose method this course teaches).
 #
 # **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`).
-# Notebook 02 explains why we splice SAEs into the residual stream. **It runs** {times}. The first
-# run fetches 93 MB of weights.
+# Notebook 02 explains why we splice SAEs into the residual stream.
+#
+# **Time**: about 105 minutes: 55 for the seven exercises and 50 to read. **It runs** {times}. The
+# first run fetches 93 MB of weights.
+#
+# **Contents**
+#
+# 1. One latent
+# 2. Version 1: off, everywhere
+# 3. Version 2: off, at one position
+# 4. Version 3: a mask
+# 5. The class: SAEMasks
+# 6. At one position, or at all?
+# 7. Zero or mean?
+# 8. The mean, batch by batch
+# 9. What we saw
 
 # %% tags=["setup"]
 # setup
@@ -68,8 +79,7 @@ from course_utils.labs.lab import hook_point
 from course_utils.teaching.nb03 import check, exercise
 
 # %% [markdown]
-# The settings of this notebook. `PROFILE="quick"` runs the same steps with fewer prompts and
-# repeats (CI does that).
+# `PROFILE="quick"` runs the same steps with fewer prompts and repeats.
 
 # %% tags=["parameters"]
 LAB = "smollm2"
@@ -89,9 +99,9 @@ STEPS = 20 if QUICK else 60  # of learning a mask
 # %% [markdown]
 # ## 1. One latent
 #
-# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. Means and choices come
-# from the training prompts; every effect is measured on held-out ones, with nouns that are not
-# among them. The *patch* prompt has the subject in the other number.
+# The task is notebook 04's: *The athletes near the car* → **are**, not *is*. The *patch* prompt has
+# the subject in the other number. Means and choices come from the training prompts; effects are
+# measured on held-out ones.
 
 # %%
 lab = load_lab(LAB, layers=LAYERS)
@@ -101,9 +111,8 @@ few = test[:N_HAND]
 pd.DataFrame([vars(pair) for pair in test.pairs[:3]])
 
 # %% [markdown]
-# We work at one SAE first, in the middle of the model. A hook function gets the residual stream `x`
-# and the hook point; what it returns goes on in `x`'s place, and if it returns nothing, `x` goes
-# on. So this one only looks:
+# We begin with one SAE in the middle of the model. What a hook function returns replaces the
+# residual stream `x`; if it returns nothing, `x` stays. This one only looks:
 
 # %%
 LAYER = LAYERS[len(LAYERS) // 2]
@@ -121,18 +130,17 @@ print(
 )
 
 # %% [markdown]
-# A trap before we go on. With a hook point that does not exist, TransformerLens says nothing: the
-# hook never runs, and the "ablated" model is the model itself. An effect of exactly 0 should make
-# you look here first.
+# A warning. The labs run on TransformerLens's `TransformerBridge`. It skips a hook whose name does
+# not exist, without an error. (The older `HookedTransformer` raises a `KeyError`.) If an effect is
+# exactly 0, check the name first.
 
 # %%
 lab.model.run_with_hooks(few.clean, fwd_hooks=[(NAME.replace("post", "pots"), look)])
 print(f"with a misspelt name, no error, and still {len(seen)} call")
 
 # %% [markdown]
-# Which latent? One that differs between singular and plural sentences. We encode the residual
-# stream of clean and patch prompts, and take the latent that changes most at the position where the
-# two prompts differ, the subject.
+# Which latent? We encode the residual stream of clean and patch prompts, and take the latent that
+# changes most at the position where the two differ, the subject.
 
 
 # %%
@@ -163,15 +171,14 @@ pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(c
 
 # %% [markdown]
 # The table shows the latent's mean activation by case: the number of the subject, then of the
-# distractor. On SmolLM2 it is a latent for plural nouns, and it does not ask whose: it fires on a
-# plural distractor as much as on a plural subject. Keep that in mind.
+# distractor. On SmolLM2 it is a latent for plural nouns, distractors as much as subjects.
 #
 # ## 2. Version 1: off, everywhere
 #
-# First the *splice*: the stream is encoded and decoded again, and the rebuilt stream goes on. BOS
-# is left alone: its residual stream is a hundred times longer than any other. That costs something
-# by itself, since the SAE does not rebuild everything, so an effect of a latent is always measured
-# against the splice, and never against the model.
+# First the *splice*: the stream is encoded and decoded, and the rebuilt stream goes on. BOS is left
+# alone: no SAE was trained on it, and after this layer its norm is about a hundred times that of
+# the other tokens. The splice alone changes the model, since the SAE does not rebuild everything.
+# So we measure a latent's effect against the splice, never against the model.
 
 
 # %%
@@ -197,8 +204,8 @@ print(
 )
 
 # %% [markdown]
-# Did it do what we think? The course's `SplicedModel` does the same with quite different code (it
-# starts late, and computes two logits only). The two must agree:
+# `SplicedModel` does the same with other code (it starts late, and computes only two logits). The
+# two must agree:
 
 # %%
 one_sae = SplicedModel(lab, [LAYER])
@@ -207,7 +214,7 @@ print(f"largest difference: {(whole - one_sae.logit_diff(few)).abs().max():.1e}"
 
 
 # %% [markdown]
-# Now a latent goes off in between. One new line:
+# Now we switch a latent off, with one new line:
 
 
 # %%
@@ -234,12 +241,12 @@ def of_cases(values):
 pd.Series(of_cases(everywhere)).to_frame("logit difference lost")
 
 # %% [markdown]
-# How much logit difference is lost, with 95 % intervals over prompts. (Below 0: the model got surer
-# of the right verb.)
+# The table shows the logit difference lost. (Below 0, the model prefers the right verb more than
+# before.)
 #
-# **Where it falls short.** The latent fires at more than one position, and version 1 hits them all.
-# Where both nouns are plural, which of them counted? Where the distractor alone is plural, did we
-# help the model by making it deaf to the distractor? This hook cannot say.
+# **Where it falls short.** The latent fires at several positions, and version 1 switches it off at
+# all of them. If both nouns are plural, which one mattered? If only the distractor is plural, did
+# we help the model by hiding it?
 #
 # ## 3. Version 2: off, at one position
 #
@@ -271,19 +278,19 @@ check(switch_off)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *BOS went through the SAE too*: SAEs are not trained on BOS; its reconstruction is poor, and
+# - *BOS went through the SAE too*: SAEs are not trained on BOS. Its reconstruction is poor, and
 #   every later token attends to it.
-# - *Only this position went through the SAE*: then the other tokens keep what the SAE would have
-#   lost, and the comparison with the splice is one of two changes at once.
+# - *Only this position went through the SAE*: then the comparison with the splice mixes two
+#   changes.
 # - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (the error policy `"keep"`),
 #   but it is not the splice.
-# - *You changed x in place*: `x[:, 1:] = …` overwrites what others may still read, the cache for
-#   instance.
+# - *You changed x in place*: `x[:, 1:] = …` overwrites a tensor that others may still read, such as
+#   the cache.
 # </details>
 
 # %% [markdown]
-# Where does the latent matter? We switch it off at each position in turn. The control is a latent
-# at random, among those that fire at that position (one draw at each: a hint, not an average).
+# Where does the latent matter? We switch it off at each position in turn. The control is a random
+# latent that fires there: one draw per position, so it gives only a rough idea.
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
@@ -317,7 +324,7 @@ figures.show(
 )
 
 # %% [markdown]
-# The same by case answers what version 1 could not: at the subject, at the distractor, everywhere.
+# By case, this answers what version 1 left open:
 
 # %%
 pd.DataFrame(
@@ -325,8 +332,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# **Where it falls short.** A circuit has dozens of nodes. Can we hang up a version-2 hook for each?
-# Let us switch off two latents at the subject, once with two hooks, and once in one go:
+# **Where it falls short.** A circuit has dozens of nodes. Can we add one hook per node? We switch
+# off two latents at the subject, first with two hooks, then with one:
 
 # %%
 second = int((f_clean - f_patch).abs().mean(0)[SUBJECT].topk(2).indices[1])
@@ -350,15 +357,14 @@ print(
 print(f"apart, on the average prompt: {mean_interval((chained - at_once).abs())}")
 
 # %% [markdown]
-# The means may be close, but prompt by prompt the two disagree, and no error is raised. The second
-# hook reads what the first has rebuilt: the stream goes through the SAE twice, and its
-# reconstruction error is paid twice. With a hook for every node of a circuit it would be paid
-# dozens of times. A set of nodes has to be switched off *between one encode and one decode*.
+# The means are close, but on single prompts the two disagree, and no error is raised. The second
+# hook reads what the first has rebuilt, so the reconstruction error comes in twice. A set of nodes
+# has to be switched off *between one encode and one decode*.
 #
 # ## 4. Version 3: a mask
 #
 # So the hook takes a tensor with one number per node, `[seq, d_sae]`: 1 keeps, 0 switches off. Any
-# set of nodes is now one multiplication. With a single 0 it must be version 2:
+# set of nodes is then one multiplication. With a single 0 it must equal version 2:
 
 
 # %%
@@ -376,9 +382,9 @@ v2 = logit_diff_with(
 torch.testing.assert_close(v3, v2)
 
 # %% [markdown]
-# **Where it falls short.** What is off is 0. Is 0 a natural thing for a latent to be? Some latents
-# fire in nearly every one of these sentences; they say what all of them share (a noun phrase, an
-# article, a verb is due). Zero takes that away too:
+# **Where it falls short.** What is off becomes 0. But some latents fire in nearly every one of
+# these sentences. They carry what all of them share (a noun phrase, a verb is due), and zero
+# removes that too:
 
 # %%
 share_on = (f_clean[:, 1:] > 0).float().mean(0)
@@ -395,17 +401,16 @@ for i, on in enumerate(share_on, start=1):
 pd.DataFrame(rows)
 
 # %% [markdown]
-# We want to take away what makes a sentence *this* sentence, singular or plural, and leave what all
-# of them share. So the latent's **mean over the patch prompts** takes its place, position by
-# position:
+# We want to remove what makes a sentence singular or plural, and keep what all sentences share. So
+# the latent is replaced by its **mean over the patch prompts**, position by position:
 #
 # $$\text{masked} = \text{ablation} + (f - \text{ablation})\cdot m$$
 #
 # ### Exercise 3.2 · Masked latents
 # ⏱ 5 min · difficulty ●○○ · the one formula of this notebook
 #
-# Write the formula as a function. It has to be right for values between 0 and 1, too: in notebook
-# 04 the mask is learned, by gradient descent.
+# Write the formula as a function. It must also be right for values between 0 and 1: notebook 04
+# learns the mask by gradient descent.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -429,23 +434,23 @@ check(masked)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *What is taken out becomes 0*: `f * mask` is version 3; the ablation must come in where the mask
-#   goes out.
-# - *The ablation is added where the latent is kept, too*: `f * mask + ablation` counts the mean
-#   twice where m = 1.
-# - *A threshold has no gradient*: `torch.where(mask > 0.5, …)` is right for a finished mask, and
+# - *What is taken out becomes 0*: `f * mask` is version 3. The ablation has to come in where the
+#   mask is 0.
+# - *The ablation is added where the latent is kept, too*: `f * mask + ablation` adds the mean where
+#   m = 1.
+# - *A threshold has no gradient*: `torch.where(mask > 0.5, …)` is right for a finished mask, but it
 #   cannot be learned.
 # </details>
 #
 # ### Exercise 3.3 · Mean latents
-# ⏱ 10 min · difficulty ●●○ · what stands in for a latent that is off
+# ⏱ 10 min · difficulty ●●○ · what replaces a latent that is off
 #
-# From the residual stream of the patch prompts, compute every latent's mean over prompts, for each
-# position by itself.
+# From the residual stream of the patch prompts, compute every latent's mean over prompts,
+# separately for each position.
 #
 # <details><summary>Hint 1</summary>
 #
-# Which of the three dimensions `[n, seq, d_sae]` is to disappear?
+# Which of the three dimensions `[n, seq, d_sae]` has to disappear?
 # </details>
 #
 # <details><summary>Hint 2</summary>
@@ -465,17 +470,17 @@ check(masked)
 check(mean_latents)
 
 # %% [markdown]
-# **What you should see**: ✅, and in the next cell the same numbers as `SplicedModel.patch_means`
-# finds.
+# **What you should see**: ✅, and in the next cell the same numbers as from
+# `SplicedModel.patch_means`.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You averaged over positions too*: then the same vector stands in at the noun and at the
-#   preposition, and neither looks like itself.
-# - *You encoded the mean residual stream*: the ReLU and its threshold make `encode(mean(x))`
-#   another thing than `mean(encode(x))`. It is the encoding of a sentence that nobody wrote.
-# - *BOS has means too*: harmless while the hook leaves BOS alone, and a surprise the day that
-#   somebody sums over positions.
+# - *You averaged over positions too*: then noun and preposition get the same vector, which fits
+#   neither.
+# - *You encoded the mean residual stream*: ReLU and threshold make `encode(mean(x))` differ from
+#   `mean(encode(x))`.
+# - *BOS has means too*: harmless while the hook leaves BOS alone, but wrong as soon as somebody
+#   sums over positions.
 # - *A silent prompt counts, with 0*: the mean over prompts where the latent fires is much larger
 #   than the latent usually is.
 # </details>
@@ -492,9 +497,8 @@ print(
 
 
 # %% [markdown]
-# The next version puts the means in. A first look at what is at stake: take *everything* away at
-# this SAE. Then all prompts look the same to the layers above, with zeros and with means, and the
-# model cannot know the subject's number. But does it still know that a verb is due?
+# The next version uses the means. As a first test, remove *everything* at this SAE. Then the model
+# cannot know the subject's number. Does it still know that a verb is due?
 
 
 # %%
@@ -530,25 +534,23 @@ for label, hook in hooks.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With means it still expects a verb, about as much as with every latent; with zeros it has lost the
-# sentence. (The wide intervals around a logit difference of 0 say the same thing twice: one fixed
-# answer, right for half of the prompts and wrong for the others.) Section 7 looks more closely,
-# with controls, and at where the mean is *not* the fairer choice.
+# With means it still expects a verb, about as much as with every latent. With zeros it does not. In
+# both cases the interval of the logit difference includes 0: one fixed answer is right for about
+# half of the prompts.
 #
-# **Where it falls short.** This was one SAE. A circuit runs through several, each with its mask,
-# its means and its hook point, and all must be kept together, checked against the prompts' length,
-# counted, saved and loaded. That is what a class is for.
+# **Where it falls short.** This was one SAE. A circuit has several, each with a mask, means and a
+# hook point. They have to be kept together, checked, counted, saved and loaded. That needs a class.
 #
 # ## 5. The class: SAEMasks
 #
-# `SAEMasks(hook_points, masks)` holds one mask a hook point. Its `forward` is what a hook calls,
-# with the latents and the name of the hook point.
+# `SAEMasks(hook_points, masks)` holds one mask per hook point. A hook calls its `forward` with the
+# latents and the name of the hook point.
 #
 # ### Exercise 3.4 · `SAEMasks.forward`
 # ⏱ 10 min · difficulty ●●○ · the heart of the class
 #
-# Write it as a function whose first argument is `self`; below, it becomes the method of a class of
-# yours. Your `masked` does the arithmetic. Without `mean_ablation`, 0 stands in.
+# Write it as a function whose first argument is `self`; below, it becomes a method of your class.
+# Your `masked` does the arithmetic. Without `mean_ablation`, 0 is the ablation.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -558,8 +560,8 @@ pd.DataFrame(rows).T
 # <details><summary>Hint 2</summary>
 #
 # `self.check(sae_hook_point, seq=…, d_sae=…)` raises `MaskError` if the mask has another size than
-# the latents. Call it first. What would PyTorch do with latents `[batch, 1, d_sae]` and a mask `[6,
-# d_sae]`?
+# the latents. Call it first. What would PyTorch do with latents `[batch, 1, d_sae]` and a mask
+# `[6, d_sae]`?
 # </details>
 
 # %%
@@ -581,16 +583,15 @@ class MyMasks(SAEMasks):
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You took the first mask*: `self.masks[0]` works as long as there is one SAE.
+# - *You took the first mask*: `self.masks[0]` works only if there is one SAE.
 # - *Broadcasting made up positions*: one position met a mask for six, and six came out. PyTorch
-#   finds that reasonable; here it is always a mistake.
-# - *Without mean_ablation, 0 is to stand in*: the default is `None`, so that callers who forget it
-#   get zero ablation. The means are the caller's to give.
+#   allows that; here it is always a mistake.
+# - *Without mean_ablation, 0 is the ablation*: the default is `None`, so callers who forget it get
+#   zero ablation.
 # </details>
 #
-# Notebook 04 learns circuits for this task and keeps them in `data/masks`. We take its largest one
-# below a hundred nodes. (For a lab without any, we keep the nodes that change most between clean
-# and patch.)
+# We take a circuit from `data/masks`: of those that notebook 04 learned, the largest below a
+# hundred nodes. (A lab without circuits keeps the nodes that change most between clean and patch.)
 
 # %%
 spliced = SplicedModel(lab, LAYERS)
@@ -607,8 +608,8 @@ circuit = max(
 )
 
 # %% [markdown]
-# One hook a SAE, all with the same function. The circuit's logit differences, by hand and by the
-# library, which never calls `run_with_hooks`:
+# One hook per SAE, all with the same function. The library, which never calls `run_with_hooks`,
+# must agree:
 
 
 # %%
@@ -633,10 +634,10 @@ print(
 )
 
 # %% [markdown]
-# From here on the library runs it. How faithful is the circuit? F is the mean logit difference:
-# F(S) with every latent kept, F(C) with the circuit's alone, F(∅) with none. *Faithfulness* is
-# (F(C) − F(∅)) / (F(S) − F(∅)): 0 is as good as nothing, 1 as good as all latents. The *gap* is how
-# far it is off, prompt by prompt: 0 is best. (Notebook 05 takes these numbers apart.)
+# From here on we use the library. F is the mean logit difference: F(S) with every latent kept, F(C)
+# with only the circuit's, F(∅) with none. *Faithfulness* is (F(C) − F(∅)) / (F(S) − F(∅)): 0 with
+# no latent, 1 with all. The *gap* measures, prompt by prompt, how far the circuit is from the
+# spliced model: 0 is best. (Notebook 05 discusses these measures.)
 
 # %%
 evaluation = Evaluation(spliced, test, means)
@@ -649,7 +650,7 @@ print(
 # %% [markdown]
 # ### What is in a mask
 #
-# Statistics in text, and as a picture: how many nodes at each SAE and position.
+# How many nodes are there at each SAE and position?
 
 # %%
 circuit.print_mask_statistics()
@@ -665,7 +666,7 @@ figures.show(
 )
 
 # %% [markdown]
-# Closer: the mask of the SAE with the most nodes before the last one. A column is a latent, a row a
+# The mask of the SAE with the most nodes before the last SAE. A column is a latent, a row a
 # position.
 
 # %%
@@ -681,9 +682,9 @@ figures.show(
 # %% [markdown]
 # ### Saving and loading
 #
-# Masks are saved as safetensors, which holds numbers and nothing else. (The published code used
-# `torch.save`: a pickle, which can run any code when it is loaded.) A finished circuit is mostly
-# zeros, so as text it is smaller still:
+# Masks are saved as safetensors, a format that holds only numbers. (The published code used
+# `torch.save`, a pickle: loading one can run any code.) A finished circuit is mostly zeros, so as
+# text it is smaller still:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -694,7 +695,7 @@ assert all(torch.equal(mask.cpu(), again[name]) for name, mask in circuit.items(
 print(f"safetensors {size:,} bytes, JSON {len(text):,} bytes")
 
 # %% [markdown]
-# A mask `[seq, d_sae]` fits prompts of its own length only. With others it refuses, and says why:
+# A mask `[seq, d_sae]` fits only prompts of its own length. With others it raises an error:
 
 # %%
 try:
@@ -705,8 +706,8 @@ except MaskError as error:
 # %% [markdown]
 # ## 6. At one position, or at all?
 #
-# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers, and fits
-# prompts of any length. What it keeps is more:
+# A mask can also be shared: `[d_sae]`, the same at every position. It has fewer numbers and fits
+# prompts of any length. But it keeps more:
 #
 # ### Exercise 3.5 · Counting nodes
 # ⏱ 5 min · difficulty ●○○ · so that circuits are compared at equal size
@@ -720,8 +721,8 @@ except MaskError as error:
 #
 # <details><summary>Hint 2</summary>
 #
-# `mask.ndim` tells the two kinds apart. Count what is above 0: a soft mask's values do not add up
-# to nodes.
+# `mask.ndim` tells the two kinds apart. Count what is above 0: the values of a soft mask do not add
+# up to nodes.
 # </details>
 
 # %%
@@ -731,12 +732,12 @@ except MaskError as error:
 check(count_nodes)
 
 # %% [markdown]
-# **What you should see**: ✅; then two counts for the same latents that are far apart.
+# **What you should see**: ✅, and then two very different counts for the same latents.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *A shared mask's latents are counted once*: that is what `get_num_latents` does, and it makes
-#   shared masks look small.
+# - *A shared mask's latents are counted once*: `get_num_latents` does that, and it makes shared
+#   masks look small.
 # - *BOS is counted too*: `seq − 1` positions are spliced, not `seq`.
 # - *You counted latents, not nodes*: a latent at two positions is two nodes.
 # </details>
@@ -750,8 +751,8 @@ for label, masks in {"per position": circuit, "shared": shared}.items():
     )
 
 # %% [markdown]
-# Is the shared one more faithful? It keeps more, so it should be compared at equal size: the
-# control is the circuit with as many more nodes, drawn at random from those that fire.
+# Is the shared mask more faithful? It keeps more, so the control is the circuit with random firing
+# nodes added, up to the same count.
 
 # %%
 # 0 for what never fires
@@ -778,8 +779,7 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ### Knock-outs
 #
-# The other question about a circuit is what the model does *without* it. For that the mask is
-# turned round.
+# What does the model do *without* the circuit? For that we invert the mask.
 #
 # ### Exercise 3.6 · Knock a circuit out
 # ⏱ 5 min · difficulty ●○○ · the complement, and a mistake that is easy to make
@@ -793,7 +793,7 @@ pd.DataFrame(rows).T
 #
 # <details><summary>Hint 2</summary>
 #
-# The circuit itself must not change: `1 - mask` is a new tensor, and its row 0 needs a thought.
+# The circuit itself must not change: `1 - mask` is a new tensor. What happens to its row 0?
 # </details>
 
 # %%
@@ -807,18 +807,15 @@ check(knock_out)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You knocked its latents out at every position*: the mistake of this section. See below what it
-#   does to a result.
+# - *You knocked its latents out at every position*: this section shows what that does to a result.
 # - *Row 0 is on*: nothing is spliced at BOS, so nothing changes, but every count is off by `d_sae`.
-# - *This is the circuit itself*: that is `F(C)`; here the complement is wanted.
+# - *This is the circuit itself*: that gives `F(C)`; here you need the complement.
 # </details>
 #
-# The published code knocked circuits out by latent and ignored the position: a list of latents was
-# switched off wherever they fired. For a circuit with a mask per position, that removes nodes that
-# are not in it. What does it do to a result? We knock out the whole circuit, and a part of it: its
-# nodes *at the last token, the distractor, up to the middle of the model*, to ask how much the
-# reading of the distractor contributes. The control is random: as many nodes that fire, alone or at
-# all positions.
+# The published code switched a circuit's latents off at every position. For a circuit with one mask
+# per position, that removes nodes that are not in it. We try it on the whole circuit and on a part:
+# its nodes *at the distractor, up to the middle of the model*. How much does reading the distractor
+# contribute? The control is as many random firing nodes, alone or at all positions.
 
 
 # %%
@@ -877,21 +874,19 @@ figures.show(figure, alt=f"Logit difference lost by knock-outs, with 95 % interv
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
-# Left, the whole circuit: without it most of the logit difference is gone already, so there is
-# little more to lose by ignoring positions. Right, a part of it:
-# most latents that read the distractor are the ones that read the subject, a few tokens earlier. A
-# knock-out that ignores positions takes out both, and charges the distractor for the subject. The
-# distance between the two points is the size of the mistake.
+# For the whole circuit (left), ignoring positions changes little: most of the logit difference is
+# gone already. For the distractor's nodes (right) it changes the answer. At their own position they
+# contribute little. But most of their latents are also in the circuit at the subject. A knock-out
+# that ignores positions removes those nodes too, and counts their effect as the distractor's.
 #
 # ## 7. Zero or mean?
 #
-# Every ablation compares the model with something; the *baseline* says with what. We ask three
-# questions, on held-out prompts.
+# Every ablation has a *baseline*: the values that replace the latents. We ask three questions, on
+# held-out prompts.
 #
-# **Does it break what it should not touch?** Take nodes at random from all that fire (now and then
-# one of the circuit's is among them), and ablate them. A fair
-# baseline changes little. We measure how far the whole next-token distribution moves, the KL
-# divergence from the spliced model's.
+# **Does it disturb what it should not touch?** We ablate random nodes, drawn from all that fire. A
+# fair baseline changes little. We measure the KL divergence from the spliced model's next-token
+# distribution.
 
 # %%
 zeros = replace(means, latents={name: torch.zeros_like(f) for name, f in means.latents.items()})
@@ -934,8 +929,7 @@ figures.show(
 )
 
 # %% [markdown]
-# **Is "nothing" the right nothing?** With every latent ablated, the model should know no more than
-# that a verb is due.
+# **What is left with every latent ablated?** The model should know only that a verb is due.
 
 # %%
 empty = SAEMasks.full(means.latents, 0.0)
@@ -956,7 +950,7 @@ pd.DataFrame(rows).T
 
 # %% [markdown]
 # **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with
-# zeros, they have to hold the sentence together as well:
+# zeros, they also have to provide what all sentences share, and they fail:
 
 # %%
 with_zeros = evaluation.with_means(zeros)
@@ -969,9 +963,8 @@ for masks in sorted(circuits, key=SAEMasks.get_num_latents):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# That is not fair to zero: these nodes were chosen for the other baseline. So we learn two masks,
-# one for each, with the same prompts, seed and λ. (A minute or two. `learn_masks` is
-# notebook 04's subject.)
+# This is not fair to zero. So we learn two masks, one per baseline, with the same prompts, seed and
+# λ. (It takes a minute or two. Notebook 04 explains `learn_masks`.)
 
 # %%
 rows, n_learned = {}, {}
@@ -988,13 +981,13 @@ for label, judge in (("mean", evaluation), ("zero", with_zeros)):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Compare the numbers of nodes. Where the rest is at 0, a mask has to keep, latent by latent, what
-# all sentences share; where it is at its mean, only what differs.
+# The mask for zero keeps more than twice as many nodes. A possible reason, which we did not test:
+# it also has to keep what all sentences share, and the mask for the mean only what differs.
 #
 # ### Where the mean is not fairer
 #
-# Two warnings. First, a mean need not be a value that the latent ever has. A latent that is off in
-# the singular and high in the plural has a mean between them:
+# First, the latent may never have its mean as a value. If it is off in the singular and high in the
+# plural, its mean lies in between:
 
 # %%
 values = f_patch[:, SUBJECT, LATENT]
@@ -1007,10 +1000,9 @@ print(
 )
 
 # %% [markdown]
-# Second, a mean is a mean *of something*. Ours is over singular and plural patch prompts. Had we
-# taken the plural ones alone, the mean would say "plural": with every latent "ablated", the model
-# would still be told an answer, right for half of the prompts. And even ours leans, as its prompts
-# do: compare the first row with the share above the table.
+# Second, a mean depends on its prompts. A mean over plural prompts alone would say "plural" even
+# with every latent "ablated": an answer that is right for half of the prompts. Our own mean leans a
+# little to plural, as its prompts do (the share above the table):
 
 # %%
 # the clean prompt is singular
@@ -1037,8 +1029,8 @@ pd.Series(biases).to_frame("plural − singular, every latent ablated")
 # %% [markdown]
 # ## 8. The mean, batch by batch
 #
-# The latents of a thousand long prompts in a 9B model take gigabytes, so the mean is kept as
-# prompts come in. This is where the published code went wrong, in a line that looks right.
+# The latents of a thousand long prompts in a 9B model take gigabytes, so the mean is updated as
+# prompts come in. Here the published code has a mistake, in a line that looks right.
 #
 # ### Exercise 3.7 · The running mean
 # ⏱ 10 min · difficulty ●●○ · a mean that never holds more than a batch
@@ -1047,7 +1039,7 @@ pd.Series(biases).to_frame("plural − singular, every latent ablated")
 #
 # <details><summary>Hint 1</summary>
 #
-# Keep two things: the mean so far, and how many prompts it is over.
+# Keep two things: the mean so far, and its number of prompts.
 # </details>
 #
 # <details><summary>Hint 2</summary>
@@ -1067,14 +1059,14 @@ check(running_mean)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *You averaged the batches' means*: right if all batches are of one size; the last one rarely is.
+# - *You averaged the batches' means*: right only if all batches have one size; the last one rarely
+#   has.
 # - *The count counts batches*: the published mistake. Read on.
-# - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets all that came
-#   before.
+# - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets everything before.
 # </details>
 #
-# The published code goes through the prompts one by one, and updates the mean at each. But it
-# divides by the number of *batches* begun so far:
+# The published code updates the mean at each prompt, but divides by the number of *batches* begun
+# so far:
 
 
 # %%
@@ -1088,9 +1080,9 @@ def published_mean(prompts, batch_size):
 
 
 # %% [markdown]
-# In the first batch it divides by 1: each prompt wipes out the one before. In the second by 2: each
-# has half the say. Every update forgets a part of the past. How much does each prompt weigh in the
-# end? A mean is linear, so its weights are what it makes of the identity matrix:
+# In the first batch it divides by 1: each prompt replaces the one before. In the second it divides
+# by 2: each new prompt gets half of the weight. How much weight has each prompt in the end? A mean
+# is linear, so we apply it to the identity matrix:
 
 # %%
 BATCH = 16
@@ -1108,8 +1100,8 @@ for label, weight in weights.items():
     )
 
 # %% [markdown]
-# The *effective number* of prompts, 1/Σw², is how many equally weighted ones would give a mean as
-# precise. How far is each from the true mean, batch after batch, on the real latents of all SAEs?
+# The *effective number* of prompts, 1/Σw², is the number of equally weighted prompts that give a
+# mean as precise. How far is each mean from the true one, on the real latents of all SAEs?
 
 # %%
 latents = spliced.run(train.patch).latents
@@ -1144,10 +1136,9 @@ figures.show(
 )
 
 # %% [markdown]
-# So with prompts in random order, the mistake makes the mean no more than *noisy*: one pays for all
-# prompts, and gets the precision of the effective number above. And if they are not in random
-# order? Task files are often sorted. We judge the circuit with the published mean, over several
-# shuffled orders, and over one in which the plural prompts come last.
+# With prompts in random order, the published mean is only *noisy*: it has the precision of the
+# effective number above. But task files are often sorted. We judge the circuit with the published
+# mean over several shuffled orders, and over one with the plural prompts last.
 
 
 # %%
@@ -1178,13 +1169,15 @@ for label, baseline in baselines.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Each order gives other means, and with them another faithfulness of the *same* circuit. With the
-# plural prompts last, the mean is a plural mean: compare its F(∅) with the biased baselines of
-# section 7. An average over batches of averages, or one that forgets, raises no error and looks
-# like a mean. What catches it is the test that you have just passed: compare with `torch.mean` on
-# something small, with batches of unequal size.
+# Each order gives another faithfulness of the *same* circuit. Some shuffled orders look *better*
+# than the right mean: faithfulness is closer to 1, or F(∅) leans less to plural. That is luck: the
+# noise moves the baseline in a random direction. With the plural prompts last, the mean is a plural
+# mean: compare its F(∅) with "plural ones only" in section 7.
 #
-# ## What we saw
+# A mean that forgets raises no error. The test that you have passed catches it: compare with
+# `torch.mean` on small batches of unequal size.
+#
+# ## 9. What we saw
 
 # %%
 for line in (
@@ -1202,20 +1195,44 @@ for line in (
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** A node is a latent at one position; it is switched off between one encode
-# and one decode; what stands in its place is a choice, and a result is only as good as that choice.
-# The mean over patch prompts leaves what all sentences share, so that few nodes are needed for what
-# differs; it is no natural value for a latent that is on or off, and it leans to whatever its
-# prompts lean to. Prove every hook against another way to compute the same.
+# **What to take away**
 #
-# **What it does not show.** All effects are measured in the spliced model, on one task with prompts
-# of one length, and means are taken position by position. Where prompts have other lengths,
-# positions mean nothing, and a shared mask is the only one that fits. One seed per learned mask.
+# - A node is a latent at one position. Switch nodes off between one encode and one decode.
+# - The result depends on the baseline. The mean over patch prompts keeps what all sentences share:
+#   random nodes at their mean disturb the prediction less than at 0, and a learned mask needs fewer
+#   nodes.
+# - A mean can be a value that the latent never has, and it leans as its prompts do.
+# - A knock-out that ignores positions charges one noun with the other noun's nodes.
+# - Check every hook against a second way to compute the same result.
 #
-# Next: [notebook 04](04_masks_vs_ig.ipynb) learns the masks that you have been using.
+# **What it does not show**
 #
-# **To read on.**
+# - Effects in the model itself: all are measured in the spliced model, on one task.
+# - Prompts of other lengths. There positions have no fixed meaning, and only a shared mask fits.
+# - Other seeds: each mask was learned with one.
 #
-# - [Wang et al. 2022, Interpretability in the Wild: a Circuit for Indirect Object Identification
-#   in GPT-2 small](https://arxiv.org/abs/2211.00593)
-# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
+# **Key terms**: ablation, baseline, BOS, circuit, d_sae, distractor, effective number, F(C), F(S),
+# F(∅), faithfulness, gap, hook, hook point, intervention, KL divergence, knock-out, latent, logit
+# difference, mask, mean latents, node, patch prompt, position, residual stream, SAEMasks, seed,
+# splice, spliced model, zero ablation.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
+#
+# - The method, and the code with the two mistakes: [Caples, Nainani, McDougall, rrenaud 2025,
+#   Scaling Sparse Feature Circuit Finding to Gemma 9B][post]
+# - Mean ablation and knock-outs: [Wang et al. 2022, Interpretability in the
+#   Wild](https://arxiv.org/abs/2211.00593)
+# - Circuits of SAE latents: [Marks et al. 2024, Sparse Feature
+#   Circuits](https://arxiv.org/abs/2403.19647)
+# - Baselines: [Zhang and Nanda 2023, Towards Best Practices of Activation Patching in Language
+#   Models](https://arxiv.org/abs/2309.16042)
+# - The libraries: [TransformerLens](https://transformerlensorg.github.io/TransformerLens/) for
+#   hooks, [safetensors](https://huggingface.co/docs/safetensors) for masks
+#
+# **Next**: [04 · Masks versus integrated gradients](04_masks_vs_ig.ipynb): it learns the masks that
+# you have been using.
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b

@@ -13,35 +13,49 @@
 # %% [markdown]
 # # 05 · Evaluating circuits
 #
-# Notebook 04 found a circuit: a handful of latents that make a language model say *The athletes
-# near the car* **are**. It reproduces most of the model's answer. Is it *the* circuit? A faithful
-# set of nodes can be too small (the model has a spare part that does the same work), too large
-# (passengers), or one of many (the next run finds another). And even a perfect set is only a list
-# until somebody says what its members do, and breaks the model with that knowledge.
-#
-# In this notebook you will put a circuit on trial. The questions are the field's own:
+# Notebook 04 found a circuit: a handful of latents with which a language model says *The athletes
+# near the car* **are**. Is it *the* circuit? It may be too small (something else does the same
+# work), too large (some nodes do nothing), or one of many. Here you put it on trial, beside the
+# best circuit of the same size that attribution finds:
 #
 # | question | name | asked by |
 # |---|---|---|
-# | does it do what the model does? | faithfulness | Wang et al. 2022 (as a difference), Marks et al. 2024 (as a ratio: of what?) |
+# | does it do what the model does? | faithfulness | Wang et al. 2022 (as a difference), Marks et al. 2024 (as a ratio) |
 # | does nothing else do it? | completeness | Wang et al. 2022 |
 # | is every part needed? | minimality | Wang et al. 2022 |
 # | what would have been surprising? | hypothesis tests | Shi et al. 2024 |
-# | would another run find it? | stability | too few papers |
+# | would another run find it? | stability | few papers |
 # | does it work on other prompts, and under another ablation? | – | Miller et al. 2024 (ablations) |
 # | is the *method* good at every size? | CPR, CMD | Mueller et al. 2025 (the MIB benchmark) |
 # | do we know how it works? | a causal story, and an intervention | you |
 #
-# The circuit of the learned mask has a rival in every section: the best circuit of the same size
-# that attribution finds.
+# **At the end you can say**
 #
-# Afterwards you can write the report that a circuit deserves, and read those of others with the
-# right doubts.
+# - what a number called "faithfulness" is a ratio of, and what its interval is over;
+# - whether a faithful circuit is also complete, minimal and stable, and with which control;
+# - which null hypothesis a test has, and for which side a small p speaks;
+# - how the verdict changes with the ablation, the prompts and the measure;
+# - whether an intervention on a few latents turns the model's verb around.
 #
-# **You need** notebook 04, or to know what it explains: SAEs spliced into the residual stream, mean
-# ablation, learned masks. **You write** seven functions: the ratios, the knock-out, the tests, the
-# areas, the intervention. Until you do, the course's versions run in their place, so that you can
-# also read on and come back. **It runs** {times}. The first run fetches 93 MB of weights.
+# **You need** notebook 04, or to know SAEs spliced into the residual stream, mean ablation and
+# learned masks. **You write** seven functions. Until you do, the course's versions run in their
+# place.
+#
+# **It takes** you about 2 hours 15 minutes: 75 minutes for the exercises, 60 to read. The notebook
+# runs {times}. The first run fetches 93 MB of weights.
+#
+# **Contents**
+#
+# 1. The circuit on trial
+# 2. Faithfulness, and its denominators (exercise 5.1)
+# 3. Completeness (exercises 5.2 and 5.3)
+# 4. Minimality (exercise 5.4)
+# 5. Hypothesis tests
+# 6. Stability (exercise 5.5)
+# 7. Other prompts, other ablations
+# 8. One number for a method: CPR and CMD (exercise 5.6)
+# 9. A causal story (exercise 5.7)
+# 10. The report
 
 # %% tags=["setup"]
 # setup
@@ -109,6 +123,8 @@ from course_utils.circuits.hypotheses import (
     references_needed,
     worst_subset,
 )
+
+# %%
 from course_utils.circuits.interventions import edge_effects, intervene, resampled_logit_diff
 from course_utils.circuits.masks import only
 from course_utils.circuits.statistics import (
@@ -145,9 +161,9 @@ LEARNING = dict(steps=12, lr=0.7, batch_size=8) if QUICK else {}
 # %% [markdown]
 # ## 1. The circuit on trial
 #
-# We take the behaviour, the spliced model and the mean ablation of notebook 04. There are three
-# splits, and no two of them share a noun. Circuits are learned on `train`. What else has to be
-# chosen is chosen on `train` or on `dev`. Every number that is reported is measured on `test`.
+# The behaviour, the spliced model and the mean ablation are those of notebook 04. The splits share
+# no noun. Circuits are learned on `train`, other choices are made on `train` or `dev`, and every
+# reported number is measured on `test`.
 
 # %%
 lab = load_lab(LAB, layers=LAYERS)
@@ -160,10 +176,9 @@ pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 
 # %% [markdown]
-# Everything in this notebook is one question, asked of many masks: what are the logit differences
-# of the held-out prompts if only these nodes are kept? `evaluation(masks)` answers it, one number a
-# prompt. Masks that it remembers save time: whatever equals them in the first layers goes on from
-# there.
+# What are the logit differences of the held-out prompts if only these nodes are kept?
+# `evaluation(masks)` answers with one number per prompt. (`remember` saves time: masks that equal
+# these in the first layers start from there.)
 
 # %%
 evaluation = Evaluation(spliced, test, means)
@@ -177,10 +192,9 @@ print(
 )
 
 # %% [markdown]
-# For the question of stability we shall need the circuit of more than one run. So we learn several
-# of one size, each with another seed (the seed is the order in which the prompts come), and some of
-# other sizes. A run is asked for a size and finds the price λ of a node on the way. This is the
-# longest cell of the notebook.
+# For stability we need several runs: of one size with several seeds (orders of the prompts), and of
+# other sizes. A run is asked for a size, and finds the price λ of a node on the way. This is the
+# longest cell.
 
 # %%
 to_learn = [(SIZE, seed) for seed in SEEDS]
@@ -196,10 +210,9 @@ rows = {
 pd.DataFrame(rows).rename_axis(columns=["wanted", "seed"])
 
 # %% [markdown]
-# On trial is the circuit of the first seed that was asked for 17 nodes. Its rival in every section
-# is **attribution's best circuit of the same size**: integrated gradients towards the means, ranked
-# by the mean of |score| over prompts. Notebook 04 chose this variant on `dev`. In tables it is
-# called "IG best".
+# On trial is the circuit of the first seed that was asked for 17 nodes. Its rival, "IG best", is
+# **attribution's best circuit of the same size**: integrated gradients towards the means, ranked by
+# the mean of |score| over prompts. Notebook 04 chose this variant on `dev`.
 
 # %%
 scored = train[: 16 if QUICK else 64]
@@ -221,8 +234,8 @@ for masks in on_trial.values():
 print(f"{len(set(nodes) & set(ig_nodes))} of the {len(nodes)} nodes are in both circuits.")
 
 # %% [markdown]
-# The easy control is a set of *strangers*: nodes drawn at random among those that fire in such
-# sentences (most never do) and are in neither circuit. (Section 9 has harder ones.)
+# The easy control is a set of *strangers*: random nodes that fire in such sentences (most never do)
+# and are in neither circuit. Section 9 has harder controls.
 
 # %%
 chance = random_scores(spliced, train, seed=SEED)
@@ -238,10 +251,10 @@ def strangers(n, seed):
 
 
 # %% [markdown]
-# The report of section 10 is filled in as we go. An entry has three parts: of the mask, of IG's
-# circuit, and what its interval is *over*. An interval over prompts says how far a number would
-# move with other prompts. One over subsets, seeds or nodes answers another question. So each says
-# which it is. Where everything was tested there is nothing to draw again, and the entry is a count.
+# We fill in the report of section 10 as we go: the value for the mask, the value for IG's circuit,
+# and what the interval is *over*. An interval over prompts says how far a number would move with
+# other prompts. One over subsets, seeds or nodes answers another question. Where everything was
+# tested, the entry is a count.
 
 # %%
 report = {
@@ -274,8 +287,8 @@ figures.show(
 # %% [markdown]
 # ## 2. Faithfulness, and its denominators
 #
-# How much of the behaviour does the circuit keep? A ratio needs two ends: what counts as nothing,
-# and what counts as everything. Papers choose differently, and do not always say so.
+# How much of the behaviour does the circuit keep? A ratio needs two ends, nothing and everything,
+# and papers choose them differently.
 #
 # ### Exercise 5.1 · Three faithfulnesses
 # ⏱ 10 min · difficulty ●○○ · to read any number called "faithfulness" with its definition
@@ -295,17 +308,15 @@ figures.show(
 check(three_faithfulnesses)
 
 # %% [markdown]
-# **What you should see:** three numbers near one another here, because this splice hardly changes
-# F, and F(∅) is near 0. (The first may be the larger one: a splice can make a model *surer*, so
-# that F(S) > F(M).) In the next cells they part.
+# **What you should see:** three similar numbers, because this splice hardly changes F, and F(∅) is
+# near 0. (A splice can make a model *surer*; then F(S) > F(M).)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *A value of 3 or −5:* you averaged ratios. One prompt whose model answer is near 0 rules such a
-#   mean.
+# - *A value of 3 or −5:* you averaged ratios. One prompt whose model answer is near 0 dominates
+#   such a mean.
 # - *The first is a little below the others:* F(∅) is missing below its fraction line.
-# - *First and second are the other way round:* M is the model itself, S the model with SAEs spliced
-#   in.
+# - *First and second are swapped:* M is the model itself, S the model with SAEs spliced in.
 # </details>
 
 # %%
@@ -319,13 +330,11 @@ pd.DataFrame({"yours": three.tolist(), "with 95 % interval": intervals}, index=n
 # %% [markdown]
 # ### One circuit, two numbers
 #
-# SAEs in a model usually cost it something. Whoever divides by F(S) does not charge the circuit for
-# that; whoever divides by F(M) does. Agreement across a relative clause (*The athlete that the
-# managers like* **is**) suffers more from our splice. One circuit for it, three ratios. The post
-# that this course follows (*Scaling Sparse Feature Circuit Finding to Gemma 9B*, Caples et al.
-# 2025) reports the third. The cell after next turns it into F(C)/F(M), a fourth one that is in use
-# as well. Its .94 and .85 are an example: if one circuit were given as .94 of F(S) and .85 of F(M),
-# its splice would keep .90.
+# A splice can cost the model some of its logit difference. Dividing by F(M) charges the circuit for
+# that; dividing by F(S) does not. The example is agreement across a relative clause (*The athlete
+# that the managers like* **is**). The post that this course follows (Caples et al. 2025) reports
+# the third ratio, F(C)/F(S). The cell after next turns it into F(C)/F(M), which is also in use. Its
+# .94 and .85 are an example: they can be one circuit, if the splice keeps .90.
 
 # %%
 rc_train, rc_test = (
@@ -359,16 +368,14 @@ print(
 print(f"Where .94 and .85 are one circuit, the splice keeps {0.85 / 0.94:.2f}.")
 
 # %% [markdown]
-# The other choice is what *nothing* means, the mean of a latent or something else. Section 7 comes
-# to it.
+# The other end of the ratio is what counts as *nothing*: see section 7.
 #
 # ### The rival, and chance
 #
-# A ratio does not say which of two circuits is better, since above 1 more is worse. Two measures
+# Which of two circuits is better? A ratio does not say, because above 1 more is worse. Two measures
 # do, and for both 0 is best: the **distance** |1 − F| of the means, and the **gap** per prompt of
-# notebook 04, which cannot be lowered by being too sure of one prompt and unsure of the next. The
-# gap is what a mask is trained on. Both circuits are judged on the same prompts, so we take the
-# interval of the difference: what is hard about a prompt for both cancels.
+# notebook 04, on which the mask is trained. We take the interval of the paired difference: what is
+# hard about a prompt for both circuits cancels.
 
 # %%
 ig_found = evaluation.faithfulness(rival)
@@ -420,21 +427,19 @@ print(f"{len(random_circuits)} random circuits of {len(nodes)} nodes: faithfulne
 print(f"The circuit on trial: {found.vs_spliced}, gap {found.gap}.")
 
 # %% [markdown]
-# **Verdict 1.** Say which denominator, give the interval and what it is over, show the rival of the
-# same size and the random circuit. Then a reader can compare.
+# **Verdict 1.** Name the denominator. Give the interval and what it is over. Show the rival of the
+# same size and the random circuit.
 #
 # ## 3. Completeness
 #
-# A circuit that does the job need not be what the model uses. Suppose two latents carry the number,
-# and either would do. A mask that pays for nodes keeps one of them: faithful, and half of the
-# story. To see it, break both the circuit and the whole model in the same way. Knock a set K of the
-# circuit's nodes out of the circuit, and out of the whole:
+# Suppose that two latents carry the number, and either would do. A mask that pays for nodes keeps
+# one of them: faithful, and half of the story. To see this, knock a set K of the circuit's nodes
+# out of the circuit, and out of the whole model:
 #
 # $$F(C \setminus K) \quad\text{against}\quad F(S \setminus K)$$
 #
-# If C is all there is, the whole model falls as the circuit falls: points on the line y = x. If the
-# whole model stays up, it has a spare for K outside C. (The whole is S, the model with the SAEs
-# spliced in: masks that are 1 everywhere but on K.)
+# If C is all there is, both fall alike, and the points lie on the line y = x. If the whole stays
+# up, it has a spare for K outside C. (The whole is S, the spliced model.)
 #
 # ### Exercise 5.2 · Knocking nodes out
 # ⏱ 5 min · difficulty ●○○ · every test from here on needs it
@@ -478,7 +483,7 @@ print(f"the circuit still has {circuit.get_num_latents()}")
 # For each subset K, knock K out of the circuit and out of the whole, and take the mean logit
 # difference of both.
 #
-# <details><summary>Hint 1</summary> <code>evaluate(masks)</code> gives one number a prompt. F is
+# <details><summary>Hint 1</summary> <code>evaluate(masks)</code> gives one number per prompt. F is
 # their mean.</details>
 # <details><summary>Hint 2</summary> Both knock-outs start from the untouched masks, for every
 # K.</details>
@@ -493,9 +498,9 @@ check(completeness_points)
 
 
 # %% [markdown]
-# How are the subsets drawn? If each node is in K with probability 1/2, then K nearly always has
-# about half of the nodes. Here the *size* is drawn first, every size from 1 to all but one with the
-# same chance, and then the nodes. The same for IG's circuit.
+# If each node were in K with probability 1/2, K would nearly always have about half of the nodes.
+# So we draw the *size* first, from 1 to all but one, and then the nodes. IG's circuit gets the same
+# test.
 
 
 # %%
@@ -528,10 +533,10 @@ by_size.groupby("nodes in K", observed=False)["off"].agg(
 ).round(2)
 
 # %% [markdown]
-# Random subsets are easy to pass. The hard one is the **worst K**, which a greedy search finds
-# (Wang et al. 2022): starting from ∅, it adds the node that makes circuit and whole differ most,
-# again and again. What is largest on the prompts of the search also fits their noise. So we search
-# on `dev`, and report what the same K does on `test`.
+# Random subsets are easy to pass. The hard test is the **worst K**, which a greedy search finds
+# (Wang et al. 2022): it starts from ∅ and adds, again and again, the node that makes circuit and
+# whole differ most. The largest difference on the prompts of the search also fits their noise. So
+# we search on `dev`, and report the same K on `test`.
 
 # %%
 dev_evaluation = Evaluation(spliced, dev, means)
@@ -587,11 +592,10 @@ alt = (
 figures.show(figures.completeness_figure(points[1:-1], marks, title), alt=alt)
 
 # %% [markdown]
-# **What you should see:** the point K = ∅ near y = x (that is faithfulness), K = C near 0, and a
-# cloud between, with the worst K at or beyond its edge. How far it lies from the line is what the
-# circuit does not explain; Wang et al. call that distance the *incompleteness*. Mind the start:
-# with nothing knocked out, the whole is already 1 − faithfulness above the circuit. Only a point
-# *farther* above the line than K = ∅ shows a spare; the others repeat verdict 1.
+# **What you should see:** the point K = ∅ near y = x (that is faithfulness), K = C near 0, and the
+# subsets between them. Wang et al. call the distance from the line the *incompleteness*. With
+# nothing knocked out, the whole is already 1 − faithfulness above the circuit. So only a point
+# *farther* above the line than K = ∅ shows a spare.
 #
 # <details><summary>My values look wrong</summary>
 #
@@ -624,12 +628,10 @@ print(
 )
 
 # %% [markdown]
-# Which of these is the hard test? SAEs in the residual stream are *bottlenecks in series*: all that
-# reaches the verb has passed each of them. To take out all of C cuts five bottlenecks at once, and
-# to find little left is easy. The subsets are harder. Easiest to read is the circuit's part of one
-# layer, one bottleneck alone: where the whole keeps much without it, that layer has carriers of the
-# number that the circuit does not know. And a knock-out that breaks everything proves nothing, so
-# strangers go out as well, many more.
+# SAEs in the residual stream are *bottlenecks in series*: everything that reaches the verb has
+# passed each of them. Removing all of C cuts them all at once, so it is an easy test. Removing its
+# nodes at one layer cuts one bottleneck: where much is left, that layer has carriers of the number
+# outside the circuit. The control removes strangers, up to many more.
 
 # %%
 by_layer_nodes = {h: [node for node in nodes if node[0] == h] for h in spliced.hook_points}
@@ -655,25 +657,25 @@ print(
 )
 
 # %% [markdown]
-# **Verdict 2.** Faithful is not complete; only the knock-out can tell, and the knock-out of
-# everything tells least. A mask that pays for nodes takes the strongest carrier of a layer and
-# leaves its understudies outside. (Circuits of heads have them too: GPT-2's name movers have
-# backups that wake up when they are removed.)
+# **Verdict 2.** Faithful is not complete. Only a knock-out can tell, and knocking out everything
+# tells least. A mask can take the strongest carrier at a layer and leave its spares outside.
+# (Circuits of heads have spares too: when GPT-2's name movers are removed, backup heads do their
+# work.)
 #
 # ## 4. Minimality
 #
-# Is every node needed? Take each one out, alone, and see how far the answer falls. A test that has
-# never said "no" proves nothing, so we pad the circuit with strangers first. A good test must find
-# the padding.
+# Is every node needed? Remove each one alone, and see how far the answer falls. We first pad the
+# circuit with strangers, and a good test must find them.
 #
 # ### Exercise 5.4 · One node at a time
 # ⏱ 10 min · difficulty ●●○ · which nodes does the circuit need?
 #
 # <details><summary>Hint 1</summary> The whole circuit's logit differences are needed once, not once
-# a node.</details>
+# per node.</details>
 # <details><summary>Hint 2</summary> <code>knock_out(circuit, [node])</code>: a list with one node
 # in it.</details>
-# <details><summary>Hint 3</summary> Keep the prompts: a row a node, a column a prompt.</details>
+# <details><summary>Hint 3</summary> Keep the prompts: a row per node, a column per
+# prompt.</details>
 
 # %% tags=["exercise"]
 # exercise: drop_each
@@ -720,17 +722,16 @@ figures.show(
 
 # %% [markdown]
 # A node is *needed* here if its removal costs more than 1 % of F(S) − F(∅) on `dev` (about the
-# dotted line) with 97.5 % confidence over prompts. Every node of a circuit was tested, so that the
-# number of needed ones is a count. The padding is a sample of all strangers.
+# dotted line), with 97.5 % confidence over prompts. Every node of a circuit is tested, so the
+# number of needed nodes is a count. The padding is a sample of all strangers.
 #
-# **What you should see:** a few nodes that matter greatly, a tail that hardly does, and padding at
-# 0.
+# **What you should see:** a few large drops, many small ones, and padding at 0.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *All dots of the circuit turned over, the large ones below 0:* the sign; the node's own
-#   contribution is what is lost.
-# - *The padding stands high, at about 0.9:* you did not put the nodes back before the padding left.
+# - *All dots of the circuit are reversed, the large ones below 0:* check the sign; a node's
+#   contribution is what is lost without it.
+# - *The padding is high, at about 0.9:* you did not put the nodes back before the padding left.
 # - *Nearly all dots near 0.9, in both groups:* you kept one node and dropped the rest.
 # </details>
 
@@ -742,11 +743,10 @@ print(
 )
 
 # %% [markdown]
-# Some drops may be at or below 0: without such a node, the answer is as sure as before, or surer.
-# Why would a mask pay for it? Because the mask was not asked for a sure answer, but for the
-# *model's* answer, prompt by prompt, with its doubts. So we ask the same drops a second question:
-# does the gap (0 = the same as S on every prompt) grow without the node? No new forward pass is
-# needed for it.
+# A drop may be 0 or negative: without such a node the answer is as sure as before, or surer. Why
+# would a mask pay for it? Because it was trained to give the *model's* answer on each prompt, and
+# the model is sometimes unsure. So we also ask whether the gap grows without the node. This needs
+# no new forward pass.
 
 # %%
 target = f_spliced
@@ -776,8 +776,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Can the others go, all at once? Careful: which ones to drop must not be decided on the prompts
-# that judge. So we repeat the test on `dev`, drop what it calls unneeded, and judge on `test`.
+# Can the others be removed, all at once? The choice must not be made on the prompts that judge. So
+# we repeat the test on `dev`, remove what it calls unneeded, and judge on `test`.
 
 # %%
 on_dev = drop_each(dev_evaluation, circuit, nodes)
@@ -793,32 +793,30 @@ both = {"all nodes": found, "without these": pruned}
 pd.DataFrame({name: {"faithfulness": f.vs_spliced, "gap": f.gap} for name, f in both.items()}).T
 
 # %% [markdown]
-# Compare both numbers, faithfulness and gap. Nodes that look dispensable one by one need not be
-# dispensable together: some stand in for one another, and some only matter for the prompts on which
-# the model hesitates.
+# Nodes that look dispensable one by one need not be dispensable together: some replace one another,
+# and some only matter where the model is unsure. Compare faithfulness and gap.
 #
 # **Verdict 3.** We tested each node *alone*. Wang et al. ask for less: a node belongs if it matters
-# after *some* other set K is out too, so that a node with a backup still counts. Say which K, and
-# needed *for what*; and pad before you trust the test.
+# after *some* other set K is removed too, so that a node with a backup still counts. Say which K,
+# and *for what* a node is needed. Pad the circuit before you trust the test.
 #
 # ## 5. Hypothesis tests
 #
-# A faithfulness of 0.9 does not say what would have been surprising. A hypothesis test does: it
-# names a null hypothesis, and p is the chance of a result at least as extreme if that is true. Shi
-# et al. 2024 propose three for circuits.
+# Would a faithfulness of 0.9 be surprising? A hypothesis test names a null hypothesis, and p is the
+# chance of a result at least as extreme if it is true. Shi et al. 2024 propose three tests for
+# circuits.
 #
 # - **Equivalence.** Null: on 40 % to 60 % of all such prompts, the circuit's logit difference is
-#   above that of S. To reject it (small p) is to show that the circuit is too sure, or too unsure,
-#   too often.
+#   above that of S. Rejecting it (small p) shows that the circuit is too sure, or too unsure, too
+#   often.
 # - **Independence.** Null: among prompts with the same two answers, what is left without the
-#   circuit, S∖C, varies independently of S. To reject it is to show that something outside the
-#   circuit knows what S knows.
-# - **Minimality.** Null, node by node: leaving out this node changes the answer more than leaving
-#   out 90 % of random nodes that were put in. To reject it is to show that the node does not stand
-#   out.
+#   circuit, S∖C, varies independently of S. Rejecting it shows that something outside the circuit
+#   knows what S knows.
+# - **Minimality.** Null, for each node: removing it changes the answer more than removing 90 % of
+#   random nodes that were put in. Rejecting it shows that the node does not stand out.
 #
-# In all three a small p speaks *against* the circuit, and a large p proves nothing. Not to reject
-# equivalence is not to show equivalence: with few prompts every circuit passes.
+# In all three, a small p speaks *against* the circuit, and a large p proves nothing: with few
+# prompts every circuit passes.
 
 # %%
 answers = [(pair.clean_answer, pair.patch_answer) for pair in test.pairs]
@@ -830,9 +828,9 @@ for name, masks in on_trial.items():
     print(f"{name}. {equivalences[name]}\n{independences[name]}\n")
 
 # %% [markdown]
-# For minimality each random node is put into the circuit alone, and taken out again. The more nodes
-# are tested, the more random nodes it takes to call one of them needed. (The quick profile has too
-# few for that.)
+# For minimality, each random node is put into the circuit alone, and taken out again. The more
+# nodes are tested, the more random nodes it takes to call one of them needed. (The quick profile
+# has too few.)
 
 # %%
 enough = references_needed(len(nodes))
@@ -852,9 +850,9 @@ for name, drops in (
     print(f"{name}. {minimalities[name]}")
 
 # %% [markdown]
-# A fourth test compares the circuit with the random circuits of section 2. Null: its gap is drawn
-# like theirs. Here a small p speaks *for* the circuit. It is an easy test to pass, and p cannot be
-# below 1 / (1 + how many random circuits).
+# A fourth test compares the circuit with the random circuits of section 2. Null: its gap comes from
+# the same distribution as theirs. Here a small p speaks *for* the circuit. The test is easy to
+# pass, and p cannot be below 1 / (1 + the number of random circuits).
 
 # %%
 gap_of = {"learned mask": found.gap.value, "IG best": ig_found.gap.value}
@@ -883,15 +881,14 @@ for test_name, row in p_table.iterrows():
 report["share of prompts above S"] = [*(str(e.share) for e in equivalences.values()), "prompts"]
 
 # %% [markdown]
-# **Verdict 4.** A test needs its null hypothesis in words, and the side on which a small p speaks.
-# "Not rejected" is no finding. What comes nearest to showing equivalence is the interval of the
-# share, if it lies within 0.4 to 0.6.
+# **Verdict 4.** State the null hypothesis in words, and what a small p speaks for. "Not rejected"
+# is no finding. The nearest to showing equivalence is an interval of the share that lies within 0.4
+# to 0.6.
 #
 # ## 6. Stability
 #
-# Another size, another order of the prompts, another half of the prompts: does the same circuit
-# come out? We compare sets of nodes by their Jaccard index, |A∩B| / |A∪B| (also called IoU). What
-# would chance give?
+# Does another size, order or half of the prompts give the same circuit? We compare sets of nodes by
+# their Jaccard index, |A∩B| / |A∪B| (or IoU). What would chance give?
 #
 # ### Exercise 5.5 · Chance
 # ⏱ 15 min · difficulty ●●○ · 0.3 is much or little only against chance
@@ -920,10 +917,9 @@ check(chance_jaccard)
 # - *Above 1:* you forgot to divide by the union at all.
 # </details>
 #
-# Two more runs first, on two disjoint halves of the training prompts. Seeds only change the order
-# of the prompts; halves change the prompts. If we halved the *rows*, both halves would have the
-# same nouns. So the nouns are halved: all prompts with one subject noun, singular or plural, go to
-# the same half.
+# Seeds change only the order of the prompts. So we learn two more masks on disjoint halves. All
+# prompts with one subject noun, singular or plural, go to the same half: otherwise both would have
+# the same nouns.
 
 # %%
 nouns = [
@@ -1008,10 +1004,9 @@ alt = f"A matrix of the Jaccard index between circuits of one size. {title}."
 figures.show(figures.matrix_figure(matrix, labels, title, "Jaccard"), alt=alt)
 
 # %% [markdown]
-# Are small circuits parts of large ones (*nested*)? (Between circuits of 12 and 25 nodes the
-# Jaccard is at most 0.48. So across sizes nesting is the better question: which share of the small
-# circuit's nodes is in the large one?) Every small run is compared with every larger one. And in
-# which layers do two seeds agree?
+# Are small circuits parts of large ones (*nested*)? Here the Jaccard index is low by size alone: 12
+# nodes inside 25 give 12/25 = 0.48. So we take the share of the small circuit's nodes that are in
+# the large one. The second table compares seeds layer by layer.
 
 # %%
 nested = {}
@@ -1044,8 +1039,8 @@ layerwise = {
 pd.DataFrame(layerwise).round(2)
 
 # %% [markdown]
-# Different nodes, but the same work? The faithfulness of each circuit, of the *core* that all seeds
-# share, and of what occurs in any seed:
+# Different nodes may do the same work. Here is the faithfulness of each circuit, of the *core* that
+# all seeds share, and of all nodes that occur in any seed:
 
 # %%
 of_each_seed = [set(runs[SIZE, seed].masks.nodes()) for seed in SEEDS]
@@ -1073,19 +1068,17 @@ in_seeds = pd.Series(times_found.values(), name="nodes").value_counts().sort_ind
 in_seeds.rename_axis(f"in how many of the {len(SEEDS)} seeds").to_frame()
 
 # %% [markdown]
-# **Verdict 5.** A Jaccard below 1 has two readings: other nodes that do the same job, or one core
-# with more or fewer extras. Sizes limit it here too: for instance, 18 nodes inside 22 give 18/22 =
-# 0.82 at most. So look at the core. If it holds nearly all of the
-# smallest circuit and is nearly as faithful, the circuit is that core with optional members; if it
-# is small or fails, the circuit is *one of several*. Report the core, and how often each node was
-# found, and not one run's list.
+# **Verdict 5.** A Jaccard below 1 has two readings. If the core holds nearly all of the smallest
+# circuit and is nearly as faithful, the circuit is that core with optional nodes. If the core is
+# small or fails, the circuit is *one of several*. Report the core and how often each node was
+# found, not the list of one run.
 #
 # ## 7. Other prompts, other ablations
 #
-# ### Sentence by sentence
+# ### Case by case
 #
 # An average near 1 can hide a circuit that ignores the distractor. *The prisoners opposite the
-# professor*: the model is less sure where the two nouns disagree. Is the circuit, too?
+# professor*: S is less sure where the two nouns disagree. Is the circuit less sure, too?
 
 # %%
 cases = [pair.case.replace("_", " / ") for pair in test.pairs]
@@ -1137,17 +1130,16 @@ right_by_case.groupby("subject / distractor").agg(
 ).round(2)
 
 # %% [markdown]
-# A circuit that ignored the distractor altogether would keep 0 of its pull, be too unsure of one
-# half of the prompts and too sure of the other, and could still have a faithfulness of 1. So look
-# at the cases.
+# A circuit that ignored the distractor would keep 0 of its pull, and its faithfulness could still
+# be 1.
 #
 # ### Other words, another sentence
 #
-# Two tests of whether this is a circuit of *agreement* or of our prompts. `sva_reworded` says the
-# same with other determiners and prepositions (*Their victims under her resident*), place by place.
-# `sva_simple` has no distractor (*The victims*): the circuit is **moved** there, its nodes of the
-# subject and of the last position both to the noun (two that meet there become one). Each task is
-# judged against its own F(S) and F(∅), with the means of its own patch prompts.
+# Is this a circuit of *agreement*, or of our prompts? `sva_reworded` has other determiners and
+# prepositions in the same places (*Their victims under her resident*). `sva_simple` has no
+# distractor (*The victims*): there the circuit is **moved**, and its nodes of the subject and of
+# the last position both go to the noun. Each task is judged against its own F(S) and F(∅), with its
+# own means.
 
 
 # %%
@@ -1194,16 +1186,15 @@ for task, numbers in there.items():
 # %% [markdown]
 # ### Other ablations
 #
-# What *nothing* means is a choice as well. Miller et al. 2024 show how far it goes for circuits of
-# heads: the same circuit passes or fails by what stands in for the parts that are left out. We put
-# four things there:
+# What counts as *nothing* is a choice too. Miller et al. 2024 show for circuits of heads that the
+# same circuit passes or fails by what replaces the parts that are left out. We try four:
 #
 # - **zero**;
 # - the **mean** over training patch prompts, position by position, as everywhere above;
-# - the mean over training patch prompts **of the same case**, so that it knows the numbers of both
-#   nouns, the subject's being the other one;
-# - **another prompt** (resampled ablation): for each test prompt, the values that the latents have
-#   in one random training patch prompt, the same for all circuits.
+# - the mean over training patch prompts **of the same case**, which knows the numbers of both
+#   nouns, with that of the subject reversed;
+# - **another prompt** (resampled ablation): for each test prompt, the values of one random training
+#   patch prompt, the same for all circuits.
 
 # %%
 draws_of_prompts = torch.Generator().manual_seed(SEED)
@@ -1263,33 +1254,32 @@ shares = [by_ablation[name]["faithfulness, mask"].value for name in ablations]
 print(f"One circuit, four ablations: its faithfulness is {min(shares):.2f} to {max(shares):.2f}.")
 
 # %% [markdown]
-# A mask is learned *with* mean ablation, and this variant of IG points to the means. Under another
-# ablation both are judged by a rule that they were not made for. With zero, a bottleneck loses even
-# what is the same in all sentences. With another prompt, the latents that are left out speak for
-# the wrong number about half of the time, and the circuit has to be heard above them.
+# The mask was learned with mean ablation, and this variant of IG points to the means. Neither was
+# made for the other ablations. With zero, a bottleneck also loses what is the same in all
+# sentences. With another prompt, the latents that are left out speak for the wrong number about
+# half of the time.
 #
-# **Verdict 6.** Say which prompts and which ablation. A circuit is a circuit *of a behaviour under
-# an ablation*, and an average over cases hides which part of the behaviour.
+# **Verdict 6.** Name the prompts and the ablation. A circuit is a circuit *of a behaviour under an
+# ablation*, and an average over cases hides which part of the behaviour.
 #
 # ## 8. One number for a method: CPR and CMD
 #
-# So far the circuit was judged. A *method* yields circuits of every size. The MIB benchmark
-# (Mueller et al. 2025) sums its faithfulness up over sizes, as shares k of all nodes:
+# A *method* gives circuits of every size. The MIB benchmark (Mueller et al. 2025) integrates
+# faithfulness over sizes, as shares k of all nodes:
 #
 # $$\mathrm{CPR} = \int_0^1 f(C_k)\,dk \qquad\qquad \mathrm{CMD} = \int_0^1 |1 - f(C_k)|\,dk$$
 #
 # with $f(C_k) = (F(C_k) - F(\varnothing)) / (F - F(\varnothing))$, measured at k = 0.1 %, 0.2 %,
-# 0.5 %, … 50 %, 100 % and joined by straight lines. The circuit performance ratio (CPR) rewards all
-# that raises the answer: it asks for the parts that help. The circuit–model distance (CMD) asks for
-# the parts that *matter*, in either direction: f = 1.3 is as bad as 0.7.
+# 0.5 %, … 50 %, 100 % and joined by straight lines. The circuit performance ratio (CPR) rewards
+# everything that raises the answer. The circuit–model distance (CMD) counts deviations in both
+# directions: f = 1.3 is as bad as 0.7.
 #
 # ### Exercise 5.6 · Two areas
 # ⏱ 10 min · difficulty ●○○ · to compare methods without choosing a size
 #
 # <details><summary>Hint 1</summary> A trapezoid: width times the mean of its two heights.</details>
 # <details><summary>Hint 2</summary> For CMD the heights are |1 − f| at both ends: take the absolute
-# value first, the area
-# after.</details>
+# value first, the area after.</details>
 
 # %% tags=["exercise"]
 # exercise: cpr_cmd
@@ -1298,11 +1288,10 @@ print(f"One circuit, four ablations: its faithfulness is {min(shares):.2f} to {m
 check(cpr_cmd)
 
 # %% [markdown]
-# AtP and IG rank nodes, and from a ranking we cut circuits of all ten sizes. A mask is learned for
-# *one* size and ranks nothing, so it has no such curve. (We also cut circuits from the θ of one
-# mask, the number that says whether a node stays, as if it were a ranking. That is unfair to it: θ
-# says who stays at one price, and nothing in its training asks for an order.) We take as "all
-# nodes" those that fire; F is F(S).
+# AtP and IG rank nodes, and a ranking gives circuits of all ten sizes. A mask is learned for *one*
+# size, so it has no such curve. We also cut circuits from the θ of one mask, as if θ were a
+# ranking. That is unfair to the mask: its training never asks for an order. "All nodes" are those
+# that fire, and F is F(S).
 
 # %%
 theta = {
@@ -1351,16 +1340,16 @@ alt = (
 figures.show(figures.areas_figure(list(fractions), curves, title), alt=alt)
 
 # %% [markdown]
-# **What you should see:** your areas equal the course's. The left panel is what CPR and CMD
-# integrate: most of its width are circuits of 10 % to 100 % of the nodes. The circuits that people
-# draw have less than 1 %, and hardly count.
+# **What you should see:** your areas equal the course's. CPR and CMD integrate the left panel. Most
+# of its width belongs to circuits of 10 % to 100 % of the nodes. The circuits that people draw have
+# less than 1 %, and hardly count.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *CMD near 0 for a method that overshoots:* the distances kept their signs and cancelled.
-# - *A CPR of about 0.1 for random and 0.7 for AtP:* you averaged over the sizes. They are not at
-#   equal distances.
-# - *A CPR above 1:* no mistake, if circuits overshoot. CPR likes that; CMD does not.
+# - *A CPR of about 0.1 for random and 0.7 for AtP:* you averaged over the sizes. They are not
+#   evenly spaced.
+# - *A CPR above 1:* no mistake, if circuits overshoot. CPR rewards that; CMD does not.
 # </details>
 
 # %%
@@ -1371,9 +1360,9 @@ print(f"Sizes up to {min(at):.1%} have that share of the area.")
 # %% [markdown]
 # ### The sizes that people draw
 #
-# Masks and rankings can be compared at the sizes that masks were learned for, and at no others: all
-# methods have circuits there. A rival has as many nodes as the largest mask of that size. A mask
-# has several seeds, each a small point.
+# At the sizes that masks were learned for, all methods have circuits. We compare them there. A
+# rival gets as many nodes as the largest mask of a size. A mask has several seeds, each a small
+# point.
 
 # %%
 frontier = Frontier.of(spliced, test)
@@ -1412,9 +1401,8 @@ figures.show(
 )
 
 # %% [markdown]
-# And the areas over these sizes. They are small shares of all nodes, so we integrate over ln k,
-# where each doubling of the size counts the same. (A perfect method has a CPR of 1 and a CMD of 0.)
-# Seeds are averaged, after |1 − f|.
+# And the areas over these sizes. We integrate over ln k, where each doubling of the size counts the
+# same. (A perfect method has a CPR of 1 and a CMD of 0.) Seeds are averaged after |1 − f|.
 
 
 # %%
@@ -1461,23 +1449,21 @@ for name, difference in cmd_differences.items():
     print(f"Of learned masks and {name}, CMD favours {winner} ({difference}).")
 
 # %% [markdown]
-# f compares means over prompts, and so do CPR and CMD. A mask is trained on the gap, prompt by
-# prompt, which they do not see: the figures above show both. The curve of θ is no verdict on
-# learned masks. It may be good just above the mask's own size; below it, the top of θ alone need be
-# no circuit, and far above it overshoots. Overshooting raises CPR: that is what CMD is for.
+# CPR and CMD compare means over prompts, as f does, and do not see the gap. The figures above show
+# both. The curve of θ is no verdict on learned masks. Where a curve overshoots, its CPR rises and
+# its CMD gets worse.
 #
-# **Verdict 7.** Areas compare methods over all sizes and hide which sizes. Compare methods over the
-# same sizes, and show the curve, on a log scale too.
+# **Verdict 7.** An area hides which sizes it comes from. Compare methods over the same sizes, and
+# show the curve, on a log scale too.
 #
 # ## 9. A causal story
 #
-# What do the kept latents *do*? Three looks at each, none of which is proof: what it responds to
-# (in our sentences, and in plain text), where it sits, and what its decoder row would write if it
-# went straight to the output (the *logit lens*).
+# What do the kept latents *do*? We look at what each responds to (in our sentences, and in plain
+# text), where it is, and what its decoder row would write if it went straight to the output (the
+# *logit lens*). None of this is proof.
 #
-# First, the sentences. Each has a subject and a distractor, both singular or plural. A node's
-# **separation** is the chance that its value is higher for a plural noun than for a singular one: 1
-# = always, 0 = always lower, 0.5 = it does not care.
+# First, our sentences. A node's **separation** is the chance that its value is higher for a plural
+# noun than for a singular one. 1 means always, 0 never, and 0.5 that it does not respond to number.
 
 
 # %%
@@ -1533,13 +1519,12 @@ story = pd.DataFrame(rows)
 story.round(2)
 
 # %% [markdown]
-# "Writes plural" is the logit lens of the three verb pairs: how much more the decoder row promotes
-# *are, were, have* than *is, was, has*. The lens sees the direct path to the output and nothing
-# else: after the last layer that is all there is, further down latents also write for other layers
-# to read.
+# "Writes plural" is the logit lens of three verb pairs: how much more the decoder row promotes
+# *are, were, have* than *is, was, has*. The lens sees only the direct path to the output. After the
+# last layer there is no other path. Latents of earlier layers also write for later layers to read.
 #
-# Does the story hold together? A latent that fires for plural subjects should write plural verbs,
-# and one for singular subjects singular ones. In the last layer that is a prediction that can fail:
+# Is the story consistent? A latent that fires for plural subjects should write plural verbs, and
+# one for singular subjects singular verbs. In the last layer this prediction can fail:
 
 # %%
 last = story[(story.layer == LAYERS[-1]) & story["responds to"].str.endswith("subject")]
@@ -1554,10 +1539,10 @@ print(f"Of these, {n_agree} write the verb in that number.")
 story.groupby(["layer", "responds to"]).size().unstack(fill_value=0)
 
 # %% [markdown]
-# Now plain text (short passages that the course's default model wrote itself, see
-# `data/README.md`): in which contexts does each latent fire most? Pick one from the menu (in a
-# running notebook). If a card's contexts have nothing to do with number, then the name that we gave
-# the latent only holds for our sentences.
+# Next, plain text: short passages that the course's default model wrote itself (see
+# `data/README.md`). In which contexts does each latent fire most? Choose one from the menu (in a
+# running notebook). If its contexts have nothing to do with number, the name that we gave it holds
+# for our sentences only.
 
 # %%
 texts = load_text(lab.tokenizer, "train")
@@ -1587,15 +1572,15 @@ cards = [card(h, p, i, row) for (h, p, i), (_, row) in zip(nodes, story.iterrows
 browse_latents([*cards[:1], *cards[-2:], *cards[1:-2]])
 
 # %% [markdown]
-# How does the number get from the subject to the verb? Give one node alone its value on the patch
-# sentence, let everything after it follow, and see how far each other node moves towards its own
-# patch value (0 = not at all, 1 = all the way). We draw arrows between neighbouring SAEs only:
-# nothing lies between those, so no arrow is a detour of others. Only arrows of 0.1 or more are
-# drawn, the thicker and darker the more is passed on. An arrow is a share of the *receiver's own*
-# change, and that can be small: a latent that follows the distractor (green) may change little when
-# only the subject does, so a thick arrow into it need not mean that it carries the subject's
-# number. Beside each latent stand two words at which it fires most in the text, and after the last
-# layer two that it promotes.
+# How does the number get from the subject to the verb? We give one node alone its value on the
+# patch sentence, let everything after it follow, and see how far each other node moves towards its
+# own patch value (0 = not at all, 1 = all the way).
+#
+# Arrows connect neighbouring SAEs only, so that no arrow is a detour through another SAE. They
+# start at 0.1; thicker and darker means more. An arrow is a share of the *receiver's own* change. A
+# latent that follows the distractor (green) may change little when the subject does, so a thick
+# arrow into it need not carry the subject's number. Beside each latent are two words at which it
+# fires most in the text, or, after the last layer, two that it promotes.
 
 # %%
 some = test[: 8 if QUICK else 32]
@@ -1649,18 +1634,18 @@ pd.DataFrame(rows).round(2)
 # %% [markdown]
 # ### The intervention
 #
-# If these latents carry the number, then giving them the value of the *other* number must turn the
-# verb around, in sentences with nouns that nobody has seen. Not the sentence's own twin's values:
-# for *The prisoners opposite the professor* we put in what each latent is *on average* in training
-# sentences with a singular subject. All other latents stay free to disagree.
+# If these latents carry the number, then giving them the value of the *other* number must flip the
+# verb, in sentences with new nouns. For *The prisoners opposite the professor*, each latent gets
+# its *average* over training sentences with a singular subject, and not its value in the patch
+# sentence. All other latents remain free to disagree.
 #
 # ### Exercise 5.7 · The other number
 # ⏱ 15 min · difficulty ●●○ · an intervention is a prediction that can fail
 #
 # <details><summary>Hint 1</summary> Boolean tensors pick sentences:
 # <code>f[train_is_plural]</code>.</details>
-# <details><summary>Hint 2</summary> Two means a node; then each sentence takes the one that is not
-# its own.</details>
+# <details><summary>Hint 2</summary> Two means per node; then each sentence takes the one that is
+# not its own.</details>
 # <details><summary>Hint 3</summary> <code>torch.where(condition, a, b)</code> also takes single
 # numbers for a and b.</details>
 
@@ -1694,15 +1679,16 @@ print(f"{len(flippable)} test prompts are right, and {len(dev_flippable)} of dev
 #
 # - as many *strangers*;
 # - as many strangers at the *same layers and positions*;
-# - nodes in the same places that **know the number**: on training prompts they tell singular from
-#   plural subjects as well as the circuit's own nodes do, or as well as any that is left there;
+# - nodes in the same places that **know the number**: on training prompts they separate singular
+#   from plural subjects as well as the circuit's own nodes do, or as well as any node that is left
+#   there;
 # - the nodes that know it **best, in any place**.
 #
-# The mean of a stranger hardly differs between the numbers. That of the last two kinds does: they
-# *know* the number. But to know it is not to be *used* for the verb, and these controls tell the
-# two apart. A node of any learned circuit, or of IG's, is never taken.
+# A stranger's mean hardly differs between the numbers. That of the last two kinds does: they *know*
+# the number. But the verb need not *use* what a node knows. No control takes a node of a learned
+# circuit, or of IG's.
 #
-# And there is a ceiling: the patch sentence itself, whose subject really has the other number.
+# There is also a ceiling: the patch sentence itself, whose subject really has the other number.
 
 # %%
 N_DRAWS = 1 if QUICK else 5
@@ -1776,10 +1762,10 @@ figure = figures.estimates_figure(
 figures.show(figure, alt=f"Bars: the share of flipped verbs by intervention. {title}.")
 
 # %% [markdown]
-# **What you should see:** the circuit's bar far above the strangers'. (It may pass the
-# "ceiling": an average over training sentences also wipes out the distractor's pull, which the
-# patch sentence still has.) "In the model itself" puts back what the SAEs leave out, with the old
-# number in it, so that it is the harder test.
+# **What you should see:** the circuit's bar far above the strangers'. (It may pass the "ceiling":
+# an average over training sentences also removes the pull of the distractor, which the patch
+# sentence still has.) "In the model itself" is the harder test: it adds back the SAEs' errors,
+# which still contain the old number.
 #
 # <details><summary>My values look wrong</summary>
 #
@@ -1818,10 +1804,10 @@ pd.DataFrame(rows).T
 
 # %% [markdown]
 # The table forces only a part of the circuit: one layer, or one of the three latents with the
-# largest drops on `dev` in section 4. Where the nodes of one layer alone flip the verb, that layer
-# is a place where the number can be read *and written*. And where one latent alone flips nearly as
-# many verbs as all of them, the flip is evidence for that latent, and none for the others: to be a
-# lever is one thing, to be a necessary part is another, which sections 3 and 4 asked for.
+# largest drops on `dev` in section 4. Where the nodes of one layer flip the verb, the number can be
+# read *and written* there. Where one latent flips nearly as many verbs as all of them, the flip is
+# evidence for that latent and not for the others. A latent that can flip the verb need not be
+# necessary: sections 3 and 4 tested that.
 #
 # Some sentences, before and after, in the model itself (errors kept). The logit difference is that
 # of the right verb minus the other:
@@ -1842,16 +1828,15 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# **Verdict 8.** This is strong evidence that the number is *in* these latents: a prediction from
-# the story, on new sentences, with controls. It does not say that all of them are needed. And the
-# hard controls say what the evidence is about. Where other nodes know the number and flip few
-# verbs, to know is not enough: what the circuit's nodes have beyond that is that the rest of the
-# model reads them.
+# **Verdict 8.** This is strong evidence that the number is *in* these latents: a prediction on new
+# sentences, with controls. It does not show that all of them are needed. Where other nodes know the
+# number and flip few verbs, knowing is not enough: the circuit's nodes are also read by the rest of
+# the model.
 #
 # ## 10. The report
 #
-# What a circuit should be published with, beside its rival of the same size. All on `test`;
-# brackets are 95 % intervals, and the last column says over what.
+# A circuit should be published with these numbers, beside its rival of the same size. All are
+# measured on `test`. Brackets are 95 % intervals, and the last column says over what.
 
 # %%
 pd.set_option("display.max_colwidth", None)
@@ -1882,23 +1867,39 @@ print(
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What to take away.** "Faithfulness .9" is the beginning of a report. A learned mask finds a
-# small *sufficient* set: whether it is also complete, minimal and stable has to be tested, and each
-# test needs its own control: the whole model with the same knock-out, padding, chance overlap,
-# latents that know as much. Attribution's best circuit of the same size belongs beside it, and the
-# ablation and the prompts belong in its name. The intervention does not depend on a denominator.
+# **What to take away.** A faithfulness of .9 is only the beginning of a report. A learned mask
+# finds a small *sufficient* set. Whether it is also complete, minimal and stable has to be tested,
+# each with its own control: the whole model with the same knock-out, padding, chance overlap,
+# latents that know as much. Name the rival, the ablation and the prompts. The intervention needs no
+# denominator, and its controls show that knowing the number is not enough to flip the verb.
 #
-# **What it does not show.** Everything here is about agreement in short sentences and the latents
-# of these SAEs. The names that we gave to latents come from our own sentences, from a few hundred
-# pieces of text that the model wrote itself, and from the logit lens, which only sees direct
-# effects. One model, one task: run it again with `LAB` or the task changed before you generalise.
+# **What it does not show.** It is one task and one model: change them before you generalise. Our
+# names for latents come from our own sentences, from a few hundred texts that the model wrote
+# itself, and from the logit lens, which sees only direct effects.
 #
-# **To read on.**
+# **Key terms**: faithfulness, distance, gap, paired difference, completeness, incompleteness,
+# knock-out, worst K, minimality, needed node, padding, strangers, control, hypothesis test, null
+# hypothesis, p-value, stability, Jaccard index, nesting, core, resampled ablation, zero ablation,
+# CPR, CMD, separation, logit lens, edge, intervention.
+#
+# The [glossary](../GLOSSARY.md) explains each in one sentence.
+#
+# **To read on**
 #
 # - [Wang et al. 2022, Interpretability in the Wild](https://arxiv.org/abs/2211.00593)
+# - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
 # - [Miller et al. 2024, Transformer Circuit Faithfulness Metrics Are Not
 #   Robust](https://arxiv.org/abs/2407.08734)
 # - [Shi et al. 2024, Hypothesis Testing the Circuit Hypothesis in
 #   LLMs](https://arxiv.org/abs/2410.13032)
 # - [Mueller et al. 2025, MIB: A Mechanistic Interpretability
 #   Benchmark](https://arxiv.org/abs/2504.13151)
+# - [Caples et al. 2025, Scaling Sparse Feature Circuit Finding to Gemma 9B][post]: the post
+# - the documentation of [SAELens](https://decoderesearch.github.io/SAELens/) and
+#   [transformers](https://huggingface.co/docs/transformers)
+#
+# **Next**: [notebook 06](06_adversarial_dictionaries.ipynb) finds circuits in a model of code, and
+# uses them to predict which dictionaries fool it.
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b

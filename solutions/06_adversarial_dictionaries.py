@@ -18,21 +18,42 @@
 # >>> age['Ann']
 # ```
 #
-# Python answers with a `KeyError`. What does a model of code answer? To be right it must look for
-# the key in the dictionary, and **find nothing**. In this notebook you will see how it looks, with
-# which latents, and what they take for the key although it is not. From that you will *predict*
-# dictionaries that fool the model, before you try them, and count how often they do.
+# Python answers with a `KeyError`. To predict this, a model of code must look for the key in the
+# dictionary and **find nothing**. This notebook shows which latents take part, and how a key such
+# as `'Mary Ann'` misleads the model. From the latents you *predict* which dictionaries fool it.
+# Then you measure how often they do.
 #
-# *Scaling Sparse Feature Circuit Finding to Gemma 9B* (Caples, Nainani, McDougall, rrenaud, 2025;
-# "the post") found in Gemma 2 9B that the model detects a missing key by the absence of a
-# *duplicate*. We put the same questions to a smaller model that can do the task,
-# Qwen2.5-Coder-1.5B-Instruct (its published 4-bit weights), with SAEs that were trained for it,
-# mostly on such sessions.
+# [*Scaling Sparse Feature Circuit Finding to Gemma 9B*][post] (Caples, Nainani, McDougall, rrenaud,
+# 2025; "the post") found that Gemma 2 9B detects a missing key by the absence of a *duplicate*. We
+# test this on a smaller model, Qwen2.5-Coder-1.5B-Instruct, with its published 4-bit weights.
+#
+# **At the end you can say**
+#
+# - which latents tell a missing key from one that is there, and where in the prompt they fire;
+# - whether the model *uses* them, and which control shows it;
+# - which families of dictionaries fool the model, and why each needs a twin;
+# - where a prediction from honest prompts holds, and where it fails;
+# - what it costs to mend the model by holding latents.
 #
 # **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual
-# stream, learned masks, faithfulness. **You write** six functions; until you do, the course's
-# versions run in their place. **It runs** {times}. The first run fetches 1.1 GB of weights and
-# converts them once, which takes a few minutes more.
+# stream, learned masks, faithfulness. **You write** six functions. Until you do, the course's
+# versions run in their place.
+#
+# **It takes** you about 75 minutes: 40 for the exercises, 35 to read. The notebook runs {times}.
+# The first run also fetches 1.1 GB of weights and converts them, which takes a few minutes.
+#
+# **Contents**
+#
+# 1. The behaviour
+# 2. SAEs that know one thing
+# 3. The circuits
+# 4. The causal story
+# 5. From the story to an attack
+# 6. Mending
+# 7. Playground
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
 
 # %% tags=["setup"]
 # setup
@@ -108,13 +129,12 @@ N_DRAWS = 4  # of strangers, the control for holding latents
 GROUPS, CANDIDATES, N_MEND = 20, 6, 6
 
 # %% [markdown]
-# A model of 1.5 thousand million parameters is a piece of work for a CPU: it answers about one
-# prompt a second and core. (Some CPUs multiply bfloat16 several times as fast as float32; the lab
-# takes what is faster.) So the circuits of section 3 come with the course, and the quick profile
-# (`PROFILE = "quick"` above) reads what the full run was told: the model's answers and latents in
-# sections 4 to 6, from `data/answers`, and how good the circuits are, from `data/masks`. What it
-# computes from them, with your functions, is what the text says. It asks the model itself a few
-# prompts of each kind, and compares.
+# The model has 1.5 billion parameters, which is a lot for a CPU. The next cell estimates the time
+# on this machine. The circuits of section 3 therefore come with the course. The quick profile
+# (`PROFILE = "quick"` above) also reads what the full run recorded: the scores of these circuits
+# from `data/masks`, and the answers and latents of sections 4 to 6 from `data/answers`. Your
+# functions still compute the results. The quick profile asks the model a few prompts only, too few
+# for the tables of sections 1 and 2.
 
 # %%
 needs = estimate(LAB, prompts=dictionaries.LEARNING["batch_size"], tokens=38)
@@ -135,9 +155,9 @@ lab
 # %% [markdown]
 # ## 1. The behaviour
 #
-# Three tasks, as sessions with Python's interactive interpreter. In `dict_key` the key is missing;
-# its patch prompt differs in one token, the key that makes it present. `dict_value` is its mirror.
-# In `list_index` the index lies beyond the list's end.
+# There are three tasks, all sessions with Python's interactive interpreter. In `dict_key` the key
+# is missing. Its patch prompt differs in one token: the key that makes it present. `dict_value` is
+# its mirror image. In `list_index` the index lies beyond the list's end.
 
 # %%
 tasks = {
@@ -155,10 +175,10 @@ for task in tasks.values():
 # ### Exercise 6.1 · How likely is an error message?
 # ⏱ 5 min · difficulty ●○○ · several tokens mean the same thing
 #
-# "Traceback" is two tokens to this model, "Trace" and "back", and now and then it starts with
-# "KeyError" or "IndexError" at once. All of them say: not there. Add up what the model gives them.
+# For this model "Traceback" is two tokens, "Trace" and "back". Sometimes it starts with "KeyError"
+# or "IndexError" at once. All three mean that the key is missing. Add up their probabilities.
 #
-# <details><summary>Hint 1</summary> Probabilities first, over the whole vocabulary. Then
+# <details><summary>Hint 1</summary> First the probabilities, over the whole vocabulary. Then
 # pick.</details>
 # <details><summary>Hint 2</summary> A softmax over a few logits always adds up to 1.</details>
 
@@ -172,7 +192,7 @@ check(p_missing)
 # <details><summary>My values look wrong</summary>
 #
 # - *1 for every prompt:* the softmax was taken over the three tokens only.
-# - *Above 1, or below 0:* those are logits, not probabilities.
+# - *Above 1, or below 0:* these are logits, not probabilities.
 # </details>
 
 # %%
@@ -213,16 +233,15 @@ digits = sum(n for token, n in first_tokens.items() if token.isdigit())
 print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others: {said}")
 
 # %% [markdown]
-# With dictionaries the model is right nearly always. With lists it is not: now and then it makes up
-# a value beyond the end. A circuit can only explain what the model does, so keep that in mind where
-# lists come up again.
+# On dictionaries the model is right in more than four of five prompts. (Section 5 measures this
+# again, as "honest".) Compare its accuracy on lists: a circuit can only explain what the model
+# does.
 #
 # ## 2. SAEs that know one thing
 #
-# The SAEs of this lab are narrow: 2048 latents each, for a residual stream of width 1536. They can
-# be small because they were trained mostly on interpreter sessions (with other names than the ones
-# you see here, and all sorts of other words in their place), with some Python source and English
-# mixed in ([how](../data/saes/qwen-coder/README.md)). What do they make of each?
+# The SAEs of this lab are narrow: 2048 latents each, for a residual stream of width 1536. They were
+# trained mostly on interpreter sessions, with some Python source and English mixed in
+# ([how](../data/saes/qwen-coder/README.md)). How well do they reconstruct each kind of text?
 
 # %%
 code = json.loads((root / "data" / "text" / "python.json").read_text())[: 2 if QUICK else 16]
@@ -257,13 +276,13 @@ with torch.no_grad():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# The share of the variance that is lost; the keys in these dictionaries are ones that no SAE has
-# seen in training. On the ground that they were trained for the SAEs lose little, elsewhere a good
-# deal more.
+# The table gives the share of the variance that the reconstruction misses. No SAE saw these
+# dictionaries' keys in training. The SAEs miss the least on dictionaries, for which they were
+# mostly trained.
 #
-# And what is left of the behaviour, with all of them spliced at once? `drop` is what you know: the
-# reconstruction alone goes on. `mean` puts back the average error of each position, `keep` each
-# prompt's own, which makes it the model again.
+# How much of the behaviour is left with all of them spliced at once? With `drop`, only the
+# reconstruction goes on. `mean` adds the average error of each position. `keep` adds each prompt's
+# own error, which makes it the model again.
 
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
@@ -293,18 +312,18 @@ for name, train in trains.items():
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# In the column "kept", 1 is all of the logit difference. (The layers, and the last step of the
-# SAEs' training, were chosen on the dev split. These prompts are from the test split.)
+# In the column "kept", 1 is the model's whole logit difference. (The layers, and the last step of
+# the SAEs' training, were chosen on dev. These prompts are from the test split.)
 #
 # ## 3. The circuits
 #
-# As in notebook 04: learned masks of the post's sizes with several seeds, attribution at its best,
-# and nodes drawn at random among those that fire, all judged on prompts with other keys. On a model
-# of this size learning and scoring take longer than a reader waits: the circuits, and the ranking
-# of nodes by attribution, come from `data/masks`, where `python -m tools.learn_circuits` put them.
-# It learns on 64 training prompts and scores on 32 of them, since integrated gradients cost more
-# than a mask does; what was chosen (sizes, settings, and the best of attribution's twelve variants)
-# was chosen on dev. Set `LEARN_CIRCUITS = True` to do it here.
+# As in notebook 04 we compare learned masks (several seeds; the larger sizes are the post's), the
+# best variant of attribution, and random nodes among those that fire. All are judged on test. On
+# this model learning and scoring take hours. So the circuits, and attribution's ranking of nodes,
+# come from `data/masks`, where `python -m tools.learn_circuits` put them. Masks learn on 64
+# training prompts. Attribution scores nodes on 32 of these, since integrated gradients cost more.
+# Sizes, settings and the best of attribution's twelve variants were chosen on dev. Set
+# `LEARN_CIRCUITS = True` to do all this here.
 
 
 # %%
@@ -356,7 +375,7 @@ pd.DataFrame(
 ).pivot(index=["task", "wanted"], columns="seed", values="nodes")
 
 # %% [markdown]
-# Attribution's variants, by the gap of their circuits on dev. The best goes to the test.
+# The gap on dev of each variant of attribution; only the best one is judged on test:
 
 # %%
 for name, found in rankings.items():
@@ -412,13 +431,13 @@ pd.concat(
 ).drop(columns="sparsity")
 
 # %% [markdown]
-# For the faithfulness, 0 is the answer with everything ablated and 1 that of the spliced model; for
-# the gap, 0 is no difference on any prompt. Random nodes stay where nothing is: a circuit is not to
-# be had by chance.
+# A faithfulness of 0 is the answer with every latent ablated, and 1 is the answer of the spliced
+# model. A gap of 0 means no difference on any prompt. For `dict_key`, the largest learned masks
+# keep more of the answer than random nodes. Attribution, too, keeps more than half of it at that
+# size.
 #
-# The post's numbers are F(C)/F(S), without F(∅) taken off; so here are ours in the same unit.
-# (Another model, other SAEs, other prompts: the same number of nodes is not the same share of the
-# nodes that there are.)
+# The post reports F(C)/F(S), without subtracting F(∅). The next table uses the same unit. (Model,
+# SAEs and prompts differ, so the same number of nodes is not the same share of all nodes.)
 
 # %%
 rows = [
@@ -446,15 +465,15 @@ pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 
 # %% [markdown]
 # The post found IG far behind its masks, on other models and with wider SAEs. Here the sentences
-# above the table say who is ahead at which size, and by which measure. Two things in this
-# comparison are weak: all prompts have one layout, so there is less to choose wrongly from; and our
+# under the figures say which method is ahead, at which size and by which measure. The comparison
+# has two limits: our prompts have one layout, which leaves fewer wrong nodes to choose, and our
 # SAEs are narrow.
 
 # %% [markdown]
 # ## 4. The causal story
 #
-# Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens, and only a
-# few of them are worth a name:
+# Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens with BOS, and
+# each place gets a name:
 
 # %%
 entry, item = ["a key", "':", "␣", "a value", ",", "'"], ["a value", ",", "␣"]
@@ -485,30 +504,26 @@ def where_nodes_are(name):
 where_nodes_are("dict_key")
 
 # %% [markdown]
-# And of the circuit for `list_index`:
+# The circuit for `list_index`:
 
 # %%
 where_nodes_are("list_index")
 
 # %% [markdown]
-# Most of them sit at two places near the prompt's end: at the queried key (or the index) in the
-# early layers, at the closing bracket in the late ones. Something is found out at the one place and
-# brought to the other. With dictionaries, at **the queried key** the model can look back for the
-# same name: is this a repeat? At **`']`**, the last token, it has to know what to answer. So we
-# ask, at each SAE and at both
-# places: which latents fire when the key is in the dictionary and not when it is missing, and which
-# do the opposite?
+# Compare two places, layer by layer. At **the queried key** the model can look back for the same
+# name: is this a repeat? At **`']`**, the last token, it must know what to answer. So we ask, at
+# each SAE and at both places: which latents fire mostly when the key is in the dictionary, and
+# which mostly when it is missing?
 #
 # ### Exercise 6.2 · How well does a latent tell two kinds of prompts apart?
 # ⏱ 10 min · difficulty ●●○ · a number that needs no threshold
 #
-# Draw a prompt with the key present and one where it is missing. How often is the latent stronger
-# on the first? That is the area under the ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never.
-# Write it for all latents at once; ties count half.
+# Draw a prompt with the key present and one with the key missing. How often is the latent stronger
+# on the first? This is the area under the ROC curve (AUC): 1 = always, 0.5 = a coin, 0 = never.
+# Write it for all latents at once. Ties count half.
 #
 # <details><summary>Hint 1</summary> One row of `present` against all of `missing` is a table of
-# `[m, d_sae]` comparisons. Average it over m,
-# then over the rows of `present`.</details>
+# `[m, d_sae]` comparisons. Average it over m, then over the rows of `present`.</details>
 # <details><summary>Hint 2</summary> A latent that never fires ties with itself everywhere. It
 # should get 0.5.</details>
 
@@ -521,14 +536,14 @@ check(separations)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *0 for latents that never fire:* ties are to count half.
+# - *0 for latents that never fire:* ties must count half.
 # - *One number:* average over pairs of prompts only, not over latents.
 # </details>
 #
-# Honest prompts with the *training* keys choose the latents. At each site (an SAE and a place) we
-# take those that tell the two kinds apart at least four times in five: up to five that rise most
-# when the key is there ("a repeat"), and up to five that rise most when it is not ("none"). All
-# that we claim of them later is measured with other keys.
+# In an honest prompt nothing tries to mislead. Honest prompts with *training* keys choose the
+# latents. At each site (an SAE and a place) we take up to five that rise most when the key is there
+# ("a repeat", AUC above 0.8), and up to five that rise most when it is missing ("none", AUC below
+# 0.2).
 
 # %%
 sites = [(layer, place) for layer in LAYERS for place in (QUERIED, LAST)]
@@ -587,19 +602,18 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# At every site some latents tell, even single ones. Does the model *listen* to them? We hold them
-# at their mean over the other kind of prompt, at this one place, and keep everything else as it is
-# (`error="keep"`: nothing but these few latents changes).
+# Does the model *use* these latents? To find out, we hold them at their mean over the other kind of
+# prompt, at this one place. Everything else stays as it is (`error="keep"`).
 #
 # ### Exercise 6.3 · Hold latents at one place
 # ⏱ 10 min · difficulty ●●○ · prompts of different lengths end at different places
 #
-# Put given values into some latents, at one place of each prompt, and leave all else alone.
+# Put given values into some latents, at one place of each prompt.
 #
-# <details><summary>Hint 1</summary> The place is counted from each prompt's own end: row by row
-# another index.</details>
+# <details><summary>Hint 1</summary> The place is counted from each prompt's own end, so each row
+# has its own index.</details>
 # <details><summary>Hint 2</summary> `f[rows, positions, latent]` with two index tensors of the same
-# length picks one entry a row.</details>
+# length picks one entry per row.</details>
 
 # %% tags=["exercise"]
 # exercise: hold
@@ -614,7 +628,7 @@ check(hold)
 # - *Off by one:* place −1 is the last token, whose index is length − 1.
 # </details>
 #
-# The library's `Clamp` does the same at a hook point. It had better agree with you:
+# The library's `Clamp` does the same at a hook point. The two must agree:
 
 
 # %%
@@ -648,10 +662,9 @@ print(
 )
 
 # %% [markdown]
-# Now all sites, still with training keys: which of them turn an error message into a value, or a
-# value into an error message? A latent that is held at a prompt's end changes nothing before it. So
-# `dictionaries.start` reads the prompts once, up to the queried key, and each clamp costs a pass
-# over the last two tokens.
+# Now all sites, still with training keys: which of them turn an error message into a value, or the
+# reverse? Holding a latent changes nothing before its place. So `dictionaries.start` reads each
+# prompt once, up to the queried key, and each clamp costs a pass over the last two tokens.
 
 # %%
 tried = {
@@ -690,15 +703,13 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# In the early layers the queried key turns the answer, in the late ones the last token does. Only
-# attention moves anything between positions, so a head in between must have read the queried key's
-# token. We keep the *last* SAE at which holding the queried key still turns at least half of the
-# errors, and call its telling latents **seen** (was this name there before?); and the *first* at
-# which the last token does: **verdict** (is the key there?). The labels are ours; what the latents
-# do comes next.
+# We name two sites. **Seen** (was this name there before?) is the *last* SAE at which holding the
+# queried key still raises the mean p(no error) above one half. **Verdict** (is the key there?) is
+# the *first* SAE at which holding the last token does so. Only attention moves information between
+# positions. So if *seen* changes the answer, a later attention head reads it at the queried key.
 #
-# They were chosen by what they tell. The mask of section 3 chose nodes by what the answer needs. Do
-# the two agree?
+# We chose these latents by what they tell. The mask of section 3 chose nodes by what the answer
+# needs. Do the two agree?
 
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
@@ -740,13 +751,12 @@ print(
 pd.DataFrame(telling_rows).round(1)
 
 # %% [markdown]
-# They do: nearly all latents that tell the two kinds of prompt apart are among the nodes that the
-# mask kept for the answer's sake.
+# They agree: more than four in five of these latents are nodes of the circuit.
 #
-# Now one number a prompt and site: 0 where the latents are as in an honest prompt without the key,
-# 1 where they are as in one with it. From here on we report, so from here on all keys are those of
-# the *test* split. They had no part in any choice: latents and sites were chosen on training keys,
-# and the families of section 5 were written while looking at dev keys.
+# The **signal** is one number per prompt and site. Its mean is 0 in honest training prompts without
+# the key, and 1 in those with it. From here on we report results, so all keys are of the *test*
+# split. Latents and sites were chosen on training keys, and the families of section 5 were written
+# while looking at dev keys.
 
 
 # %%
@@ -808,9 +818,9 @@ figures.show(
 )
 
 # %% [markdown]
-# And their hold on the answer, with these keys. The control: *strangers*, as many other latents
-# that fire at the same site, moved by as much and in the same directions (though not below 0); a
-# new draw of them for every few prompts.
+# Next, we hold the latents on prompts with these keys. The control is *strangers*: as many other
+# latents that fire at the same site, moved by the same amounts (though not below 0). There are
+# several draws of strangers, each with its own prompts.
 
 
 # %%
@@ -887,27 +897,26 @@ figure = figures.estimates_figure(forced, axis, title, bars=True, horizontal=Tru
 figures.show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
-# *Verdict* works both ways: the answer follows these few latents, whatever the prompt says. *Seen*
-# works one way. Raised, it makes the model answer with a value though the key is not there, and
-# mostly with one that stands in the dictionary: it looks up *something*. Lowered, it changes
-# nothing: a key that is there is still found. So a duplicate is enough for a value, but these
-# latents are not needed for one: other latents, or what our SAEs do not see (their errors are kept
-# here), carry the news as well. The post says that Gemma 2 knows a missing key by the absence of a
-# duplicate. Here that is half of the story, and it is the half that an attack needs.
+# *Verdict* works in both directions: holding these few latents turns most answers. *Seen* works in
+# one. Raised, it turns most errors into values. Lowered, it turns few answers: most keys that are
+# there are still found. So these latents are sufficient for a value, but not necessary. Other
+# latents, or what our SAEs miss (their errors are kept here), must carry the same information. We
+# find half of the post's story: signs of a duplicate make the model say "there". An attack needs
+# only this half.
 #
 # ## 5. From the story to an attack
 #
 # Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then
-# whatever makes them fire without the key should fool it. Here are families of dictionaries. In
-# each, Python's answer is sure, and the looks speak against it.
+# anything that makes them fire without the key should fool it. Here are fifteen **families** of
+# attacks. In each, Python's answer is certain, but the dictionary looks like the opposite.
 #
-# Eleven *lure*. The key is missing, and yet its name stands there: in other letters, inside a
-# longer name, with a space, as a value, in a comment, in another dictionary, in one from which it
-# has been deleted, or as text where bytes are asked for.
+# Eleven families **lure**. The key is missing, but its name is in the prompt: in another spelling,
+# inside a longer name, with a space, as a value, in a comment, in another dictionary, in one from
+# which it was deleted, or as text where bytes are asked for.
 #
-# Four *hide*. The key is there, but its name is not to be read in one piece: two literals side by
-# side are one string to Python, `'\x41'` is an A, a sum of strings is a string, and `update(Ann=3)`
-# adds the key `'Ann'`.
+# Four families **hide**. The key is there, but its name is not written in one piece: two literals
+# side by side are one string to Python, `'\x41'` is an A, a sum of strings is a string, and
+# `update(Ann=3)` adds the key `'Ann'`.
 
 # %%
 luring = [family for family in FAMILIES if family.lures]
@@ -927,19 +936,18 @@ rows = [
 pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
 
 # %% [markdown]
-# **Stop and predict.** Write down for each: will it fool the model often, now and then, or never?
-#
-# Now let the latents predict, without a look at what the model says.
+# **Stop and predict.** Write down for each family: will it fool the model often, sometimes, or
+# never?
 #
 # ### Exercise 6.4 · A prediction from latents alone
 # ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
 #
-# On which share of a family's prompts do the latents hold the key to be there? Draw the line with
-# honest prompts alone.
+# On which share of a family's prompts do the latents say that the key is there? Set the threshold
+# with honest prompts alone.
 #
 # <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway
 # between them.</details>
-# <details><summary>Hint 2</summary> The share of the attack's prompts that lie on the "present"
+# <details><summary>Hint 2</summary> The share is that of the attack's prompts on the "present"
 # side.</details>
 
 # %% tags=["exercise"]
@@ -951,15 +959,14 @@ check(predicted_share)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *About a half for every family:* the threshold moves with the family. It is set once, on honest
+# - *About a half for every family:* the threshold moves with the family. Set it once, on honest
 #   prompts.
-# - *All turned round:* below the threshold means "missing".
+# - *Every share is reversed:* below the threshold means "missing".
 # </details>
 #
-# A family changes the prompt in more ways than one: a comment might confuse the model whatever it
-# says. So each family has a **twin**, the same change made with a name that nobody asks for
-# (`'kim'` where `'ann'` would lure). One pass reads the latents and the answers of all; we keep the
-# answers closed for now.
+# A comment might confuse the model whatever it says. So each family has a **twin**: the same
+# change, made with a name that nobody asks for (`'kim'` in place of `'ann'`). One pass reads the
+# latents and the answers of all. We look at the latents first.
 
 # %%
 twin_of = {family: dictionaries.twin(family) for family in FAMILIES}
@@ -997,13 +1004,12 @@ rows = [
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# Honest prompts have signals of 0 (missing) and 1 (there). The prediction of the story stands in
-# "seen says there"; *verdict* sits on the last token after a late layer, close to the answer, so it
-# is no great feat if it knows it.
+# The column "seen says there" is the prediction of the story. *Verdict* is read at the last token,
+# close to the answer, so it has the easier task.
 #
 # Now the answers. "Fooled": no error message where Python has one, or one where Python has none.
-# "Twin" and "honest": the same error where nothing tries to fool. "Says a digit" tells a lured
-# value from other nonsense.
+# "Twin" and "honest": the same rate for twins and for honest prompts. "Says a digit" separates
+# values from other text.
 
 # %%
 fooled = {family: proportion(got[family].fooled(family.lures)) for family in FAMILIES}
@@ -1039,8 +1045,8 @@ print(
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# In the quick profile these are the answers of the full run. Does the model here say the same? One
-# prompt of each family, asked now:
+# In the quick profile these answers come from the full run. To compare, the next cell asks the
+# model one prompt of each family:
 
 # %%
 if QUICK:
@@ -1092,18 +1098,18 @@ print(
 )
 
 # %% [markdown]
-# Most lures fool the model in most cases, and their twins seldom do: it is the name that does it. A
-# name in another spelling, within a longer key or in another dictionary is taken for the key; in a
-# comment it is not. A key that was deleted is known to be gone; but delete *another* key, and ask
-# for one that was never there: the twin gets `>>>`, as if Python had nothing to say. No story of
-# ours foresaw that. Those that hide fool less often than the lures: the model mostly puts a key
-# together again, and it knows `update`.
+# Most lures fool the model in more than three of four prompts. Their twins fool it in fewer than
+# two of five, so it is the name that misleads. It works in lower case, as the second word of a key,
+# and in another dictionary. A name in a comment, a deleted key and bytes fool in fewer than one of
+# four. Families that hide fool less often than the strong lures.
+#
+# One twin is a surprise. If *another* key is deleted, the model is fooled in more than half of the
+# prompts. Our story does not predict this.
 #
 # ### Where the story holds, and where it fails
 #
-# Two questions. Across families: does the share that the latents predict go with the share on which
-# the model says "there"? And *within* a family, prompt by prompt: are those on which it says so the
-# ones whose latents say so? (AUC again, for families with some of both.)
+# Across families: do the latents say "there" as often as the model does? *Within* a family: do they
+# say it on the same prompts as the model? (AUC again, for families with answers of both kinds.)
 
 # %%
 says_there = torch.tensor(
@@ -1170,32 +1176,28 @@ for label, site in LABELLED.items():
     )
 
 # %% [markdown]
-# *Seen* answers the question that it was named for: was this name there before? Where the name
-# stands in another spelling, in a longer key, or in another dictionary, that is enough to fool the
-# model, and *seen* foretells it. But it says so as well where the name stands as a value, where it
-# stood until it was deleted, and for `b'Ann'`, which is another key to Python, and there the model
-# is not to be had so easily. And where a key is written in pieces, *seen* often misses it where the
-# model does not. So over all families it ranks the answers poorly. *Verdict* foretells nearly all
-# of them; but it is closer to the answer. Between the two the model weighs more than the repeat.
-# That is where a story from honest prompts alone falls short: in them, "the name was there before"
-# and "the key is in this dictionary" are one and the same.
+# Over all families, *verdict* ranks the prompts well (AUC above 0.85) and *seen* poorly (below
+# 0.75). The sentences above name the families on which each is far off.
+#
+# *Seen* asks whether the name was there before. A deleted key and bytes repeat the name, but seldom
+# fool the model. A key in pieces does the reverse: it is there, but does not repeat the name in one
+# piece. So the model must weigh more than the repeat. Honest prompts alone cannot show this: in
+# them, the name was there before exactly if the key is in the dictionary.
 #
 # ### A search that never looks at the answer
 #
-# If the latents know what will fool the model, we can write attacks without asking it: draw
-# candidates, and take the one whose latents say "there" most. (For the *seen* latents the layers
-# after theirs need not even run: `dictionaries.read_latents` stops there. We read both sites and
-# the answers in one pass, and choose by the latents alone.) *Seen* has just failed for whole
-# families, *verdict* has not: which of the two will find attacks?
+# If latents know what fools the model, we can find attacks without its answers: draw candidates,
+# and take the one with the highest signal. (One pass reads everything, but only the latents
+# choose.) Predict: will *seen* or *verdict* find more attacks?
 #
 # ### Exercise 6.5 · What is the search worth?
-# ⏱ 5 min · difficulty ●●○ · against a choice by chance among the same candidates
+# ⏱ 5 min · difficulty ●●○ · compare with a random choice among the same candidates
 #
 # In each group take the candidate with the highest signal. How often does it fool, and how often
-# does any candidate? (The lift is their ratio.)
+# does any candidate? (Lift: the ratio of the two.)
 #
-# <details><summary>Hint 1</summary> `argmax` over the candidates of a group; then look up whether
-# that one fools.</details>
+# <details><summary>Hint 1</summary> Take the `argmax` over the candidates of a group. Then look up
+# whether that one fools.</details>
 # <details><summary>Hint 2</summary> A random choice fools as often as the candidates do on
 # average.</details>
 
@@ -1208,7 +1210,7 @@ check(lift)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *Nearly 1 whatever the signal:* the choice looked at what fools.
+# - *Nearly 1 whatever the signal:* the choice used the answers.
 # - *The same number twice:* the second is over all candidates.
 # </details>
 
@@ -1247,24 +1249,23 @@ print(f"{GROUPS} groups of {CANDIDATES} candidates")
 pd.DataFrame(search).T
 
 # %% [markdown]
-# *Verdict* finds attacks without a look at the answer. *Seen* is worse at it, for the reason that
-# we saw: it fires as strongly for bytes and for a deleted key as for the best lures. (A caution:
-# the candidates come from several families, and most of what there is to choose is the family. What
-# the latents know within a family stands in the table before.)
+# *Verdict* finds more attacks than a random choice, and more than *seen*, which detects a repeat
+# whether it fools or not. (The candidates come from several families, so a good choice may be only
+# a good family.)
 #
 # ## 6. Mending
 #
-# Hold the latents as they are when the key is missing, whatever the prompt, and the lures should
-# lose their bait. But an honest key makes them fire, too. A model that always says "missing" undoes
-# every lure, and answers no question any more: does holding do better?
+# Hold the latents at their values for a missing key, on every prompt. Then lures should lose their
+# effect. But a key that is there makes these latents fire, too. A model that always says "missing"
+# undoes every lure, and answers no question. Does holding do better?
 #
 # ### Exercise 6.6 · Undone, and broken
-# ⏱ 5 min · difficulty ●○○ · a cure has two numbers
+# ⏱ 5 min · difficulty ●○○ · a cure needs two numbers
 #
-# Of the attacks that fooled, which share no longer does? Of the honest answers that were right,
-# which share is wrong now?
+# Of the attacks that fooled, which share no longer does? Of the right answers to honest prompts,
+# which share is now wrong?
 #
-# <details><summary>Hint 1</summary> Only an attack that worked can be undone; only a right answer
+# <details><summary>Hint 1</summary> Only an attack that worked can be undone. Only a right answer
 # can be broken.</details>
 
 # %% tags=["exercise"]
@@ -1280,9 +1281,8 @@ check(mended)
 #   right before.
 # </details>
 #
-# Two cures, each at one site, and a control that holds strangers. The attacks are the first of
-# every family that lures, in the order of the table above; so nothing here was chosen by what
-# fooled.
+# We compare two cures, one per site, and a control that holds strangers. The attacks are the first
+# of every family that lures, whether they fooled or not.
 
 # %%
 n = N_MEND
@@ -1360,18 +1360,18 @@ pd.DataFrame(mending).T.round(2)
 pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
-# Holding *seen* down undoes many of the attacks, though not all, and breaks hardly any right
-# answer, for the reason that we saw in section 4: a key that is there is found without it.
-# Strangers undo next to nothing. So it is a cure, if a partial one. Holding *verdict* is no cure:
-# it is nearly the model that always says "missing".
+# Holding *seen* down is a partial cure. It undoes some attacks but not all. It breaks few right
+# answers to a key that is there, since most of these keys are found without it. Strangers undo few
+# attacks. Holding *verdict* down is no cure. Like a model that always says "missing", it undoes
+# most attacks and breaks most of these right answers.
 #
 # ## 7. Playground
 #
-# Type a dictionary and a key, and ask. The prompt is coloured by the two *seen* latents that rise
-# most at a repeat; below it stand the model's likeliest first tokens. Orange at a token says that
-# these latents take it for a repeat (the darkest: as firmly as in an honest prompt with the key);
-# the answer is another matter. Try a bait in another place of the dictionary, two baits, or a bait
-# beside the true key. Only literals are accepted, so nothing that you type can do harm.
+# Type a dictionary and a key, and ask. Orange at a token means that the two *seen* latents that
+# rise most take it for a repeat. (The darkest orange is their mean in an honest prompt with the
+# key.) Below the prompt are the model's likeliest first tokens. Try a lure in another place of the
+# dictionary, two lures, or a lure beside the true key. Only literals are accepted, so nothing that
+# you type can do harm.
 
 
 # %%
@@ -1451,29 +1451,46 @@ for family in FAMILIES:
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
-# **What was predicted.** From honest prompts alone: the model finds a key by finding its name a
-# second time, so whatever repeats the name fools it.
+# **What was predicted.** The model finds a key by finding its name a second time. So anything that
+# repeats the name should fool it.
 #
-# **Where it held.** A handful of latents on the queried key know a repeat, with keys that they were
-# not chosen on; held as for a repeat, they turn nearly every error into a value, and strangers do
-# not. Most families of dictionaries that repeat the name within a key fool the model in most cases,
-# each far more often than its twin.
+# **Where it held.** A few latents on the queried key detect a repeat, also with keys on which they
+# were not chosen. Held as for a repeat, they turn most errors into values; strangers turn few
+# answers. Most lures fool the model in most cases, far more often than their twins.
 #
-# **Where it failed.** These latents are not needed: without them a true key is found all the same,
-# and many of the attacks still work. Nor is a repeat always enough: a deleted key and bytes repeat
-# the name, and hardly ever fool. So *seen* alone is no good guide to attacks; the *verdict* on the
-# last token is. One change that was only meant as a control, deleting another key, fooled the model
-# more often than not, and we cannot say why. And unlike the post we do not find attribution far
-# behind the mask: at its best it keeps most of the answer, too.
+# **Where it failed.** These latents are not necessary. With them held down, the model still finds
+# most keys that are there, and some attacks still work. Nor is a repeat always enough: a deleted
+# key and bytes repeat the name, and seldom fool. So *seen* alone is a poor guide to attacks, and
+# *verdict* a good one. Deleting another key was meant as a control, but it fools in more than half
+# of the prompts. We do not know why. Attribution, at its best, keeps more than half of the answer
+# here; the post found it far behind the mask.
 #
-# **What was chosen on what.** Masks and scores: training prompts; sizes, settings and attribution's
-# variant: dev. Latents and sites: training keys. Families: written while looking at dev keys. All
-# numbers from the histograms of section 4 on, and those of sections 1 to 3, are of the test split.
+# **What was chosen on what.** Masks and scores: training prompts. Sizes, settings and attribution's
+# variant: dev. Latents and sites: training keys. Families: written while looking at dev keys. The
+# results of sections 1 to 3 are of test (but for the gaps that chose attribution's variant), and so
+# is everything from the histograms of section 4 on.
 #
-# **What was not tested.** Another model, or the same one with its full weights (these have 4 bits);
-# larger dictionaries, keys of several tokens, other formats of prompts; another draw of the
-# prompts; and whether the SAEs' errors carry what *seen* lacks.
+# **What was not tested.** Another model, or this one with its full weights; larger dictionaries,
+# keys of several tokens, other formats, another draw of the prompts; whether the SAEs' errors carry
+# what *seen* lacks.
 #
-# **To read on.**
+# **Key terms**: adversarial dictionary, attack family, attention, attribution, AUC, clamp, control,
+# hide, honest prompt, lift, logit difference, lure, mask, node, probability, seen, session, signal,
+# site, strangers, twin, verdict
 #
+# The [glossary](../GLOSSARY.md) has a sentence on each.
+#
+# **To read on**
+#
+# - [Caples et al. 2025, Scaling Sparse Feature Circuit Finding to Gemma 9B][post]
 # - [Marks et al. 2024, Sparse Feature Circuits](https://arxiv.org/abs/2403.19647)
+# - [Heimersheim and Nanda 2024, How to use and interpret activation
+#   patching](https://arxiv.org/abs/2404.15255)
+# - [Hui et al. 2024, Qwen2.5-Coder Technical Report](https://arxiv.org/abs/2409.12186)
+# - [SAELens](https://github.com/jbloomAus/SAELens), the library in whose format our SAEs are stored
+#
+# **What next?** This is the last notebook. The [README](../README.md) shows how to use the library
+# with other labs and with your own tasks. The first notebook is [00](00_start_here.ipynb).
+#
+# [post]:
+# https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
