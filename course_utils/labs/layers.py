@@ -274,7 +274,7 @@ class LayerStack:
         if cache is None:
             self.model(tokens, use_cache=False, logits_to_keep=1)
         else:
-            self.model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1)
+            _without_logits(self.model, tokens, cache)
 
     def _arguments_for(self, seq: int) -> list[LayerArguments]:
         """Each layer's arguments for prompts of ``seq`` tokens without BOS; checked when new."""
@@ -459,8 +459,20 @@ def frozen_cache(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> Ca
     cache classes is here and in `_Frozen`.
     """
     cache = DynamicCache()
-    filled = model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1).past_key_values
+    filled = _without_logits(model, tokens, cache).past_key_values
     return Cache(layers=[_Frozen(layer.keys, layer.values) for layer in filled.layers])
+
+
+def _without_logits(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"], cache: Cache) -> Any:
+    """Run a model after what is in a cache, for what it puts there and gives its layers.
+
+    One prompt goes through all of the model, so that one which adds something to its layers'
+    arguments is found out. Many do not come to the unembedding: for the last token of each of
+    them torch would copy it (15 GB for 32 prompts of qwen-coder).
+    """
+    if len(tokens) == 1:
+        return model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1)
+    return model.base_model(tokens, use_cache=True, past_key_values=cache)
 
 
 class _Frozen(DynamicLayer):
