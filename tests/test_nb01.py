@@ -27,6 +27,19 @@ WRONG: WrongVersions = {
         "inside the square": """
             return ((importance * (x - torch.relu(x @ W.T @ W + b))) ** 2).sum(1).mean()
         """,
+        "the bias comes after the ReLU": """
+            return (importance * (x - torch.relu(x @ W.T @ W) - b) ** 2).sum(1).mean()
+        """,
+        "it is a float, and a tensor is wanted": """
+            return solutions["toy_loss"](W, b, x, importance).item()
+        """,
+        "no gradient reaches W and b": """
+            return solutions["toy_loss"](W, b, x, importance).detach()
+        """,
+        "the gradient that reaches W is not the right one": """
+            out = torch.relu(x @ W.T.detach() @ W + b)
+            return (importance * (x - out) ** 2).sum(1).mean()
+        """,
     },
     "sae_forward": {
         "latents cannot be negative": """
@@ -54,6 +67,34 @@ WRONG: WrongVersions = {
             return f @ W_dec + b_dec, f
         """,
         "two things are to be returned": "return activation((x - b_dec) @ W_enc + b_enc)",
+        "b_enc came after": """
+            f = activation((x - b_dec) @ W_enc) + b_enc
+            return f, f @ W_dec + b_dec
+        """,
+        "you decoded the pre-activations": """
+            pre = (x - b_dec) @ W_enc + b_enc
+            return activation(pre), pre @ W_dec + b_dec
+        """,
+        "it is to be taken off": """
+            f = activation((x + b_dec) @ W_enc + b_enc)
+            return f, f @ W_dec + b_dec
+        """,
+        "it is to be put back": """
+            f = activation((x - b_dec) @ W_enc + b_enc)
+            return f, f @ W_dec - b_dec
+        """,
+        "a ReLU besides the argument": """
+            f = activation((x - b_dec) @ W_enc + b_enc).relu()
+            return f, f @ W_dec + b_dec
+        """,
+        "use the argument `activation` for both": """
+            pre = (x - b_dec) @ W_enc + b_enc
+            return activation(pre), pre.relu() @ W_dec + b_dec
+        """,
+        "no gradient reaches W_enc and b_enc": """
+            f = activation((x - b_dec) @ W_enc + b_enc).detach()
+            return f, f @ W_dec + b_dec
+        """,
     },
     "l1_loss": {
         "squared error is averaged over d_in": """
@@ -61,6 +102,20 @@ WRONG: WrongVersions = {
                 torch.nn.functional.mse_loss(x_hat, x)
                 + l1 * (f * W_dec.norm(dim=1)).sum(1).mean()
             )
+        """,
+        "length of the error, not its square": """
+            return ((x - x_hat).norm(dim=1) + l1 * (f * W_dec.norm(dim=1)).sum(1)).mean()
+        """,
+        "the decoder's length is squared": """
+            return ((x - x_hat) ** 2).sum(1).mean() + l1 * (f @ W_dec.pow(2).sum(1)).mean()
+        """,
+        "that rewards many latents": """
+            return ((x - x_hat) ** 2).sum(1).mean() - l1 * (f @ W_dec.norm(dim=1)).mean()
+        """,
+        "the gradient that reaches f and W_dec is not": """
+            x_hat, sizes = x_hat.clone(), f @ W_dec.norm(dim=1)
+            sizes = torch.cat([sizes[:3].detach(), sizes[3:]])
+            return (((x - x_hat) ** 2).sum(1) + l1 * sizes).mean()
         """,
         "length of the decoder rows is missing": """
             return ((x - x_hat) ** 2).sum(1).mean() + l1 * f.sum(1).mean()
@@ -103,6 +158,21 @@ WRONG: WrongVersions = {
             i = pre.abs().topk(k).indices
             return torch.zeros_like(pre).scatter(1, i, pre.gather(1, i).relu())
         """,
+        "no gradient reaches pre": """
+            v, i = pre.detach().topk(k)
+            return torch.zeros_like(pre).scatter(1, i, v.relu())
+        """,
+        "the k-th largest is wanted": """
+            return torch.where(pre >= pre.kthvalue(k, keepdim=True).values, pre, 0).relu()
+        """,
+        "pre was changed in place": """
+            pre[pre < pre.topk(k).values[:, -1:]] = 0
+            return pre.relu()
+        """,
+        "the k smallest": """
+            v, i = pre.topk(k, largest=False)
+            return torch.zeros_like(pre).scatter(1, i, v.relu())
+        """,
         "in each column": """
             v, i = pre.topk(k, dim=0)
             return torch.zeros_like(pre).scatter(0, i, v.relu())
@@ -118,7 +188,19 @@ WRONG: WrongVersions = {
         "one number for all dimensions": """
             return 1 - (x - x_hat).pow(2).sum() / (x - x.mean()).pow(2).sum()
         """,
-        "the share that is not explained": """
+        "your baseline is the mean of x̂": """
+            return 1 - (x - x_hat).pow(2).sum() / (x - x_hat.mean(0)).pow(2).sum()
+        """,
+        "the variance is unbiased": """
+            return 1 - (x - x_hat).pow(2).sum(1).mean() / x.var(0).sum()
+        """,
+        "the mean of the error is taken off": """
+            return 1 - (x - x_hat).var(0).sum() / x.var(0).sum()
+        """,
+        "it is float16": """
+            return solutions["explained_variance"](x, x_hat).half()
+        """,
+        "that is the share that is not explained": """
             return (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
         """,
         "averaged over dimensions": """
@@ -144,6 +226,14 @@ WRONG: WrongVersions = {
             return (f > 0).sum(1).float().mean(), (f == 0).all(0).float().mean()
         """,
         "plain numbers": "return (f > 0).sum(1).float().mean(), (f == 0).all(0).sum()",
+        "the two have changed places": "return solutions['l0_and_dead'](f)[::-1]",
+        "only over tokens for which something is on": """
+            each = (f > 0).sum(1).float()
+            return each[each > 0].mean().item(), int((f == 0).all(0).sum())
+        """,
+        "number 2 of what it holds is a float, and a whole number": """
+            return (f > 0).sum(1).float().mean().item(), float((f == 0).all(0).sum())
+        """,
         "two numbers are to be returned": "return (f > 0).sum(1).float().mean()",
     },
 }

@@ -43,11 +43,21 @@ WRONG: WrongVersions = {
         "you returned the latents": "return sae.encode(x)",
         "you returned x as it was": "return x",
         "you returned the error": "return x - solutions['splice'](x, sae)",
-        "x itself was changed": """
+        "the values are right, but x was changed in place": """
             x[:, 1:] = sae.decode(sae.encode(x[:, 1:]))
             return x
         """,
         "Is the return missing?": "sae.decode(sae.encode(x))",
+        "BOS became b_dec": """
+            f = sae.encode(x)
+            f[:, 0] = 0
+            return sae.decode(f)
+        """,
+        "BOS is there twice": "return torch.cat([x[:, :1], sae.decode(sae.encode(x))], dim=1)",
+        "not tuple. Is there a comma too many?": """
+            return solutions["splice"](x, sae),
+        """,
+        "it is float64, and float32 is wanted": "return solutions['splice'](x, sae).double()",
     },
     "splice_with_error": {
         "you took the error of the x that came in": "return splice(x, sae) + (x - splice(x, sae))",
@@ -60,7 +70,12 @@ WRONG: WrongVersions = {
         "with one error [seq, d_model] for all prompts, has the shape": """
             return splice(x, sae) + (error if error.ndim == 3 else error[None, None])
         """,
-        "the stream is off by up to": "return splice(x, sae) + error[0]",
+        "every prompt got the first prompt's error": "return splice(x, sae) + error[0]",
+        "the error is there twice": "return splice(x, sae) + 2 * error",
+        "but x was changed in place": """
+            x[:] = splice(x, sae) + error
+            return x
+        """,
     },
     "mean_error": {
         "you averaged over positions too": "return (x - splice(x, sae)).mean((0, 1))",
@@ -92,6 +107,11 @@ WRONG: WrongVersions = {
             return nll(logits[:, :-1].log_softmax(1), tokens[:, 1:]).mean(1)
         """,
         "the last token alone": RIGHT + "return each[:, -1]",
+        "BOS is not predicted, so that there are": RIGHT + "return each.sum(1) / tokens.shape[1]",
+        "with a minus: the log is missing": """
+            return nll(logits[:, :-1].softmax(-1), tokens[:, 1:]).mean(1)
+        """,
+        "that is the perplexity": RIGHT + "return each.mean(1).exp()",
     },
     "place": {
         "none is after the last layer, 29": "return list(range(gap, n_layers, gap))",
@@ -104,6 +124,10 @@ WRONG: WrongVersions = {
         "they are not 9 apart": "return list(range(n_layers - 1, -1, -gap - 1))[::-1]",
         "those are not the layers": "return [n_layers - 1]",
         "Is the return missing?": "list(range(n_layers))",
+        "it is a range, and a list is wanted": "return range(n_layers - 1, -1, -gap)[::-1]",
+        "it holds is a float, and a whole number (int) is wanted": """
+            return [float(layer) for layer in solutions["place"](n_layers, gap)]
+        """,
         "a list of integers": "return torch.arange(n_layers - 1, -1, -gap).flip(0)",
     },
 }

@@ -65,7 +65,7 @@ WRONG: WrongVersions = {
             f[:, position, latent] = 0
             return f
         """,
-        "you changed x in place": """
+        "the values are right, but x was changed in place": """
             f = sae.encode(x)
             f[:, position, latent] = 0
             x[:, 1:] = sae.decode(f)[:, 1:]
@@ -86,6 +86,52 @@ WRONG: WrongVersions = {
             f[:, position, latent] = 0
             return torch.cat([x[:, :1], sae.decode(f)], 1)
         """,
+        "the position before the wanted": """
+            f = sae.encode(x)
+            f[:, position - 1, latent] = 0
+            return keep_bos(x, sae.decode(f))
+        """,
+        "the next latent is off": """
+            f = sae.encode(x)
+            f[:, position, latent + 1] = 0
+            return keep_bos(x, sae.decode(f))
+        """,
+        "A latent is a direction": """
+            y = x.clone()
+            y[:, position, latent] = 0
+            return y
+        """,
+        "and encoded then": """
+            y = x.clone()
+            y[:, position, latent] = 0
+            return keep_bos(x, sae.decode(sae.encode(y)))
+        """,
+        "a dimension of the rebuilt stream": """
+            y = keep_bos(x, sae.decode(sae.encode(x)))
+            y[:, position, latent] = 0
+            return y
+        """,
+        "the encoder's column is taken out, and what a latent writes": """
+            f = sae.encode(x)
+            y = keep_bos(x, sae.decode(f))
+            y[:, position] -= f[:, position, latent, None] * sae.W_enc[:, latent]
+            return y
+        """,
+        "b_dec is missing": """
+            f = sae.encode(x)
+            f[:, position, latent] = 0
+            return keep_bos(x, f @ sae.W_dec)
+        """,
+        "BOS is there twice": """
+            f = sae.encode(x)
+            f[:, position, latent] = 0
+            return torch.cat([x[:, :1], sae.decode(f)], 1)
+        """,
+        "for another node": """
+            f = sae.encode(x)
+            f[:, 2, 3] = 0
+            return keep_bos(x, sae.decode(f))
+        """,
     },
     "masked": {
         "the ablation is missing": "return f * mask",
@@ -95,9 +141,21 @@ WRONG: WrongVersions = {
         "a threshold has no gradient": "return torch.where(mask > 0.5, f, ablation)",
         "all that is not wholly kept": "return torch.where(mask == 1, f, ablation)",
         "the ablation that it starts from is not": "return (f - ablation) * mask",
-        "you changed the latents in place": """
+        "the values are right, but f was changed in place": """
+            return f.sub_(ablation).mul_(mask) + ablation
+        """,
+        "Besides, f was changed in place": """
             f *= mask
             return f
+        """,
+        "not by its square": "return ablation + (f - ablation) * mask**2",
+        "no gradient reaches mask": "return ablation + (f - ablation) * mask.detach()",
+        "no gradient reaches f": "return ablation + (f.detach() - ablation) * mask",
+        "it is float64": "return ablation + (f - ablation) * mask.double()",
+        "one ablation for all positions": """
+            if ablation.ndim == 1:
+                return f * mask
+            return ablation + (f - ablation) * mask
         """,
     },
     "mean_latents": {
@@ -120,6 +178,28 @@ WRONG: WrongVersions = {
             m[0] = 0
             return m
         """,
+        "a latent is 0 at every position": """
+            m = sae.encode(x).mean(0)
+            m[:, 0] = 0
+            return m
+        """,
+        "another row than BOS'": """
+            m = sae.encode(x).mean(0)
+            m[1] = 0
+            return m
+        """,
+        "one less than the number of prompts": """
+            m = sae.encode(x).sum(0) / (len(x) - 1)
+            m[0] = 0
+            return m
+        """,
+        "the share of prompts": """
+            m = (sae.encode(x) > 0).float().mean(0)
+            m[0] = 0
+            return m
+        """,
+        "do not decode": "return bos_row_off(sae.decode(sae.encode(x)).mean(0))",
+        "encode it first": "return bos_row_off(x.mean(0))",
     },
     "forward": {
         "you took the first mask": "return mix(x, self.masks[0], mean_ablation)",
@@ -128,6 +208,27 @@ WRONG: WrongVersions = {
             return x * self[sae_hook_point]
         """,
         "kept and ablated are swapped": "return mix(x, 1 - self[sae_hook_point], mean_ablation)",
+        "masks are soft while they are learned": """
+            self.check(sae_hook_point, x.shape[-2], x.shape[-1])
+            return mix(x, (self[sae_hook_point] > 0).float(), mean_ablation)
+        """,
+        "a threshold has no gradient": """
+            self.check(sae_hook_point, x.shape[-2], x.shape[-1])
+            return mix(x, (self[sae_hook_point] > 0.5).float(), mean_ablation)
+        """,
+        "no gradient reaches self": """
+            self.check(sae_hook_point, x.shape[-2], x.shape[-1])
+            return mix(x, self[sae_hook_point].detach(), mean_ablation)
+        """,
+        "is the dimension before the last": """
+            self.check(sae_hook_point, x.shape[-1], x.shape[-2])
+            return mix(x, self[sae_hook_point], mean_ablation)
+        """,
+        "latents [2, 3, 1] met a mask": """
+            if x.shape[-2] != len(self[sae_hook_point]) and self[sae_hook_point].ndim == 2:
+                raise MaskError("positions")
+            return mix(x, self[sae_hook_point], mean_ablation)
+        """,
         "the masks of all hook points act at once": """
             return mix(x, self.masks[0] * self.masks[1], mean_ablation)
         """,
@@ -141,7 +242,8 @@ WRONG: WrongVersions = {
         """,
         "broadcasting made up positions": "return mix(x, self[sae_hook_point], mean_ablation)",
         "refused with MaskError, not AssertionError": """
-            assert x.shape[-2] == self[sae_hook_point].shape[0]
+            mask = self[sae_hook_point]
+            assert x.shape[-mask.ndim :] == mask.shape
             return mix(x, self[sae_hook_point], mean_ablation)
         """,
         "a shared mask": """
@@ -156,6 +258,27 @@ WRONG: WrongVersions = {
             return int(
                 sum(m[1:].sum() if m.ndim == 2 else (seq - 1) * m.sum() for m in masks.masks)
             )
+        """,
+        "you summed the mask, and cut": """
+            return sum(
+                int(m[1:].sum()) if m.ndim == 2 else (seq - 1) * int(m.sum()) for m in masks.masks
+            )
+        """,
+        "BOS too, and cut": "return int(sum(m.sum() for m in masks.masks))",
+        "you made whole numbers of the mask": """
+            return int(sum(m[1:].int().sum() for m in masks.masks))
+        """,
+        "what is above 0.5": "return int(sum((m[1:] > 0.5).sum() for m in masks.masks))",
+        "a column: BOS is a row": "return int(sum((m[:, 1:] > 0).sum() for m in masks.masks))",
+        "a whole number (int) is wanted": """
+            return sum(
+                (m[1:] > 0).sum() if m.ndim == 2 else (seq - 1) * (m > 0).sum()
+                for m in masks.masks
+            )
+        """,
+        "only the last hook point": """
+            m = masks.masks[-1]
+            return int((m[1:] > 0).sum() if m.ndim == 2 else (seq - 1) * (m > 0).sum())
         """,
         "you counted latents, not nodes": """
             return sum(int((m[1:] > 0).any(0).sum()) for m in masks.masks)
@@ -208,9 +331,30 @@ WRONG: WrongVersions = {
             )
         """,
         "to return SAEMasks, not list": "return [bos_row_off(1 - m) for m in circuit.masks]",
-        "you changed the circuit itself": """
-            [m.sub_(1).neg_() for m in circuit.masks]
+        "the values are right, but circuit was changed in place": """
+            for m in circuit.masks:
+                m.sub_(1).neg_()[0] = 0
             return circuit
+        """,
+        "column 0, is off at every position": """
+            masks = [1 - m for m in circuit.masks]
+            for m in masks:
+                m[:, 0] = 0
+            return SAEMasks(circuit.hook_points, masks)
+        """,
+        "0 and −1": """
+            return SAEMasks(circuit.hook_points, [bos_row_off(m - 1) for m in circuit.masks])
+        """,
+        "the masks changed places": """
+            masks = [bos_row_off(1 - m) for m in circuit.masks]
+            return SAEMasks(circuit.hook_points, masks[::-1])
+        """,
+        "True and False": """
+            masks = [bos_row_off(1 - m).bool() for m in circuit.masks]
+            return SAEMasks(circuit.hook_points, masks)
+        """,
+        "the hook points are to be": """
+            return SAEMasks(circuit.hook_points[::-1], [bos_row_off(1 - m) for m in circuit.masks])
         """,
     },
     "running_mean": {
@@ -249,6 +393,51 @@ WRONG: WrongVersions = {
                 s, k = s + b.sum(), k + b.numel()
             return s / k
         """,
+        "you divided by 0": """
+            m, n = torch.tensor(0.0), 0
+            for b in batches:
+                m = m + (b - m).sum(0) / n
+                n += len(b)
+            return m
+        """,
+        "the count is late": """
+            m, n = torch.tensor(0.0), 0
+            for b in batches:
+                m = m + (b - m).sum(0) / max(1, n)
+                n += len(b)
+            return m
+        """,
+        "the count starts at 1": """
+            m, n = torch.tensor(0.0), 1
+            for b in batches:
+                n += len(b)
+                m = m + (b - m).sum(0) / n
+            return m
+        """,
+        "taken off once per batch": """
+            m, n = torch.tensor(0.0), 0
+            for b in batches:
+                n += len(b)
+                m = m + (b.sum(0) - m) / n
+            return m
+        """,
+        "you changed a batch in place": """
+            m, n = torch.tensor(0.0), 0
+            for b in batches:
+                n += len(b)
+                m = m + b.sub_(m).sum(0) / n
+            return m
+        """,
+        "the last batch is left out": """
+            rows = torch.cat([b.clone() for b in batches][:-1])
+            return rows.mean(0)
+        """,
+        "is float64": """
+            total, n = 0, 0
+            for b in batches:
+                total, n = total + b.double().sum(0), n + len(b)
+            return total / n
+        """,
         "you kept batches for later": "return torch.cat(list(batches)).mean(0)",
         "gone through once only": """
             n = sum(len(b) for b in batches)
@@ -259,24 +448,101 @@ WRONG: WrongVersions = {
 
 
 RIGHT = {
-    "switch_off": """
+    "switch_off": [
+        """
         f = sae.encode(x).clone()
         f[:, position, latent] = 0
         y = sae.decode(f)
         y[:, 0] = x[:, 0]
         return y
-    """,
-    "masked": "return torch.lerp(ablation.expand_as(f), f, mask.expand_as(f))",
-    "mean_latents": """
+        """,
+        """
+        with torch.no_grad():
+            f = sae.encode(x)
+            y = keep_bos(x, sae.decode(f))
+            y[:, position] -= f[:, position, latent, None] * sae.W_dec[latent]
+            return y
+        """,
+        """
+        f = sae.encode(x[:, 1:])
+        f[:, position - 1, latent] = 0
+        return torch.cat([x[:, :1], sae.decode(f)], dim=1)
+        """,
+    ],
+    "masked": [
+        "return torch.lerp(ablation.expand_as(f), f, mask.expand_as(f))",
+        "return f * mask + ablation * (1 - mask)",
+        "return f - (1 - mask) * (f - ablation)",
+    ],
+    "mean_latents": [
+        """
         f = sae.encode(x[:, 1:]).mean(0)
         return torch.cat([torch.zeros_like(f[:1]), f])
-    """,
-    "running_mean": """
+        """,
+        "return sum(bos_row_off(sae.encode(one)) for one in x) / len(x)",
+    ],
+    "forward": [
+        """
+        mask = self[sae_hook_point]
+        if mask.shape != x.shape[-mask.ndim :]:
+            raise MaskError("another size")
+        mean = torch.zeros_like(x) if mean_ablation is None else mean_ablation
+        return x * mask + mean * (1 - mask)
+        """,
+        """
+        self.check(sae_hook_point, x.shape[-2], x.shape[-1])
+        if mean_ablation is None:
+            return x * self[sae_hook_point]
+        return mix(x, self[sae_hook_point], mean_ablation)
+        """,
+    ],
+    "count_nodes": [
+        """
+        shared = [m for m in masks.masks if m.ndim == 1]
+        own = [m[1:] for m in masks.masks if m.ndim == 2]
+        n = sum(m.count_nonzero().item() for m in own)
+        return n + (seq - 1) * sum(m.count_nonzero().item() for m in shared)
+        """,
+        """
+        n = 0
+        for _, position, latent in masks.nodes():
+            n += seq - 1 if position is None else int(position > 0)
+        return n
+        """,
+    ],
+    "knock_out": [
+        """
+        masks = {name: bos_row_off((mask == 0).float()) for name, mask in circuit.items()}
+        return SAEMasks(list(masks), list(masks.values()))
+        """,
+        """
+        full = SAEMasks.full(dict(circuit.items()), 1.0)
+        return SAEMasks(full.hook_points, [a - b for a, b in zip(full.masks, circuit.masks)])
+        """,
+    ],
+    "running_mean": [
+        """
         total, n = 0, 0
         for batch in batches:
             total, n = total + batch.sum(0), n + len(batch)
         return total / n
-    """,
+        """,
+        """
+        mean, n = 0.0, 0
+        for batch in batches:
+            for row in batch:
+                n += 1
+                mean = mean + (row - mean) / n
+        return mean
+        """,
+        """
+        mean, n = 0.0, 0
+        for batch in batches:
+            share = len(batch) / (n + len(batch))
+            mean, n = (1 - share) * mean + share * batch.mean(0), n + len(batch)
+        return mean
+        """,
+    ],
 }
 
 
@@ -312,9 +578,11 @@ def test_docstrings_say_what_values_mean(name):
     assert all(p.annotation is not inspect.Parameter.empty for p in parameters)
 
 
-@pytest.mark.parametrize(("name", "body"), RIGHT.items())
+@pytest.mark.parametrize(
+    ("name", "body"), [(name, body) for name, bodies in RIGHT.items() for body in bodies]
+)
 def test_another_right_way_of_writing_it_is_accepted(name, body):
-    checked = book.checked(attempt(nb03, name, body))
+    checked = book.checked(attempt(nb03, name, body, mix=mix))
     assert checked.status == "right", checked.says
 
 

@@ -24,6 +24,7 @@ from course_utils.teaching.fixtures import (
     whole_toy,
 )
 from course_utils.teaching.nb05 import book
+from course_utils.teaching.workbook import Wrong
 
 
 @pytest.mark.parametrize("name", list(book.solutions))
@@ -48,7 +49,7 @@ WRONG: WrongVersions = {
                 ]
             ).mean(1)
         """,
-        "one value a prompt": """
+        "one value per prompt": """
             return torch.stack(
                 [
                     (circuit - empty) / (model - empty),
@@ -61,7 +62,7 @@ WRONG: WrongVersions = {
             m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
             return torch.stack([(c - e) / m, (c - e) / s, c / s])
         """,
-        "F(∅) is missing in the first two": """
+        "in the first two, F(∅) is missing.": """
             m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
             return torch.stack([c / m, c / s, c / s])
         """,
@@ -73,13 +74,112 @@ WRONG: WrongVersions = {
             m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
             return torch.stack([(c - e) / (s - e), (c - e) / (m - e), c / s])
         """,
+        "a tensor, not tuple": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return (c - e) / (m - e), (c - e) / (s - e), c / s
+        """,
+        "a tensor, not list": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return [(c - e) / (m - e), (c - e) / (s - e), c / s]
+        """,
+        "F(S) and F(C) have changed places": """
+            m, c, s, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return torch.stack([(c - e) / (m - e), (c - e) / (s - e), c / s])
+        """,
+        "the first: brackets are missing below the fraction line": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return torch.stack([(c - e) / m - e, (c - e) / (s - e), c / s])
+        """,
+        "the third: the fraction is upside down": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return torch.stack([(c - e) / (m - e), (c - e) / (s - e), s / c])
+        """,
+        "you got the first and the third right, but not the second": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            return torch.stack([(c - e) / (m - e), (c - e) / (s - m), c / s])
+        """,
+        "model was changed in place": """
+            m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
+            model -= e
+            return torch.stack([(c - e) / (m - e), (c - e) / (s - e), c / s])
+        """,
         "the third does not know F(∅)": """
             m, s, c, e = model.mean(), spliced.mean(), circuit.mean(), empty.mean()
             return torch.stack([(c - e) / (m - e), (c - e) / (s - e), (c - e) / (s - e)])
         """,
     },
     "knock_out": {
-        "you changed the masks that you were given": """
+        "the nodes are toggled": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 1 - copies[h][p, i]
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "you took 1 away from each node": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] -= 1
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "every hook point lost these nodes": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for _, p, i in nodes:
+                for mask in copies.values():
+                    mask[p, i] = 0
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "you switched off all latents at these positions": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p] = 0
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "position and latent have changed places": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][i, p] = 0
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "Is the return inside the loop": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+                return SAEMasks(list(copies), list(copies.values()))
+            return masks
+        """,
+        "Copy once, before the loop": """
+            for h, p, i in nodes:
+                copies = {name: m.clone() for name, m in masks.items()}
+                copies[h][p, i] = 0
+                result = SAEMasks(list(copies), list(copies.values()))
+            return result if nodes else masks
+        """,
+        "the other nodes became 1": """
+            copies = {h: (m > 0).float() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "it is float64, and float32 is wanted": """
+            copies = {h: m.double() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "keep them in the order": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+            return SAEMasks(list(copies)[::-1], list(copies.values())[::-1])
+        """,
+        "the mask of blocks.3.hook_resid_post is half": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+            copies[LATE] /= 2
+            return SAEMasks(list(copies), list(copies.values()))
+        """,
+        "masks was changed in place": """
             for h, p, i in nodes:
                 masks[h][p, i] = 0
             return masks
@@ -103,6 +203,12 @@ WRONG: WrongVersions = {
         "to return SAEMasks, not dict": """
             copies = {h: m.clone() for h, m in masks.items()}
             return copies
+        """,
+        "it is None. Is the return missing": """
+            copies = {h: m.clone() for h, m in masks.items()}
+            for h, p, i in nodes:
+                copies[h][p, i] = 0
+            return SAEMasks(list(copies), list(copies.values())) if nodes else None
         """,
         "those without a knocked-out node too": """
             copies = {h: m.clone() for h, m in masks.items()}
@@ -170,8 +276,46 @@ WRONG: WrongVersions = {
                 ]
             )
         """,
-        "has the shape [4, 4], and [4, 2] is wanted": """
+        "has the shape [5, 4], and [5, 2] is wanted": """
             return torch.stack([evaluate(knock_out(circuit, k)) for k in subsets])
+        """,
+        "a tensor, not list": """
+            both = circuit, everything
+            return [[evaluate(knock_out(m, k)).mean() for m in both] for k in subsets]
+        """,
+        "you kept the prompts apart": """
+            both = circuit, everything
+            return torch.stack(
+                [torch.stack([evaluate(knock_out(m, k)) for m in both]) for k in subsets]
+            )
+        """,
+        "the second column (F(S∖K)) is 4 times what is wanted": """
+            rows = []
+            for k in subsets:
+                part = evaluate(knock_out(circuit, k)).mean()
+                rows.append(torch.stack([part, evaluate(knock_out(everything, k)).sum()]))
+            return torch.stack(rows)
+        """,
+        "both columns are the circuit's": """
+            rows = [evaluate(knock_out(circuit, k)).mean() for k in subsets]
+            return torch.stack([torch.stack(rows)] * 2, 1)
+        """,
+        "a point is a row": """
+            both = circuit, everything
+            return torch.stack(
+                [torch.stack([evaluate(knock_out(m, k)).mean() for k in subsets]) for m in both]
+            )
+        """,
+        "how far each falls from its start": """
+            both = circuit, everything
+            return torch.stack(
+                [
+                    torch.stack(
+                        [(evaluate(m) - evaluate(knock_out(m, k))).mean() for m in both]
+                    )
+                    for k in subsets
+                ]
+            )
         """,
     },
     "drop_each": {
@@ -201,6 +345,25 @@ WRONG: WrongVersions = {
                 [(evaluate(circuit) - evaluate(knock_out(circuit, [v]))).mean() for v in nodes]
             )
         """,
+        "that are left without each node": """
+            return torch.stack([evaluate(knock_out(circuit, [v])) for v in nodes])
+        """,
+        "shares of the whole circuit's": """
+            whole = evaluate(circuit)
+            return torch.stack([1 - evaluate(knock_out(circuit, [v])) / whole for v in nodes])
+        """,
+        "the mean of the whole circuit": """
+            whole = evaluate(circuit).mean()
+            return torch.stack([whole - evaluate(knock_out(circuit, [v])) for v in nodes])
+        """,
+        "the other way round": """
+            whole = evaluate(circuit)
+            return torch.stack([whole - evaluate(knock_out(circuit, [v])) for v in nodes], dim=1)
+        """,
+        "a tensor, not list": """
+            whole = evaluate(circuit)
+            return [whole - evaluate(knock_out(circuit, [v])) for v in nodes]
+        """,
         "put each node back": """
             whole = evaluate(circuit)
             rows = []
@@ -215,6 +378,40 @@ WRONG: WrongVersions = {
         "the mean overlap itself": "return n_a * n_b / n",
         "counts shared nodes twice": "return n_a * n_b / n / (n_a + n_b)",
         "that is nesting": "return n_a * n_b / n / min(n_a, n_b)",
+        "the largest overlap is missing": """
+            ways = lambda k: math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_b)
+            overlaps = range(max(0, n_a + n_b - n), min(n_a, n_b))
+            return sum(ways(k) * k / (n_a + n_b - k) for k in overlaps)
+        """,
+        "the smallest overlap is missing": """
+            ways = lambda k: math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_b)
+            overlaps = range(max(0, n_a + n_b - n) + 1, min(n_a, n_b) + 1)
+            return sum(ways(k) * k / (n_a + n_b - k) for k in overlaps)
+        """,
+        "not C(n, n_a)": """
+            ways = lambda k: math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_a)
+            return sum(ways(k) * k / (n_a + n_b - k) for k in range(min(n_a, n_b) + 1))
+        """,
+        "every overlap weighs the same": """
+            overlaps = range(max(0, n_a + n_b - n), min(n_a, n_b) + 1)
+            return sum(k / (n_a + n_b - k) for k in overlaps) / len(overlaps)
+        """,
+        "you drew with replacement": """
+            p, overlaps = n_a / n, range(min(n_a, n_b) + 1)
+            ways = lambda k: math.comb(n_b, k) * p**k * (1 - p) ** (n_b - k)
+            return sum(ways(k) * k / (n_a + n_b - k) for k in overlaps)
+        """,
+        "Is the return inside the loop": """
+            for k in range(max(0, n_a + n_b - n), min(n_a, n_b) + 1):
+                p = math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_b)
+                return p * k / (n_a + n_b - k)
+        """,
+        "small cases are right, but 30 and 12 of 3,000 nodes are not": """
+            if n > 100:
+                return n_a * n_b / n / (n_a + n_b)
+            ways = lambda k: math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_b)
+            return sum(ways(k) * k / (n_a + n_b - k) for k in range(min(n_a, n_b) + 1))
+        """,
     },
     "cpr_cmd": {
         "Take |1 − f| first": """
@@ -238,6 +435,49 @@ WRONG: WrongVersions = {
         "rectangles with the right value": """
             k, y = torch.tensor(fractions), torch.tensor(faithfulness)
             return torch.stack([(y[1:] * k.diff()).sum(), ((1 - y[1:]).abs() * k.diff()).sum()])
+        """,
+        "not the mean height": """
+            k, y = torch.tensor(fractions), torch.tensor(faithfulness)
+            width = k[-1] - k[0]
+            return torch.stack(
+                [torch.trapezoid(y, k) / width, torch.trapezoid((1 - y).abs(), k) / width]
+            )
+        """,
+        "your area begins at k = 0": """
+            k, y = torch.tensor([0.0, *fractions]), torch.tensor([0.0, *faithfulness])
+            return torch.stack([torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)])
+        """,
+        "|1 − CPR|": """
+            k, y = torch.tensor(fractions), torch.tensor(faithfulness)
+            cpr = torch.trapezoid(y, k)
+            return torch.stack([cpr, (1 - cpr).abs()])
+        """,
+        "the last trapezoid is missing": """
+            k, y = torch.tensor(fractions[:-1]), torch.tensor(faithfulness[:-1])
+            return torch.stack([torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)])
+        """,
+        "sizes and faithfulness have changed places": """
+            y, k = torch.tensor(fractions), torch.tensor(faithfulness)
+            return torch.stack([torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)])
+        """,
+        "CMD: your strips are rectangles with the left value": """
+            k, y = torch.tensor(fractions), torch.tensor(faithfulness)
+            return torch.stack([torch.trapezoid(y, k), ((1 - y[:-1]).abs() * k.diff()).sum()])
+        """,
+        "you took |1 − f| all along the lines": """
+            import numpy as np
+
+            k = np.linspace(fractions[0], fractions[-1], 100_001)
+            y = np.interp(k, fractions, faithfulness)
+            return torch.tensor([np.trapezoid(y, k), np.trapezoid(abs(1 - y), k)]).float()
+        """,
+        "a tensor, not tuple": """
+            k, y = torch.tensor(fractions), torch.tensor(faithfulness)
+            return torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)
+        """,
+        "it is float64, and float32 is wanted": """
+            k, y = torch.tensor(fractions).double(), torch.tensor(faithfulness).double()
+            return torch.stack([torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)])
         """,
         "CPR and CMD have changed places": """
             k, y = torch.tensor(fractions), torch.tensor(faithfulness)
@@ -274,6 +514,58 @@ WRONG: WrongVersions = {
         "one value for all sentences": """
             return {(h, p, i): latents[h][~train_is_plural, p, i].mean() for h, p, i in nodes}
         """,
+        "A silent one counts too": """
+            values = {}
+            for h, p, i in nodes:
+                f = latents[h][:, p, i]
+                singular = f[~train_is_plural & (f > 0)].mean()
+                plural = f[train_is_plural & (f > 0)].mean()
+                values[h, p, i] = torch.where(is_plural, singular, plural)
+            return values
+        """,
+        "the position is one too small": """
+            return {
+                (h, p, i): torch.where(
+                    is_plural,
+                    latents[h][~train_is_plural, p - 1, i].mean(),
+                    latents[h][train_is_plural, p - 1, i].mean(),
+                )
+                for h, p, i in nodes
+            }
+        """,
+        "the values for plural subjects: they are means over the training sentences of both": """
+            return {
+                (h, p, i): torch.where(
+                    is_plural,
+                    latents[h][:, p, i].mean(),
+                    latents[h][train_is_plural, p, i].mean(),
+                )
+                for h, p, i in nodes
+            }
+        """,
+        "the values for singular subjects is 2 times": """
+            return {
+                (h, p, i): torch.where(
+                    is_plural,
+                    latents[h][~train_is_plural, p, i].mean(),
+                    latents[h][train_is_plural, p, i].sum(),
+                )
+                for h, p, i in nodes
+            }
+        """,
+        "every node got the values of the first": """
+            h, p, i = nodes[0]
+            value = torch.where(
+                is_plural,
+                latents[h][~train_is_plural, p, i].mean(),
+                latents[h][train_is_plural, p, i].mean(),
+            )
+            return dict.fromkeys(nodes, value)
+        """,
+        "is a list of 7, and a tensor is wanted": """
+            values = solutions["other_number"](latents, train_is_plural, is_plural, nodes)
+            return {node: value.tolist() for node, value in values.items()}
+        """,
         "position and latent have changed places": """
             return {
                 (h, p, i): torch.where(
@@ -284,7 +576,7 @@ WRONG: WrongVersions = {
                 for h, p, i in nodes
             }
         """,
-        "a dictionary with the nodes as keys": "return [torch.zeros(3) for node in nodes]",
+        "a dictionary with the nodes as keys": "return [torch.zeros(7) for node in nodes]",
     },
 }
 
@@ -297,6 +589,75 @@ def test_a_wrong_version_is_refused_for_the_right_reason(name, body, says):
 
 def test_every_checker_refuses_at_least_three_wrong_versions():
     assert set(WRONG) == set(book.solutions) and all(len(wrong) >= 3 for wrong in WRONG.values())
+
+
+RIGHT: WrongVersions = {
+    "three_faithfulnesses": {
+        "numbers in one tensor": """
+            m, s, c, e = (row.mean().item() for row in (model, spliced, circuit, empty))
+            return torch.tensor([(c - e) / (m - e), (c - e) / (s - e), c / s])
+        """,
+    },
+    "knock_out": {
+        "one node at a time, by itself": """
+            for h, p, i in nodes:
+                copies = {name: m.clone() for name, m in masks.items()}
+                copies[h][p, i] = 0
+                masks = SAEMasks(list(copies), list(copies.values()))
+            return masks
+        """,
+    },
+    "chance_jaccard": {
+        "every overlap that there might be, and a tensor": """
+            ways = lambda k: math.comb(n_a, k) * math.comb(n - n_a, n_b - k) / math.comb(n, n_b)
+            overlaps = range(1, min(n_a, n_b) + 1)
+            return torch.tensor([ways(k) * k / (n_a + n_b - k) for k in overlaps]).sum()
+        """,
+    },
+    "cpr_cmd": {
+        "torch's own rule": """
+            k, y = torch.tensor(fractions), torch.tensor(faithfulness)
+            return torch.stack([torch.trapezoid(y, k), torch.trapezoid((1 - y).abs(), k)])
+        """,
+    },
+    "other_number": {
+        "the nodes in another order": """
+            values = solutions["other_number"](latents, train_is_plural, is_plural, nodes)
+            return dict(reversed(values.items()))
+        """,
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "body", "which"), cases(RIGHT))
+def test_another_right_version_is_accepted(name, body, which):
+    checked = book.checked(attempt(nb05, name, body))
+    assert checked.status == "right", (which, checked.says)
+
+
+def test_the_slips_in_a_ratio_differ_from_what_is_right_and_from_each_other():
+    c, whole, e = torch.tensor(2.5), torch.tensor(3.75), torch.tensor(0.4)
+    values = [(c - e) / (whole - e), *nb05._mistakes_of_a_ratio(c, whole, e).values()]
+    assert min((a - b).abs() for a, b in itertools.combinations(values, 2)) > 1e-3
+
+
+def test_a_part_is_named_where_the_whole_is_not():
+    right = torch.tensor([[1.0, 2.0, 4.0], [3.0, 7.0, 5.0]])
+    parts = {"the first": lambda table: table[0], "the second": lambda table: table[1]}
+
+    def said_of(answer, of_parts=None):
+        with pytest.raises(Wrong) as wrong:
+            nb05.compare_parts(answer, right, {"mine": right + 9}, parts, of_parts, what="it")
+        return str(wrong.value)
+
+    other = torch.tensor([1.0, 5.0, 9.0])
+    of_second = torch.stack([right[0], other])
+    assert said_of(right + 9) == "mine" and "it has the shape" in said_of(right[0])
+    assert said_of(of_second) == "you got the first right, but not the second."
+    assert said_of(of_second, {"the second": {"odd": other}}) == "the second: odd"
+    assert said_of(torch.stack([right[0], 3 * right[1]])).startswith("the second is 3 times")
+    assert "off by up to" in said_of(torch.stack([other, other]))
+    assert nb05.compare_parts(right, right, {}, parts, what="it") is None
 
 
 def test_knocked_out_nodes_are_those_that_the_library_takes_out():

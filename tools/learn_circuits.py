@@ -2,9 +2,9 @@
 ``data/masks``: ``python -m tools.learn_circuits``.
 
 On a CPU these take longer than a reader waits, so the notebook reads them and makes them again on
-request. Nodes are scored on some of the training prompts that masks are learned on. Sizes, settings and
-the variant of attribution are chosen on dev. What is there is not made again: delete the file to
-start afresh.
+request. Nodes are scored on some of the training prompts that masks are learned on. Sizes, settings
+and the variant of attribution are chosen on dev. What is there is not made again: delete the file
+to start afresh.
 """
 
 from __future__ import annotations

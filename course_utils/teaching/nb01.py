@@ -40,26 +40,44 @@ def toy_loss(
     return (importance * (x - x_out) ** 2).sum(dim=-1).mean()
 
 
-@book.checker(toy_loss)
+@book.checker(toy_loss, gradient=("W", "b"))
 def _(attempt: Callable) -> None:
     W, b, x = normal(2, 5, seed=0), 0.3 * normal(5, seed=1), normal(7, 5, seed=2).abs()
     importance = 0.7 ** torch.arange(5.0)
     h = x @ W.T
     out = torch.relu(h @ W + b)
     error = importance * (x - out) ** 2
-    no_relu = importance * (x - (h @ W + b)) ** 2
-    no_bias = importance * (x - torch.relu(h @ W)) ** 2
-    two_relus = importance * (x - torch.relu(torch.relu(h) @ W + b)) ** 2
+
+    def loss(out: Tensor) -> Tensor:
+        return (importance * (x - out) ** 2).sum(1).mean()
+
     wrong = {
         "you averaged over the features too; sum over them, and average "
         "over the batch only.": error.mean(),
         "you summed over the batch; average over it.": error.sum(),
+        "you summed over the batch and averaged over the features: it is the other way "
+        "round.": error.sum(0).mean(),
         "the importance is missing: every feature counts the same.": (x - out).pow(2).sum(1).mean(),
         "the importance is inside the square.": (importance * (x - out)).pow(2).sum(1).mean(),
-        "the ReLU is missing from the read-out.": no_relu.sum(1).mean(),
-        "the bias is missing from the read-out.": no_bias.sum(1).mean(),
-        "there is a ReLU on h; only the read-out has one.": two_relus.sum(1).mean(),
+        "you divided by the importance.": ((x - out) ** 2 / importance).sum(1).mean(),
+        "the ReLU is missing from the read-out.": loss(h @ W + b),
+        "the bias is missing from the read-out.": loss(torch.relu(h @ W)),
+        "the bias comes after the ReLU; it belongs inside.": loss(torch.relu(h @ W) + b),
+        "the bias is subtracted; it is to be added.": loss(torch.relu(h @ W - b)),
+        "there is a ReLU on h; only the read-out has one.": loss(torch.relu(torch.relu(h) @ W + b)),
+        "h is not read out: x' is ReLU(b) for every x.": loss(torch.relu(b).expand_as(x)),
+        "x' is added to x; the error is their difference.": loss(-out),
+        "x' is missing from the error.": loss(torch.zeros_like(x)),
+        "x is missing from the error.": (importance * out**2).sum(1).mean(),
+        "the error is not squared: errors of opposite signs cancel.": (importance * (x - out))
+        .sum(1)
+        .mean(),
+        "that is the size of the error, not its square.": (importance * (x - out).abs())
+        .sum(1)
+        .mean(),
+        "that is the length of the error, not its square.": error.sum(1).sqrt().mean(),
         "that is the loss of each example; average over the batch.": error.sum(1),
+        "that is the importance alone: the error is missing.": importance.sum(),
     }
     compare(attempt(W, b, x, importance), error.sum(1).mean(), wrong, what="the loss")
 
@@ -89,7 +107,7 @@ def sae_forward(
     return f, x_hat
 
 
-@book.checker(sae_forward)
+@book.checker(sae_forward, gradient=("W_enc", "b_enc", "W_dec", "b_dec"))
 def _(attempt: Callable) -> None:
     x, W_enc, b_enc = normal(6, 3, seed=0), normal(3, 8, seed=1), normal(8, seed=2)
     W_dec, b_dec = normal(8, 3, seed=3), normal(3, seed=4)
@@ -105,22 +123,46 @@ def _(attempt: Callable) -> None:
         "b_dec was added before encoding; it is to be taken off.": torch.relu(
             (x + b_dec) @ W_enc + b_enc
         ),
+        "the difference is the wrong way round: b_dec is taken off x.": torch.relu(
+            (b_dec - x) @ W_enc + b_enc
+        ),
+        "x is missing: you encoded b_dec.": torch.relu(b_dec @ W_enc + b_enc).expand_as(f),
         "b_enc is missing.": torch.relu((x - b_dec) @ W_enc),
+        "b_enc is subtracted; it is to be added.": torch.relu((x - b_dec) @ W_enc - b_enc),
         "b_enc came after the activation function.": torch.relu((x - b_dec) @ W_enc) + b_enc,
+        "the encoder used W_dec's transpose; it has its own matrix.": torch.relu(
+            (x - b_dec) @ W_dec.T + b_enc
+        ),
         "you returned the reconstruction first; the latents come first.": x_hat,
+        "you returned a mask of latents that are on; their sizes are wanted.": (pre > 0).float(),
     }
     compare(answer[0], f, wrong, what="f")
 
     wrong = {
         "b_dec was not put back after decoding.": f @ W_dec,
+        "b_dec was taken off after decoding; it is to be put back.": f @ W_dec - b_dec,
         "there is an activation function on the reconstruction.": torch.relu(x_hat),
         "the decoder used W_enc's transpose; it has its own matrix.": f @ W_enc.T + b_dec,
+        "you decoded the pre-activations; decode the latents.": pre @ W_dec + b_dec,
+        "x̂ is x itself; it is to come from the latents.": x,
+        "x̂ is b_dec alone: what the latents write is missing.": b_dec.expand_as(x),
     }
     compare(answer[1], x_hat, wrong, what="x̂")
 
-    doubled = attempt(x, W_enc, b_enc, W_dec, b_dec, lambda pre: 2 * torch.relu(pre))[0]
-    wrong = {"ReLU is written into your function; use the argument `activation`.": f}
-    compare(doubled, 2 * f, wrong, what="f with another activation function")
+    def lowered(pre: Tensor) -> Tensor:
+        return 0.5 * pre - 1
+
+    other = attempt(x, W_enc, b_enc, W_dec, b_dec, lowered)
+    require_two(other, "two things are to be returned: the latents, then the reconstruction.")
+    wrong = {
+        "ReLU is written into your function; use the argument `activation`.": f,
+        "there is a ReLU besides the argument `activation`.": lowered(pre).relu(),
+        "there is a ReLU before the argument `activation`.": lowered(f),
+    }
+    compare(other[0], lowered(pre), wrong, what="f with another activation function")
+    wrong = {"x̂ comes from ReLU's latents; use the argument `activation` for both.": x_hat}
+    right = lowered(pre) @ W_dec + b_dec
+    compare(other[1], right, wrong, what="x̂ with another activation function")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,35 +189,72 @@ def l1_loss(
     return (squared_error + l1 * sparsity).mean()
 
 
-@book.checker(l1_loss)
+@book.checker(l1_loss, gradient=("x_hat", "f", "W_dec"))
 def _(attempt: Callable) -> None:
     x, x_hat = normal(6, 3, seed=0), normal(6, 3, seed=1)
-    f, W_dec = normal(6, 8, seed=2).relu(), normal(8, 3, seed=3)
+    f, W_dec = normal(6, 8, seed=2).abs(), normal(8, 3, seed=3)
     l1, squared, norm = 0.3, (x - x_hat).pow(2), W_dec.norm(dim=1)
-    error, sparsity = squared.sum(1).mean(), (f * norm).sum(1).mean()
+    weighed = f * norm
+    error, sparsity = squared.sum(1).mean(), weighed.sum(1).mean()
+    right = error + l1 * sparsity
 
-    on, mean_error = (f > 0).float(), squared.mean()
-    mean_sparsity, squared_latents = (f * norm).mean(), (f**2 * norm).sum(1).mean()
-    both_means = mean_error + l1 * mean_sparsity
-    no_norm, squared_norm = f.sum(1).mean(), (f * norm**2).sum(1).mean()
-    l0, error_norm = (on * norm).sum(1).mean(), squared.sum(1).sqrt().mean()
+    def with_error(error: Tensor) -> Tensor:
+        return error + l1 * sparsity
+
+    def with_sparsity(sparsity: Tensor) -> Tensor:
+        return error + l1 * sparsity
+
     wrong = {
         "the squared error is averaged over d_in; sum over it (F.mse_loss averages over "
-        "everything).": mean_error + l1 * sparsity,
-        "the sparsity is averaged over latents; sum over them.": error + l1 * mean_sparsity,
-        "both are averaged over everything; sum over d_in and over latents.": both_means,
-        "you summed over the batch; average over it.": squared.sum() + l1 * (f * norm).sum(),
-        "the length of the decoder rows is missing from the sparsity.": error + l1 * no_norm,
-        "the decoder's length is squared.": error + l1 * squared_norm,
+        "everything).": with_error(squared.mean()),
+        "the sparsity is averaged over latents; sum over them.": with_sparsity(weighed.mean()),
+        "both are averaged over everything; sum over d_in and over latents.": squared.mean()
+        + l1 * weighed.mean(),
+        "you summed over the batch; average over it.": squared.sum() + l1 * weighed.sum(),
+        "the squared error is summed over the batch; average over it.": with_error(squared.sum()),
+        "the sparsity is summed over the batch; average over it.": with_sparsity(weighed.sum()),
+        "the squared error is summed over the batch and averaged over d_in: it is the other way "
+        "round.": with_error(squared.sum(0).mean()),
+        "the sparsity is summed over the batch and averaged over latents: it is the other way "
+        "round.": with_sparsity(weighed.sum(0).mean()),
+        "the length of the decoder rows is missing from the sparsity.": with_sparsity(
+            f.sum(1).mean()
+        ),
+        "the decoder's length is squared.": with_sparsity((f * norm**2).sum(1).mean()),
+        "you divided by the length of the decoder rows; multiply by it.": with_sparsity(
+            (f / norm).sum(1).mean()
+        ),
+        "you multiplied by the length of the whole decoder; each latent has its own "
+        "row.": with_sparsity((f * W_dec.norm()).sum(1).mean()),
         "l1 is missing: the sparsity counts fully.": error + sparsity,
         "the sparsity is missing.": error,
+        "the squared error is missing.": l1 * sparsity,
+        "the sparsity is subtracted: that rewards many latents.": error - l1 * sparsity,
         "l1 scales the squared error; it belongs to the sparsity.": l1 * error + sparsity,
+        "l1 scales both; it belongs to the sparsity alone.": l1 * (error + sparsity),
+        "you divided by the sparsity; l1 times it is wanted.": error + l1 / sparsity,
         "the latents are squared in the sparsity: that is L2, which makes many small latents "
-        "instead of few.": error + l1 * squared_latents,
-        "you counted latents (L0); a count has no gradient, their sizes have.": error + l1 * l0,
-        "that is the length of the error, not its square.": error_norm + l1 * sparsity,
+        "instead of few.": with_sparsity((f**2 * norm).sum(1).mean()),
+        "the sizes of the latents are missing: you counted latents (L0), and a count has no "
+        "gradient.": with_sparsity(((f > 0) * norm).sum(1).mean()),
+        "that is the length of the error, not its square.": with_error(
+            squared.sum(1).sqrt().mean()
+        ),
+        "that is the size of the error, not its square.": with_error(
+            (x - x_hat).abs().sum(1).mean()
+        ),
+        "the error is not squared: errors of opposite signs cancel.": with_error(
+            (x - x_hat).sum(1).mean()
+        ),
+        "x̂ is added to x; the error is their difference.": with_error(
+            (x + x_hat).pow(2).sum(1).mean()
+        ),
+        "x̂ is missing from the squared error.": with_error(x.pow(2).sum(1).mean()),
+        "x is missing from the squared error.": with_error(x_hat.pow(2).sum(1).mean()),
+        "that is the loss of each example; average over the batch.": squared.sum(1)
+        + l1 * weighed.sum(1),
     }
-    compare(attempt(x, x_hat, f, W_dec, l1), error + l1 * sparsity, wrong, what="the loss")
+    compare(attempt(x, x_hat, f, W_dec, l1), right, wrong, what="the loss")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,31 +275,44 @@ def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sa
     return torch.zeros_like(pre).scatter(-1, index, values.relu())
 
 
-@book.checker(topk)
+@book.checker(topk, gradient=("pre",))
 def _(attempt: Callable) -> None:
-    pre, k = normal(6, 8, seed=0), 3
+    pre, k = normal(6, 8, seed=0) + 0.5, 3
     pre[0] = -pre[0].abs() - 0.1  # nothing is above 0
     pre[1] = torch.tensor([0.5, -1.0, -2.0, -0.2, -0.1, -0.7, -3.0, -0.9])  # one is
+    pre[2] = torch.tensor([0.3, 1.4, 0.6, 2.0, 0.9, 1.1, 0.2, 0.8])  # all are
 
     def at(index: Tensor, values: Tensor | float, dim: int = 1) -> Tensor:
         return torch.zeros_like(pre).scatter(dim, index, values)
 
     values, index = pre.topk(k, dim=1)
+    right = at(index, values.relu())
     largest_of_all = pre.flatten().topk(k * len(pre)).values[-1]
     in_columns = pre.topk(k, dim=0)
     by_size = pre.abs().topk(k, dim=1).indices
-    one_more = pre.topk(k + 1, dim=1)
+    one_more, smallest = pre.topk(k + 1, dim=1), pre.topk(k, dim=1, largest=False)
+    kth_smallest = pre.kthvalue(k, dim=1, keepdim=True).values
     wrong = {
         "negative pre-activations among the k largest came through; latents "
         "are never negative.": at(index, values),
+        "negative pre-activations among the k largest came through without their sign; they are to "
+        "become 0.": at(index, values.abs()),
         "you kept the k · batch largest of the whole batch (that is BatchTopK); "
         "keep k in each row.": torch.where(pre >= largest_of_all, pre, 0).relu(),
         "you kept the k largest in each column; keep k in each row.": at(
             in_columns.indices, in_columns.values.relu(), dim=0
         ),
+        "you looked for the k largest in each column and put them into rows: both are to be along "
+        "the last axis.": at(in_columns.indices, in_columns.values.relu()),
         "you ranked by size, so that large negative ones took a place.": at(
             by_size, pre.gather(1, by_size).relu()
         ),
+        "you kept the k smallest; the k largest are wanted.": at(
+            smallest.indices, smallest.values.relu()
+        ),
+        "your threshold is the k-th smallest; the k-th largest is wanted.": torch.where(
+            pre >= kth_smallest, pre, 0
+        ).relu(),
         "that is a mask of zeros and ones; the latents are to keep their size.": at(index, 1.0),
         "that is a mask of zeros and ones, without the negative ones; the latents are to keep "
         "their size.": at(index, (values > 0).float()),
@@ -228,13 +320,23 @@ def _(attempt: Callable) -> None:
         "places among zeros.": values.relu(),
         "you returned the k values alone, negative ones too; put them back into their places among "
         "zeros.": values,
+        "that is where the k largest are; their values are wanted, among zeros.": index.float(),
         "you kept k + 1 a row.": at(one_more.indices, one_more.values.relu()),
         "you kept fewer than k a row: the k-th largest stays too.": at(
             index[:, :-1], values[:, :-1].relu()
         ),
         "that is ReLU: all positive ones stayed.": pre.relu(),
+        "the latents outside the k largest are 1; they are to be 0.": torch.ones_like(pre).scatter(
+            1, index, values.relu()
+        ),
+        "the latents outside the k largest kept their values; they are to be 0.": pre.scatter(
+            1, index, values.relu()
+        ),
+        "you set the k largest to 0 and kept the others; it is the other way round.": (
+            pre.relu() - right
+        ),
     }
-    compare(attempt(pre.clone(), k), at(index, values.relu()), wrong, what="the result")
+    compare(attempt(pre, k), right, wrong, what="the result")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -260,33 +362,67 @@ def explained_variance(
 
 @book.checker(explained_variance)
 def _(attempt: Callable) -> None:
-    scale, centre = torch.tensor([1.0, 3.0, 0.5, 2.0]), torch.tensor([4.0, -1.0, 0.0, 2.0])
+    scale, centre = torch.tensor([1.0, 3.0, 0.5, 2.0]), torch.tensor([4.0, -1.0, 0.3, 2.0])
     x = normal(20, 4, seed=0) * scale + centre
-    x_hat = x + 0.4 * normal(20, 4, seed=1)
-    answer = attempt(x.clone(), x_hat.clone())
+    # It shrinks, and its mean is off: SAEs do both.
+    x_hat = 0.9 * x + 0.4 * normal(20, 4, seed=1) + torch.tensor([0.6, -0.3, 0.4, 0.2])
+    answer = attempt(x, x_hat)
     if isinstance(answer, float):
         raise Wrong("return a tensor of one number, and leave `.item()` to whoever calls it.")
 
-    error, deviation = (x - x_hat).pow(2), (x - x.mean(0)).pow(2)
-    one_mean = 1 - error.sum() / (x - x.mean()).pow(2).sum()
-    from_token_means = (x - x.mean(1, keepdim=True)).pow(2).sum()
-    unexplained = error.sum() / deviation.sum()
+    off, off_centre = x - x_hat, x - x.mean(0)
+    error, deviation = off.pow(2), off_centre.pow(2)
+    unexplained, n = error.sum() / deviation.sum(), len(x)
+
+    def against(baseline: Tensor) -> Tensor:
+        return 1 - error.sum() / (x - baseline).pow(2).sum()
+
     of_dimensions = 1 - error.sum(0) / deviation.sum(0)
     of_tokens = 1 - error.sum(1) / deviation.sum(1)
     of_x_hat = (x_hat - x_hat.mean(0)).pow(2).sum() / deviation.sum()
     wrong = {
         "your baseline is zero, so that merely knowing the mean counts as explained; take the mean "
-        "over tokens off first.": 1 - error.sum() / x.pow(2).sum(),
+        "over tokens off first.": against(torch.zeros(4)),
         "your mean is one number for all dimensions; each has its own (mean "
-        "over tokens only).": one_mean,
-        "your mean is over dimensions; take it over tokens.": 1 - error.sum() / from_token_means,
+        "over tokens only).": against(x.mean()),
+        "your mean is over dimensions; take it over tokens.": against(x.mean(1, keepdim=True)),
+        "your baseline is the mean of x̂; it is the mean of x, which an SAE has no say in.": against(
+            x_hat.mean(0)
+        ),
+        "your baseline is the sum over tokens; their mean is wanted.": against(x.sum(0)),
+        "the mean is added to x; the distance from it is wanted.": against(-x.mean(0)),
+        "the variance is that of x̂; x is what is to be explained.": 1
+        - error.sum() / (x_hat - x_hat.mean(0)).pow(2).sum(),
+        "the variance is unbiased (divided by n − 1), as `var` is by default, and the squared "
+        "error is a mean: let both be sums.": 1 - unexplained * (n - 1) / n,
+        "the variance is divided by the number of tokens, and the squared error is not.": 1
+        - unexplained * n,
+        "the squared error is averaged, and the variance is summed; sum both.": 1
+        - error.mean() / deviation.sum(),
+        "the variance is averaged, and the squared error is summed; sum both.": 1
+        - error.sum() / deviation.mean(),
+        "the mean of the error is taken off first. An x̂ that is off by the same amount everywhere "
+        "is wrong too.": 1 - (off - off.mean(0)).pow(2).sum() / deviation.sum(),
         "that is the share that is not explained.": unexplained,
+        "the share that is not explained is added to 1; take it away from 1.": 1 + unexplained,
+        "the share that is not explained is to be taken away from 1.": -unexplained,
+        "the fraction is upside down.": 1 - 1 / unexplained,
         "you averaged over dimensions, where a small one counts like a large one; sum first, then "
         "divide.": of_dimensions.mean(),
         "you averaged over tokens; sum first, then divide.": of_tokens.mean(),
         "that is one number a dimension; sum over them before you divide.": of_dimensions,
         "that is one number a token; sum over them before you divide.": of_tokens,
         "that compares the variance of x̂ with that of x, which a wrong x̂ can match.": of_x_hat,
+        "you divided lengths; their squares are wanted.": 1 - unexplained.sqrt(),
+        "you added up sizes; their squares are wanted.": 1
+        - off.abs().sum() / off_centre.abs().sum(),
+        "the squared error is not divided by the variance.": 1 - error.sum(),
+        "x̂ is added to x; the error is their difference.": 1
+        - (x + x_hat).pow(2).sum() / deviation.sum(),
+        "x̂ is missing from the error.": 1 - x.pow(2).sum() / deviation.sum(),
+        "x is missing from the error.": 1 - x_hat.pow(2).sum() / deviation.sum(),
+        "the error is not squared: errors of opposite signs cancel.": 1
+        - off.sum() / deviation.sum(),
     }
     compare(answer, 1 - unexplained, wrong, what="the explained variance")
 
@@ -312,16 +448,16 @@ def l0_and_dead(f: Float[Tensor, "tokens d_sae"]) -> tuple[float, int]:
 
 @book.checker(l0_and_dead)
 def _(attempt: Callable) -> None:
-    f = (normal(10, 6, seed=0) - 0.3).relu()
-    f[:, 4:] = 0
-    f[3] = 0
-    f[:, 0] += 0.1
-    answer = attempt(f.clone())
+    f = (normal(11, 7, seed=0) - 0.3).relu()
+    f[:, 4:] = 0  # three are dead
+    f[[3, 6, 7, 8, 10]] = 0  # nothing is on for five tokens
+    f[0, 1] = 1.0
+    answer = attempt(f)
     require_two(answer, "two numbers are to be returned: L0, then the number of dead latents.")
 
     on = f > 0
     each, off = on.sum(1).float(), (~on).sum(1).float()
-    tokens_of_each = on.sum(0).float()
+    dead, tokens_of_each = ~on.any(0), on.sum(0).float()
     wrong = {
         "L0 counts latents; you added up their sizes (that is L1).": f.sum(1).mean(),
         "you averaged over latents too, which gives their share; count them, and average over "
@@ -330,17 +466,29 @@ def _(attempt: Callable) -> None:
         "latent is on for.": tokens_of_each.mean(),
         "you did not average over tokens.": on.sum(),
         "that is one number a token; average over tokens.": each,
+        "that is one number a latent; count latents, and average over tokens.": tokens_of_each,
         "you counted the latents that are off.": off.mean(),
+        "the two have changed places: L0 comes first, then the number of dead "
+        "latents.": dead.sum().float(),
+        "you counted every latent; on is what is above 0, and 0 is not.": f.shape[1],
+        "you averaged only over tokens for which something is on.": each[each > 0].mean(),
+        "you counted only latents above 1; on is what is above 0.": (f > 1).sum(1).float().mean(),
+        "you took the median over tokens; average over them.": each.median(),
     }
     compare(answer[0], each.mean(), wrong, what="L0")
 
-    dead, ever_off = ~on.any(0), ~on.all(0)
     wrong = {
         "you counted the latents that are alive.": on.any(0).sum(),
-        "you counted latents that are off for some token; a dead "
-        "one is off for all.": ever_off.sum(),
+        "you counted latents that are off for some token; a dead one is off for all.": (
+            ~on.all(0)
+        ).sum(),
         "you counted tokens for which nothing is on.": (~on.any(1)).sum(),
+        "you counted tokens for which some latent is off.": (~on.all(1)).sum(),
+        "you counted tokens for which something is on.": on.any(1).sum(),
+        "you counted zeros; a dead latent is off for all tokens, and counts once.": (~on).sum(),
         "that is the share of dead latents; count them.": dead.float().mean(),
+        "that is which latents are dead; count them.": dead.float(),
+        "no latent is dead by your count: on is what is above 0, and 0 is not.": 0,
     }
     compare(answer[1], dead.sum(), wrong, what="the number of dead latents")
     if any(isinstance(number, Tensor) for number in answer):

@@ -40,13 +40,14 @@ def splice(x: Float[Tensor, "batch seq d_model"], sae: SAE) -> Float[Tensor, "ba
 @book.checker(splice)
 def _(attempt: Callable) -> None:
     sae, x = tiny_sae(), residual_stream()
-    given = x.clone()
-    answer = attempt(given, sae)
+    answer = attempt(x, sae)
 
     x_hat = sae.decode(sae.encode(x))
     right = keep_bos(x, x_hat)
-    prompt_kept, end_kept, zeros_at_bos = x_hat.clone(), x_hat.clone(), x_hat.clone()
-    prompt_kept[0], end_kept[:, -1], zeros_at_bos[:, 0] = x[0], x[:, -1], 0
+    prompt_kept, end_kept, bos_alone, two_kept = (x_hat.clone() for _ in range(4))
+    prompt_kept[0], end_kept[:, -1], two_kept[:, :2] = x[0], x[:, -1], x[:, :2]
+    bos_alone[:, 1:] = x[:, 1:]
+    twice = keep_bos(x, sae.decode(sae.encode(x_hat)))
     wrong = {
         "you spliced BOS too. Its residual stream is far longer than the others, and no SAE was "
         "trained on it.": x_hat,
@@ -54,7 +55,15 @@ def _(attempt: Callable) -> None:
         "axis is the batch.": prompt_kept,
         "you left the last position alone, and the first is BOS.": end_kept,
         "you put zeros where BOS is. The later tokens attend to it: it has "
-        "to stay as it was.": zeros_at_bos,
+        "to stay as it was.": keep_bos(torch.zeros_like(x), x_hat),
+        "BOS became b_dec: its latents were set to 0, and then decoded. It has to stay as it "
+        "was.": keep_bos(sae.b_dec.expand_as(x), x_hat),
+        "you spliced BOS alone. It is the one position to leave as it was.": bos_alone,
+        "you left two positions as they were; BOS alone is to stay.": two_kept,
+        "x̂ went through the SAE again: once is enough.": twice,
+        "BOS is there twice: take it from x, and the positions after it from the "
+        "reconstruction.": torch.cat([x[:, :1], x_hat], dim=1),
+        "BOS is last; it is to come first.": torch.cat([x_hat[:, 1:], x[:, :1]], dim=1),
         "BOS is missing from what you returned: the next layer wants all positions.": x_hat[:, 1:],
         "you returned the latents. The next layer reads the residual "
         "stream: decode them.": sae.encode(x),
@@ -62,11 +71,6 @@ def _(attempt: Callable) -> None:
         "you returned the error, x − SAE(x), and the reconstruction is wanted.": x - right,
     }
     compare(answer, right, wrong, what="the spliced stream")
-    if not torch.equal(given, x):
-        raise Wrong(
-            "the values are right, but x itself was changed. It is the model's own tensor: make a "
-            "new one."
-        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -108,11 +112,16 @@ def _(attempt: Callable) -> None:
         "you spliced BOS too: splice leaves it alone.": bos_spliced,
         "you put the error alone in the stream's place.": error,
         "you added the error to x, and not to its reconstruction.": x + error,
+        "the error is there twice.": right + error,
+        "every prompt got the first prompt's error; each has its own.": splice(x, sae) + error[0],
+        "you added the error's mean over prompts; each prompt has its own.": splice(x, sae)
+        + error.mean(0),
+        "BOS is missing from what you returned: the next layer wants all positions.": right[:, 1:],
     }
-    compare(attempt(x.clone(), sae, error), right, wrong, what="the stream")
+    compare(attempt(x, sae, error), right, wrong, what="the stream")
     shared = error.mean(0)
     compare(
-        attempt(x.clone(), sae, shared),
+        attempt(x, sae, shared),
         splice(x, sae) + shared,
         what="the stream, with one error [seq, d_model] for all prompts,",
     )
@@ -144,6 +153,7 @@ def _(attempt: Callable) -> None:
     bos_too = (x - sae.decode(sae.encode(x))).mean(0)
     mean_x = x.mean(0, keepdim=True)
     of_mean_x = (mean_x - splice(mean_x, sae))[0]
+    latents = sae.encode(x).mean(0)
     wrong = {
         "you averaged over positions too: each position has its own mean.": error.mean((0, 1)),
         "you averaged over positions, and prompts were meant: the first "
@@ -158,8 +168,16 @@ def _(attempt: Callable) -> None:
         "you summed over prompts, and the mean was meant.": error.sum(0),
         "you returned every prompt's own error: that is for 'keep'.": error,
         "BOS' row is missing: it is to be there, and 0.": error[:, 1:].mean(0),
+        "you took the mean of x̂; what is missing from it is wanted, x − SAE(x).": splice(
+            x, sae
+        ).mean(0),
+        "you took the mean of x; what is missing from SAE(x) is wanted, x − SAE(x).": x.mean(0),
+        "x and SAE(x) are added; the error is their difference.": (x + splice(x, sae)).mean(0),
+        "that is one prompt's error; the mean over prompts is wanted.": error[0],
+        "that is the mean of the latents; the error in the residual stream is wanted.": latents,
+        "you took the median; the mean is wanted.": error.median(0).values,
     }
-    compare(attempt(x.clone(), sae), error.mean(0), wrong, what="the mean error")
+    compare(attempt(x, sae), error.mean(0), wrong, what="the mean error")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,7 +218,7 @@ def _(attempt: Callable) -> None:
     shifted_back = surprise(log_p[:, 1:], tokens[:, :-1])
     of_logits = surprise(logits[:, :-1], following)
     over_positions = surprise(logits[:, :-1].log_softmax(1), following)
-    log_of_mean = (-each).exp().mean(1).log()
+    p = (-each).exp()
     wrong = {
         "you scored each token with the logits at its own position. Those are for the token after "
         "it: shift by one.": not_shifted.mean(1),
@@ -214,13 +232,25 @@ def _(attempt: Callable) -> None:
         "this is in bits (log₂), and nats are wanted.": right / math.log(2),
         "these are logits and not log-probabilities: log_softmax over the "
         "vocabulary first.": of_logits.mean(1),
-        "you took the mean of p, and then the log. The log comes first.": -log_of_mean,
+        "you took the mean of p, and then the log. The log comes first.": -p.mean(1).log(),
+        "these are probabilities: the log is missing.": p.mean(1),
+        "these are probabilities, with a minus: the log is missing.": -p.mean(1),
+        "that is the perplexity, exp of the cross-entropy.": right.exp(),
+        "you divided by seq; BOS is not predicted, so that there are seq − 1 "
+        "predictions.": each.sum(1) / 6,
+        "the last prediction is left out.": each[:, :-1].mean(1),
+        "the first prediction, the one from BOS, is left out.": each[:, 1:].mean(1),
+        "you averaged over texts; one number a text is wanted, the mean over positions.": each.mean(
+            0
+        ),
+        "you averaged over the vocabulary: pick the log-probability of the token that "
+        "follows.": -log_p[:, :-1].mean((1, 2)),
         "the softmax is over positions, and it belongs over the vocabulary.": over_positions.mean(
             1
         ),
         "you scored the last token alone.": each[:, -1],
     }
-    compare(attempt(logits.clone(), tokens.clone()), right, wrong, what="the cross-entropy")
+    compare(attempt(logits, tokens), right, wrong, what="the cross-entropy")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ out by hand.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,17 +24,70 @@ from course_utils.teaching.fixtures import (
     IDLE,
     LAST,
     LATE,
+    TWIN,
     require_masks,
     require_returned,
+    require_tensor,
     toy,
     toy_circuit,
     uniform,
     whole_toy,
 )
-from course_utils.teaching.workbook import Workbook, Wrong, compare
+from course_utils.teaching.workbook import Number, Unnamed, Workbook, Wrong, compare
 
 book = Workbook()
 exercise, check = book.exercise, book.check
+
+Place = tuple[str, int, int]
+"""A node whose position is known: hook point, position, latent."""
+Part = Callable[[Tensor], Tensor]
+"""Picks a part of an answer: a row, a column, one of its numbers."""
+
+
+def compare_parts(
+    answer: Tensor,
+    right: Tensor,
+    wrong: Mapping[str, Number],
+    parts: Mapping[str, Part],
+    of_parts: Mapping[str, Mapping[str, Number]] | None = None,
+    *,
+    what: str,
+) -> None:
+    """As `compare`; but where no known mistake fits the whole, each part is compared by itself.
+
+    Args:
+        answer, right, wrong, what: as in `compare`.
+        parts: which parts there are, by what they are called.
+        of_parts: by part: known wrong values of that part.
+
+    Raises:
+        Wrong: the answer is wrong.
+    """
+    try:
+        compare(answer, right, wrong, what=what)
+    except Unnamed as unnamed:
+        if answer.shape != right.shape or not _says_only_where(unnamed):
+            raise
+        is_right = []
+        for name, part in parts.items():
+            known = (of_parts or {}).get(name, {})
+            known = {f"{name}: {says}": value for says, value in known.items()}
+            try:
+                compare(part(answer), part(right), known, what=name)
+                is_right.append(name)
+            except Unnamed as of_part:
+                if not _says_only_where(of_part):
+                    raise
+        if not is_right:
+            raise
+        is_wrong = [name for name in parts if name not in is_right]
+        says = f"{' and '.join(is_right)} right, but not {' and '.join(is_wrong)}."
+        raise Unnamed(f"you got {says}") from None
+
+
+def _says_only_where(wrong: Unnamed) -> bool:
+    """Whether a sentence says no more than which numbers are off, and by how much."""
+    return "off by up to" in str(wrong) or "along axis" in str(wrong)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -71,32 +126,80 @@ def three_faithfulnesses(
 
 @book.checker(three_faithfulnesses)
 def _(attempt: Callable) -> None:
-    model, spliced = torch.tensor([4.0, 6.0, 2.0]), torch.tensor([3.0, 5.0, 2.5])
-    circuit, empty = torch.tensor([2.0, 4.5, 2.5]), torch.tensor([1.0, 0.5, 0.3])
-    m, s, c, e = (row.mean() for row in (model, spliced, circuit, empty))
+    given = {
+        "M": torch.tensor([4.0, 6.0, 2.0, 5.0]),
+        "S": torch.tensor([3.0, 5.0, 2.5, 4.5]),
+        "C": torch.tensor([2.0, 4.5, 2.5, 1.0]),
+        "∅": torch.tensor([1.0, 0.5, 0.3, -0.2]),
+    }
+    model, spliced, circuit, empty = given.values()
+    m, s, c, e = (row.mean() for row in given.values())
     right = three_faithfulnesses(model, spliced, circuit, empty)
-    over_model, over_spliced = (
-        (circuit - empty) / (model - empty),
-        (circuit - empty) / (spliced - empty),
+    of_prompts = torch.stack(
+        [
+            (circuit - empty) / (model - empty),
+            (circuit - empty) / (spliced - empty),
+            circuit / spliced,
+        ]
     )
-    of_prompts = torch.stack([over_model, over_spliced, circuit / spliced])
-    not_below = torch.stack([(c - e) / m, (c - e) / s, c / s])
-    not_at_all = torch.stack([c / m, c / s, c / s])
+    against_m, against_s, of_raw = (
+        _mistakes_of_a_ratio(c, m, e),
+        _mistakes_of_a_ratio(c, s, e),
+        _mistakes_of_a_ratio(c, s, torch.tensor(0.0)),
+    )
     wrong = {
         "you took the mean of the prompts' ratios. F is a mean over prompts: take the means first, "
         "one ratio of them after. (A prompt whose logit difference is near 0 would rule the mean "
         "of ratios.)": of_prompts.mean(1),
-        "you gave one value a prompt; F is the mean over prompts.": of_prompts,
-        "F(∅) is missing below the fraction line in the first two: both ends of the scale are "
-        "measured from nothing.": not_below,
-        "F(∅) is missing in the first two.": not_at_all,
+        "you gave one value per prompt; F is the mean over prompts.": of_prompts,
         "your fractions are upside down.": 1 / right,
         "the first two have changed places: the first compares with the model, the second with the "
         "spliced model.": right[[1, 0, 2]],
         "the third does not know F(∅): it is F(C) / F(S), as in the post.": right[[0, 1, 1]],
+        "the third compares with the model; it is F(C) / F(S), as in the post.": torch.stack(
+            [right[0], right[1], c / m]
+        ),
+        "the first two are the same: both compare with the model.": right[[0, 0, 2]],
+        "the first two are the same: both compare with the spliced model.": right[[1, 1, 2]],
     }
+    for says in against_m:
+        both = [against_m[says], against_s[says], right[2]]
+        wrong[f"in the first two, {says}"] = torch.stack(both)
+    for one, other in itertools.combinations(given, 2):
+        swapped = {**given, one: given[other], other: given[one]}
+        says = f"F({one}) and F({other}) have changed places. The order is M, S, C, ∅."
+        wrong[says] = three_faithfulnesses(*swapped.values())
     answer = attempt(model, spliced, circuit, empty)
-    compare(answer, right, wrong, what="the three faithfulnesses")
+    require_tensor(answer, "what holds the three")
+    parts = {
+        "the first": lambda row: row[0],
+        "the second": lambda row: row[1],
+        "the third": lambda row: row[2],
+    }
+    raw = {says: value for says, value in of_raw.items() if "F(∅)" not in says}
+    of_parts = dict(zip(parts, (against_m, against_s, raw)))
+    compare_parts(answer, right, wrong, parts, of_parts, what="the row of three")
+
+
+def _mistakes_of_a_ratio(c: Tensor, whole: Tensor, e: Tensor) -> dict[str, Tensor]:
+    """What (c − e) / (whole − e) becomes by a slip, by a sentence that says which."""
+    up, down = c - e, whole - e
+    return {
+        "F(∅) is missing below the fraction line: both ends of the scale are measured from "
+        "nothing.": up / whole,
+        "F(∅) is missing above the fraction line: both ends of the scale are measured from "
+        "nothing.": c / down,
+        "F(∅) is missing.": c / whole,
+        "F(∅) is added above the fraction line; it is to be taken off.": (c + e) / down,
+        "F(∅) is added below the fraction line; it is to be taken off.": up / (whole + e),
+        "F(∅) is added; it is to be taken off.": (c + e) / (whole + e),
+        "brackets are missing below the fraction line: a / b − c is (a / b) − c.": up / whole - e,
+        "brackets are missing above the fraction line: a − b / c is a − (b / c).": c - e / down,
+        "the whole is missing: divide by it.": up,
+        "this is the whole alone: the circuit stands above it.": down,
+        "the fraction is upside down.": down / up,
+        "you multiplied by the whole; divide by it.": up * down,
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -121,45 +224,104 @@ def knock_out(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
 
 @book.checker(knock_out)
 def _(attempt: Callable) -> None:
-    def given() -> SAEMasks:
-        return SAEMasks([EARLY, LATE], [torch.ones(3, 4), torch.eye(4)[1:]])
+    # Shares of 1, a node that is off already, another d_sae at each hook point; a latent that could
+    # be a position.
+    early = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.5, 1.0, 1.0, 0.4], [0.3, 1.0, 0.2, 1.0]])
+    late = torch.tensor([[0, 0.15, 0.25, 0, 1], [0.35, 0, 1, 0.45, 0], [0.55, 1, 0, 0.65, 0]])
+    masks = SAEMasks([EARLY, LATE], [early, late])
+    nodes = [(EARLY, 1, 0), (LATE, 2, 2), (EARLY, 2, 1), (LATE, 2, 0)]
 
-    nodes, masks = [(EARLY, 1, 0), (EARLY, 2, 3), (LATE, 2, 3)], given()
-    answer = attempt(masks, nodes)
-    require_masks(answer)
-    if answer is masks or not _equal(masks, given()):
-        raise Wrong(
-            "you changed the masks that you were given. Whoever uses them next has another "
-            "circuit: copy first."
-        )
-    if answer.hook_points != [EARLY, LATE]:
-        raise Wrong(
-            f"the new masks are for {answer.hook_points}; all of {[EARLY, LATE]} are wanted, those "
-            "without a knocked-out node too."
-        )
-    at_no_position = {hook_point: mask.clone() for hook_point, mask in masks.items()}
-    alone = {hook_point: torch.zeros_like(mask) for hook_point, mask in masks.items()}
-    for hook_point, position, latent in nodes:
-        at_no_position[hook_point][:, latent] = 0
-        alone[hook_point][position, latent] = masks[hook_point][position, latent]
+    def flat_with(
+        change: Callable[[Tensor, int, int], None], which: Sequence[Place] = nodes
+    ) -> Float[Tensor, " numbers"]:
+        """The masks, after a change at each of some nodes."""
+        copies = {hook_point: mask.clone() for hook_point, mask in masks.items()}
+        for hook_point, position, latent in which:
+            change(copies[hook_point], position, latent)
+        return _flat(copies.values())
+
+    def at(value: Callable[[Tensor], Any]) -> Callable[[Tensor, int, int], None]:
+        """A node gets what ``value`` makes of its entry."""
+
+        def change(mask: Tensor, position: int, latent: int) -> None:
+            mask[position, latent] = value(mask[position, latent])
+
+        return change
+
+    def index_fill(axis: int) -> Callable[[Tensor, int, int], None]:
+        def change(mask: Tensor, *place: int) -> None:
+            mask.index_fill_(axis, torch.tensor(place[axis]), 0)
+
+        return change
+
+    off = at(lambda entry: 0)
+    anywhere = [(hook_point, p, i) for _, p, i in nodes for hook_point in masks.hook_points]
+    right = _flat(knock_out(masks, nodes).masks)
+    every = _flat(masks.masks)
     wrong = {
         "you switched the latents off at every position. A node is one latent at one position (the "
-        "published code's knock-out ignores positions too).": _flat(at_no_position.values()),
-        "you kept these nodes and knocked out all others; it is the other way round.": _flat(
-            alone.values()
+        "published code's knock-out ignores positions too).": flat_with(index_fill(1)),
+        "you switched off all latents at these positions. A node is one of them.": flat_with(
+            index_fill(0)
         ),
-        "nothing is knocked out.": _flat(masks.masks),
+        "you kept these nodes and knocked out all others; it is the other way round.": (
+            every - right
+        ),
+        "nothing is knocked out.": every,
+        "everything is knocked out.": torch.zeros_like(every),
+        "the nodes are toggled: one that was off already is on now. Whatever was there, 0 is "
+        "wanted.": flat_with(at(lambda entry: 1 - entry)),
+        "you took 1 away from each node: below 0 where it was not fully on. Whatever was there, "
+        "0 is wanted.": flat_with(at(lambda entry: entry - 1)),
+        "you switched the nodes on; out is 0.": flat_with(at(lambda entry: 1)),
+        "the nodes are −1; out is 0.": flat_with(at(lambda entry: -1)),
+        "position and latent have changed places.": flat_with(lambda mask, p, i: off(mask, i, p)),
+        "every hook point lost these nodes. A node belongs to one hook point.": flat_with(
+            off, anywhere
+        ),
+        "only the first node is out. Is the return inside the loop?": flat_with(off, nodes[:1]),
+        "only the last node is out. Copy once, before the loop.": flat_with(off, nodes[-1:]),
+        "the first node is still in.": flat_with(off, nodes[1:]),
+        "the last node is still in.": flat_with(off, nodes[:-1]),
+        "the latent is one too small: latents are numbered from 0.": flat_with(
+            lambda mask, p, i: off(mask, p, i - 1)
+        ),
+        "the latent is one too large: latents are numbered from 0.": flat_with(
+            lambda mask, p, i: off(mask, p, i + 1)
+        ),
+        "the position is one too small: BOS is position 0.": flat_with(
+            lambda mask, p, i: off(mask, p - 1, i)
+        ),
+        "the other nodes became 1: what is kept stays as it was.": (right > 0).float(),
     }
-    right = _flat(knock_out(masks, nodes).masks)
-    compare(_flat(answer.masks), right, wrong, what="the new mask")
+    parts = {
+        f"the mask of {EARLY}": lambda flat: flat[: early.numel()].view_as(early),
+        f"the mask of {LATE}": lambda flat: flat[early.numel() :].view_as(late),
+    }
+    for some, what, known in (
+        (nodes, "the row of all masks", wrong),
+        (nodes[:1], "the row of all masks, with one node out,", {}),
+        ([], "the row of all masks, with no node out,", {}),
+    ):
+        answer = attempt(masks, some)
+        require_masks(answer)
+        _require_hook_points(answer)
+        compare_parts(_flat(answer.masks), flat_with(off, some), known, parts, what=what)
+
+
+def _require_hook_points(answer: SAEMasks) -> None:
+    wanted = [EARLY, LATE]
+    if set(answer.hook_points) != set(wanted):
+        raise Wrong(
+            f"the new masks are for {answer.hook_points}; all of {wanted} are wanted, "
+            "those without a knocked-out node too."
+        )
+    if answer.hook_points != wanted:
+        raise Wrong(f"the hook points have changed places: keep them in the order {wanted}.")
 
 
 def _flat(masks: Iterable[Tensor]) -> Float[Tensor, " numbers"]:
     return torch.cat([mask.flatten() for mask in masks])
-
-
-def _equal(a: SAEMasks, b: SAEMasks) -> bool:
-    return torch.equal(_flat(a.masks), _flat(b.masks))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,33 +352,57 @@ def completeness_points(
 
 @book.checker(completeness_points)
 def _(attempt: Callable) -> None:
-    circuit, everything = toy_circuit(FIRST, LAST), whole_toy()
-    subsets = [[], [FIRST], [LAST], [FIRST, LAST]]
+    circuit, everything = toy_circuit(FIRST, LAST, HARM), whole_toy()
+    subsets = [[], [FIRST], [LAST], [HARM], [FIRST, LAST]]
     answer = attempt(toy, circuit, everything, subsets)
-    if not _equal(circuit, toy_circuit(FIRST, LAST)):
-        raise Wrong(
-            "the circuit was changed on the way: each subset is to be taken out of the whole "
-            "circuit, not of what is left of it."
-        )
+    require_tensor(answer, "the table of points")
     right = completeness_points(toy, circuit, everything, subsets)
     from_circuit, from_everything = right.unbind(1)
     out_so_far = [sum(subsets[: i + 1], []) for i in range(len(subsets))]
     growing = completeness_points(toy, circuit, everything, out_so_far)
     subset_alone = torch.stack([toy(toy_circuit(*subset)).mean() for subset in subsets])
-    distance = (from_circuit - from_everything).abs()
-    whole = from_everything[0].expand(len(subsets))
+    whole_circuit, whole = (column[0].expand(len(subsets)) for column in right.unbind(1))
+    of_prompts = torch.stack(
+        [toy(knock_out(masks, subset)) for subset in subsets for masks in (circuit, everything)]
+    )
     wrong = {
         "the columns have changed places: the circuit comes first.": right.flip(1),
         "each row knocks out what the rows before it knocked out too. Start from the whole circuit "
         "every time.": growing,
         "the second column is K alone. Wanted is the whole without K: masks that are 1 everywhere "
         "but on K.": torch.stack([from_circuit, subset_alone], 1),
+        "the first column is K alone. Wanted is the circuit without K.": torch.stack(
+            [subset_alone, from_everything], 1
+        ),
         "the second column is the whole with nothing knocked out. K leaves both.": torch.stack(
             [from_circuit, whole], 1
         ),
-        "you give the distance between the two; the points themselves are wanted.": distance,
+        "the first column is the circuit with nothing knocked out. K leaves both.": torch.stack(
+            [whole_circuit, from_everything], 1
+        ),
+        "nothing is knocked out.": torch.stack([whole_circuit, whole], 1),
+        "both columns are the circuit's. The second is the whole without K.": torch.stack(
+            [from_circuit] * 2, 1
+        ),
+        "both columns are the whole's. The first is the circuit without K.": torch.stack(
+            [from_everything] * 2, 1
+        ),
+        "you give how far each falls from its start; F itself is wanted.": right[0] - right,
+        "you give the distance between the two; the points themselves are wanted.": (
+            from_circuit - from_everything
+        ).abs(),
+        "you give the difference of the two; the points themselves are wanted.": (
+            from_circuit - from_everything
+        ),
+        "a point is a row: F(C∖K) and F(S∖K) side by side.": right.T,
+        "the points stand in one long row; each K has a row of its own.": right.flatten(),
+        "you kept the prompts apart; F is the mean over prompts.": of_prompts.view(5, 2, -1),
     }
-    compare(answer, right, wrong, what="the table of points")
+    parts = {
+        "the first column (F(C∖K))": lambda table: table[:, 0],
+        "the second column (F(S∖K))": lambda table: table[:, 1],
+    }
+    compare_parts(answer, right, wrong, parts, what="the table of points")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -245,25 +431,35 @@ def drop_each(
 
 @book.checker(drop_each)
 def _(attempt: Callable) -> None:
-    nodes = [FIRST, IDLE, LAST, HARM]
+    nodes = [FIRST, IDLE, LAST, HARM, TWIN]
     circuit = toy_circuit(*nodes)
     answer = attempt(toy, circuit, nodes)
-    if not _equal(circuit, toy_circuit(*nodes)):
-        raise Wrong(
-            "the circuit was changed on the way: put each node back before the next one leaves."
-        )
+    require_tensor(answer, "the table of drops")
     right, whole = drop_each(toy, circuit, nodes), toy(circuit)
-    left = [toy_circuit(*nodes[i + 1 :]) for i in range(len(nodes))]
-    one_after_the_other = torch.stack([whole - toy(masks) for masks in left])
+    gone = [toy_circuit(*nodes[i + 1 :]) for i in range(len(nodes))]
+    one_after_the_other = torch.stack([whole - toy(masks) for masks in gone])
     alone = torch.stack([whole - toy(toy_circuit(node)) for node in nodes])
+    left = whole - right
     wrong = {
         "the sign is wrong: a node that helps is to be above 0.": -right,
-        "the nodes leave one after the other and stay away. One at a time: the "
-        "others are in place.": one_after_the_other,
+        "the nodes leave one after the other and stay away. One at a time: put each node back "
+        "before the next one leaves.": one_after_the_other,
         "you kept one node and dropped the others.": alone,
         "sizes only: a node whose removal *helps* is to be below 0.": right.abs(),
         "you averaged over prompts; the rows keep them, so that "
         "intervals can be drawn.": right.mean(1),
+        "you averaged over nodes; each has a row of its own.": right.mean(0),
+        "these are the logit differences that are left without each node. Wanted is how far they "
+        "fall.": left,
+        "you added the two; a drop is a difference.": whole + left,
+        "every row is the whole circuit's logit differences: take off what is left without the "
+        "node.": whole.expand(len(nodes), -1),
+        "the drops are shares of the whole circuit's logit difference; the drops themselves are "
+        "wanted.": right / whole,
+        "you compared with the mean of the whole circuit; each prompt has its own.": (
+            whole.mean() - left
+        ),
+        "a node is a row and a prompt a column; you have it the other way round.": right.T,
     }
     compare(answer, right, wrong, what="the table of drops")
 
@@ -290,40 +486,100 @@ def chance_jaccard(n_a: int, n_b: int, n: int) -> float:
 
 @book.checker(chance_jaccard)
 def _(attempt: Callable) -> None:
-    cases = [(2, 3, 5), (1, 1, 4), (4, 2, 9)]
+    cases = [(2, 3, 5), (1, 2, 4), (4, 2, 9), (4, 3, 5)]  # in the last, two are always shared
 
-    def mean_of(value: Callable[[int, int, int], float]) -> Float[Tensor, " cases"]:
+    def each(value: Callable[[int, int, int], float]) -> Float[Tensor, " cases"]:
+        return torch.tensor([value(*case) for case in cases], dtype=torch.double)
+
+    def overlaps(a: int, b: int, n: int) -> range:
+        return range(max(0, a + b - n), min(a, b) + 1)
+
+    def ways(k: int, a: int, b: int, n: int) -> int:
+        return math.comb(a, k) * math.comb(n - a, b - k)
+
+    def mean_of(
+        value: Callable[[int, int, int], float],
+        among: Callable[[int, int, int], Iterable[int]] = overlaps,
+        all_ways: Callable[[int, int, int], float] = lambda a, b, n: math.comb(n, b),
+    ) -> Float[Tensor, " cases"]:
         """The mean of a function of the overlap k and the two sizes, for each case."""
-        means = []
-        for a, b, n in cases:
-            mean = 0.0
-            for k in range(max(0, a + b - n), min(a, b) + 1):
-                ways = math.comb(a, k) * math.comb(n - a, b - k)
-                mean += ways / math.comb(n, b) * value(k, a, b)
-            means.append(mean)
-        return torch.tensor(means, dtype=torch.double)
 
-    right = mean_of(lambda k, a, b: k / (a + b - k))
+        def of_case(a: int, b: int, n: int) -> float:
+            terms = [ways(k, a, b, n) * value(k, a, b) for k in among(a, b, n)]
+            return sum(terms) / all_ways(a, b, n)
+
+        return each(of_case)
+
+    def jaccard(k: int, a: int, b: int) -> float:
+        return k / (a + b - k)
+
+    def unweighted(a: int, b: int, n: int) -> list[float]:
+        return [jaccard(k, a, b) for k in overlaps(a, b, n)]
+
+    right = mean_of(jaccard)
     mean_overlap, sizes = mean_of(lambda k, a, b: k), mean_of(lambda k, a, b: a + b)
-    of_mean_overlap = mean_overlap / (sizes - mean_overlap)
-    nesting = mean_of(lambda k, a, b: k / min(a, b))
     wrong = {
         "you put the mean overlap into the Jaccard. The mean of a ratio is not the ratio of the "
-        "means: go through every overlap k.": of_mean_overlap,
+        "means: go through every overlap k.": mean_overlap / (sizes - mean_overlap),
         "you gave the mean overlap itself. Divide each k by the size of the union that goes with "
         "it.": mean_overlap,
         "you divided by n_a + n_b, which counts shared nodes twice. The "
         "union is smaller.": mean_overlap / sizes,
-        "you divided by the smaller circuit: that is nesting, not the Jaccard.": nesting,
+        "you divided by n_a + n_b + k; shared nodes are counted twice in n_a + n_b, so take k "
+        "off.": mean_of(lambda k, a, b: k / (a + b + k)),
+        "you divided by the smaller circuit: that is nesting, not the Jaccard.": mean_of(
+            lambda k, a, b: k / min(a, b)
+        ),
+        "you divided by all n nodes. Divide by those that are in one of the two circuits.": (
+            mean_overlap / each(lambda a, b, n: n)
+        ),
+        "the largest overlap is missing: k goes up to min(n_a, n_b), and the end of `range` is "
+        "exclusive.": mean_of(jaccard, lambda a, b, n: overlaps(a, b, n)[:-1]),
+        "the smallest overlap is missing. It is not always 0: large circuits have to share.": (
+            mean_of(jaccard, lambda a, b, n: overlaps(a, b, n)[1:])
+        ),
+        "only the largest overlap counts in yours. Add up the terms of all.": mean_of(
+            jaccard, lambda a, b, n: overlaps(a, b, n)[-1:]
+        ),
+        "only the smallest overlap counts in yours. Is the return inside the loop?": mean_of(
+            jaccard, lambda a, b, n: overlaps(a, b, n)[:1]
+        ),
+        "you added up the Jaccards of all overlaps, unweighted. Each counts with its P(k).": each(
+            lambda a, b, n: sum(unweighted(a, b, n))
+        ),
+        "every overlap weighs the same in your mean. Each counts with its P(k).": each(
+            lambda a, b, n: sum(unweighted(a, b, n)) / len(unweighted(a, b, n))
+        ),
+        "you added up the P(k) alone, which makes 1. Each goes with its Jaccard.": mean_of(
+            lambda k, a, b: 1
+        ),
+        "your P(k) do not add up to 1: divide the number of ways by C(n, n_b).": mean_of(
+            jaccard, all_ways=lambda a, b, n: 1
+        ),
+        "your P(k) do not add up to 1: you multiplied by C(n, n_b), where it divides.": mean_of(
+            jaccard, all_ways=lambda a, b, n: 1 / math.comb(n, b)
+        ),
+        "your P(k) do not add up to 1: with C(n_a, k) · C(n − n_a, n_b − k) above goes C(n, n_b) "
+        "below, and not C(n, n_a).": mean_of(jaccard, all_ways=lambda a, b, n: math.comb(n, a)),
+        "you drew with replacement: a node can be in a circuit once.": each(_with_replacement),
     }
     answer = torch.tensor([float(attempt(*case)) for case in cases], dtype=torch.double)
-    what = "the expected Jaccard of (2, 3 of 5), (1, 1 of 4) and (4, 2 of 9) nodes"
+    what = "the expected Jaccard of (2, 3 of 5), (1, 2 of 4), (4, 2 of 9) and (4, 3 of 5) nodes"
     compare(answer, right, wrong, what=what)
     if not abs(attempt(30, 12, 3000) - chance_jaccard(30, 12, 3000)) < 1e-6:
         raise Wrong(
             "small cases are right, but 30 and 12 of 3,000 nodes are not. Whole numbers do not "
             "overflow in Python: stay with math.comb."
         )
+
+
+def _with_replacement(n_a: int, n_b: int, n: int) -> float:
+    """The mean Jaccard if each of ``n_b`` draws hits the first circuit by itself."""
+    share, mean = n_a / n, 0.0
+    for k in range(min(n_a, n_b) + 1):
+        probability = math.comb(n_b, k) * share**k * (1 - share) ** (n_b - k)
+        mean += probability * k / (n_a + n_b - k)
+    return mean
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,25 +607,91 @@ def cpr_cmd(fractions: Sequence[float], faithfulness: Sequence[float]) -> Float[
 
 @book.checker(cpr_cmd)
 def _(attempt: Callable) -> None:
-    fractions, faithfulness = [0.0, 0.1, 0.3, 1.0], [0.0, 0.7, 1.4, 0.9]
+    # From above 0 to below 1, at unequal distances, with a circuit that overshoots.
+    fractions, faithfulness = [0.05, 0.15, 0.4, 0.9], [0.2, 0.7, 1.4, 0.9]
     k, f = torch.tensor(fractions).double(), torch.tensor(faithfulness).double()
     widths, distance = k.diff(), (1 - f).abs()
     right = cpr_cmd(fractions, faithfulness)
     cpr, signed = torch.trapezoid(f, k), torch.trapezoid(1 - f, k)
-    left_ends = torch.stack([(f[:-1] * widths).sum(), (distance[:-1] * widths).sum()])
-    right_ends = torch.stack([(f[1:] * widths).sum(), (distance[1:] * widths).sum()])
+    both = torch.stack([f, distance])  # [2, sizes]
+    strips = (both[:, 1:] + both[:, :-1]) / 2 * widths
+    from_zero = torch.stack([f[0] / 2, (1 + distance[0]) / 2]) * k[0]
+    finely = torch.cat([torch.linspace(a, b, 2001).double()[:-1] for a, b in itertools.pairwise(k)])
+    after = torch.searchsorted(k, finely, right=True).clamp(1, len(k) - 1)
+    share = (finely - k[after - 1]) / widths[after - 1]
+    on_line = f[after - 1] + share * (f[after] - f[after - 1])
+    of_either = {
+        "you averaged over the sizes, as if they stood at equal distances. Each trapezoid is as "
+        "wide as its two sizes are apart.": both.mean(1),
+        "you added up the heights without their widths. Each trapezoid is as wide as its two sizes "
+        "are apart.": both.sum(1),
+        "you averaged over the trapezoids; their areas are to be weighed by their widths.": (
+            (both[:, 1:] + both[:, :-1]) / 2
+        ).mean(1),
+        "your strips are rectangles with the left value; take the mean of both ends.": (
+            both[:, :-1] * widths
+        ).sum(1),
+        "your strips are rectangles with the right value; take the mean of both ends.": (
+            both[:, 1:] * widths
+        ).sum(1),
+        "you divided by the range of sizes. The integral is wanted, not the mean height.": (
+            right / (k[-1] - k[0])
+        ),
+        "your area begins at k = 0. Begin at the smallest size that is given.": right + from_zero,
+        "the first trapezoid is missing.": strips[:, 1:].sum(1),
+        "the last trapezoid is missing: n sizes have n − 1 trapezoids.": strips[:, :-1].sum(1),
+        "there is only the first trapezoid. Is the return inside the loop?": strips[:, 0],
+        "there is only the last trapezoid: add them up.": strips[:, -1],
+        "each trapezoid is to have its two neighbours for ends; yours skips one.": torch.stack(
+            [((k[2:] - k[:-2]) * (row[2:] + row[:-2]) / 2).sum() for row in both]
+        ),
+        "the width of a trapezoid is k_2 − k_1, and not the sum of the two.": (
+            (k[1:] + k[:-1]) * (both[:, 1:] + both[:, :-1]) / 2
+        ).sum(1),
+        "the mean height of a trapezoid is (left + right) / 2: mind the brackets.": (
+            widths * (both[:, :-1] + both[:, 1:] / 2)
+        ).sum(1),
+    }
     wrong = {
         "you added up the distances with their signs: too much at one size makes up for too little "
         "at another. Take |1 − f| first.": torch.stack([cpr, signed.abs()]),
         "the distances keep their signs: a circuit that overshoots the "
         "model is off, too.": torch.stack([cpr, signed]),
-        "you averaged over the sizes, as if they stood at equal distances. Each trapezoid is as "
-        "wide as its two sizes are apart.": torch.stack([f.mean(), distance.mean()]),
-        "your strips are rectangles with the left value; take the mean of both ends.": left_ends,
-        "your strips are rectangles with the right value; take the mean of both ends.": right_ends,
+        "the distances have the wrong sign. |1 − f| is never below 0.": right
+        * torch.tensor([1, -1]),
+        "your CMD is |1 − CPR|: the distance of the area. Wanted is the area of the distances.": (
+            torch.stack([cpr, (1 - cpr).abs()])
+        ),
+        "your CMD is the area of |f|, not of |1 − f|.": torch.stack([cpr, cpr]),
+        "your CMD is the area of 1 + f, not of |1 − f|.": torch.stack(
+            [cpr, torch.trapezoid(1 + f, k)]
+        ),
+        "your CMD is the area of the squares (1 − f)². Wanted are sizes, |1 − f|.": torch.stack(
+            [cpr, torch.trapezoid(distance**2, k)]
+        ),
+        "|·| is missing at the left end of each trapezoid of CMD.": torch.stack(
+            [cpr, (widths * ((1 - f[:-1]) + distance[1:]) / 2).sum()]
+        ),
+        "|·| is missing at the right end of each trapezoid of CMD.": torch.stack(
+            [cpr, (widths * (distance[:-1] + (1 - f[1:])) / 2).sum()]
+        ),
+        "you took |1 − f| all along the lines between the sizes. The rule of this exercise takes "
+        "it at the given sizes, and draws lines between those.": torch.stack(
+            [cpr, torch.trapezoid((1 - on_line).abs(), finely)]
+        ),
         "CPR and CMD have changed places.": right.flip(0),
+        "sizes and faithfulness have changed places: a trapezoid's width is the difference of two "
+        "sizes.": torch.stack([torch.trapezoid(k, f), torch.trapezoid((1 - k).abs(), f)]),
+        **of_either,
     }
-    compare(attempt(fractions, faithfulness), right, wrong, what="(CPR, CMD)")
+    answer = attempt(fractions, faithfulness)
+    require_tensor(answer, "what holds the two areas")
+    parts = {"CPR": lambda pair: pair[0], "CMD": lambda pair: pair[1]}
+    of_parts = {
+        name: {says: part(value) for says, value in of_either.items()}
+        for name, part in parts.items()
+    }
+    compare_parts(answer, right, wrong, parts, of_parts, what="the pair (CPR, CMD)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -405,38 +727,75 @@ def other_number(
 
 @book.checker(other_number)
 def _(attempt: Callable) -> None:
-    f = uniform(5, 3, 4, seed=0) * torch.arange(1.0, 6)[:, None, None]
-    latents, nodes = {EARLY: f, LATE: f.flip(0) + 1}, [(EARLY, 1, 2), (LATE, 2, 0)]
+    f = (uniform(5, 3, 4, seed=0) - 0.3).relu() * torch.arange(1.0, 6)[:, None, None]
+    g = (uniform(5, 3, 6, seed=1) - 0.3).relu() * torch.arange(5.0, 0, -1)[:, None, None]
+    latents = {EARLY: f, LATE: g + torch.tensor([1.0, 0, 2, 0, 0, 0])}
+    nodes = [(EARLY, 1, 2), (LATE, 2, 0), (EARLY, 2, 1)]
     train_is_plural = torch.tensor([True, False, False, True, False])
-    is_plural = torch.tensor([False, True, False])
+    is_plural = torch.tensor([False, True, False, True, True, True, False])
     answer = attempt(latents, train_is_plural, is_plural, nodes)
     require_returned(answer, "it")
-    if not isinstance(answer, Mapping) or list(answer) != nodes:
-        raise Wrong("it is to be a dictionary with the nodes as keys, in their order.")
+    if not isinstance(answer, Mapping) or set(answer) != set(nodes):
+        raise Wrong(
+            "it is to be a dictionary with the nodes as keys: (hook point, position, latent)."
+        )
     if any(torch.as_tensor(value).ndim == 0 for value in answer.values()):
         raise Wrong(
-            "one value for all sentences; singular and plural ones need different values, so one a "
-            "sentence."
+            "one value for all sentences; singular and plural ones need different values, so one "
+            "per sentence."
         )
 
     def with_rule(rule: Callable[[Tensor, int, int], Tensor]) -> Float[Tensor, "nodes n"]:
         return torch.stack([rule(latents[name], p, i) for name, p, i in nodes])
 
-    def of_other(values: Float[Tensor, " n_train"]) -> Float[Tensor, " n"]:
-        singular, plural = values[~train_is_plural].mean(), values[train_is_plural].mean()
-        return torch.where(is_plural, singular, plural)
+    def of_other(values: Float[Tensor, " n_train"], firing_only: bool = False) -> Tensor:
+        counts = values > 0 if firing_only else torch.ones_like(train_is_plural)
+        singular, plural = (values[counts & of] for of in (~train_is_plural, train_is_plural))
+        return torch.where(is_plural, singular.mean(), plural.mean())
 
     own = torch.stack(list(other_number(latents, train_is_plural, ~is_plural, nodes).values()))
-    over_positions = with_rule(lambda f, p, i: of_other(f[:, :, i].mean(1)))
-    over_numbers = with_rule(lambda f, p, i: f[:, p, i].mean().expand(len(is_plural)))
-    swapped = with_rule(lambda f, p, i: of_other(f[:, i % f.shape[1], p]))
     wrong = {
         "you gave each sentence its own number's value: nothing would flip.": own,
-        "you averaged over positions too. A node has one.": over_positions,
+        "you averaged over positions too. A node has one.": with_rule(
+            lambda f, p, i: of_other(f[:, :, i].mean(1))
+        ),
+        "you averaged over latents too. A node has one.": with_rule(
+            lambda f, p, i: of_other(f[:, p].mean(1))
+        ),
         "you averaged over both numbers: that is an ablation, which leaves "
-        "the number open.": over_numbers,
-        "position and latent have changed places.": swapped,
+        "the number open.": with_rule(lambda f, p, i: f[:, p, i].mean().expand(len(is_plural))),
+        "position and latent have changed places.": with_rule(lambda f, p, i: of_other(f[:, i, p])),
+        "the position is one too small: BOS is position 0.": with_rule(
+            lambda f, p, i: of_other(f[:, p - 1, i])
+        ),
+        "the latent is one too small: latents are numbered from 0.": with_rule(
+            lambda f, p, i: of_other(f[:, p, i - 1])
+        ),
+        "the latent is one too large: latents are numbered from 0.": with_rule(
+            lambda f, p, i: of_other(f[:, p, i + 1])
+        ),
+        "you averaged over the sentences in which the latent fires. A silent one counts too, "
+        "with 0.": with_rule(lambda f, p, i: of_other(f[:, p, i], firing_only=True)),
+        "every sentence got the value of a singular subject.": with_rule(
+            lambda f, p, i: f[~train_is_plural, p, i].mean().expand(len(is_plural))
+        ),
+        "every sentence got the value of a plural subject.": with_rule(
+            lambda f, p, i: f[train_is_plural, p, i].mean().expand(len(is_plural))
+        ),
+        "every node got the values of the first.": with_rule(
+            lambda f, p, i: of_other(latents[EARLY][:, 1, 2])
+        ),
     }
-    table = torch.stack([torch.as_tensor(value) for value in answer.values()])
+    try:
+        table = torch.stack([torch.as_tensor(answer[node]) for node in nodes])
+    except RuntimeError:
+        raise Wrong("the nodes have different numbers of values; one per sentence.") from None
     right = with_rule(lambda f, p, i: of_other(f[:, p, i]))
-    compare(table, right, wrong, what="the table of values")
+    parts = {
+        "the values for plural subjects": lambda table: table[:, is_plural],
+        "the values for singular subjects": lambda table: table[:, ~is_plural],
+    }
+    of_both = with_rule(lambda f, p, i: f[:, p, i].mean().expand(len(is_plural)))
+    says = "they are means over the training sentences of both numbers."
+    of_parts = {name: {says: part(of_both)} for name, part in parts.items()}
+    compare_parts(table, right, wrong, parts, of_parts, what="the table of values")
