@@ -212,8 +212,6 @@ def _changes(node: ast.expr, parameters: set[str]) -> Iterator[tuple[str, ast.ex
     elif isinstance(node, ast.List | ast.Tuple) and len(node.elts) > 1:
         for items in _neighbours_swapped(node.elts):
             yield "swapped", type(node)(items, node.ctx)
-    elif isinstance(node, ast.DictComp) and isinstance(node.value, ast.expr):
-        return
 
 
 def _changes_of_binary(node: ast.BinOp, parameters: set[str]) -> Iterator[tuple[str, ast.expr]]:
@@ -531,6 +529,8 @@ def _spoilt(result: Any, given: Any) -> Any:
         elif isinstance(given, dict):
             for value in given.values():
                 _spoilt(None, value)
+            if not any(isinstance(value, Tensor) for value in given.values()):
+                given.popitem()
         elif isinstance(given, list):
             given.reverse()
             given[1:] = []

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from mutants import Mutant, mutants
+from torch import Tensor
 
 from course_utils.teaching.workbook import Workbook
 
@@ -151,6 +153,53 @@ def test_there_are_many_mutants_of_many_kinds_and_each_differs_from_the_solution
         assert len(made) >= 20 and len({mutant.kind for mutant in made}) >= 7, name
         assert len({mutant.name for mutant in made}) == len(made)
         assert len({mutant.source for mutant in made}) == len(made)
+
+
+def example(x: Tensor, y: Tensor) -> Tensor:
+    """The solution of no exercise."""
+    shifted = x[1:] - y.mean(dim=0)
+    return shifted.abs()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "shifted = x[1:] + y.mean(dim=0)",
+        "shifted = y.mean(dim=0) - x[1:]",
+        "shifted = x[1:]",
+        "shifted = x[2:] - y.mean(dim=0)",
+        "shifted = x - y.mean(dim=0)",
+        "shifted = x[1:] - y.sum(dim=0)",
+        "shifted = x[1:] - y.mean(dim=1)",
+        "shifted = x[1:] - y.mean()",
+        "shifted = y[1:] - x.mean(dim=0)",
+        "return shifted",
+        "return times(-1, shifted.abs())",
+        "return constant(1, shifted.abs())",
+        "return cast(torch.float16, shifted.abs())",
+        "return without_gradient(shifted.abs())",
+        "return spoilt(shifted.abs(), y)",
+        "return (shifted.abs(),)",
+        "return x",
+        "y = without_gradient(y)",
+    ],
+)
+def test_the_mutants_of_a_function_are_those_that_one_would_make_by_hand(line):
+    sources = [mutant.source for mutant in mutants(example, gradient=["y"])]
+    assert sum(line in [text.strip() for text in source.splitlines()] for source in sources)
+
+
+def test_a_mutant_does_what_its_text_says():
+    x, y = torch.arange(6.0).view(3, 2), torch.ones(4, 2)
+    made = {mutant.name: mutant.function for mutant in mutants(example)}
+    assert not any(name.startswith("detach") for name in made)
+    torch.testing.assert_close(made["dropped: shifted.abs() → shifted"](x, y), x[1:] - 1)
+    assert made["dtype: the result → cast(torch.bool, the result)"](x, y).dtype == torch.bool
+    kept = x.clone()
+    torch.testing.assert_close(
+        made["in place: x is changed after its last use"](x, y), kept[1:] - 1
+    )
+    assert not torch.equal(x, kept)
 
 
 def test_table(capsys):

@@ -142,11 +142,12 @@ WRONG: WrongVersions = {
     "hold": {
         "you counted from the end of the padded rows": held("held[:, place, i] = v"),
         "at every position": held("held[..., i] = v"),
-        "Whoever reads it next reads what you wrote": held(
+        "the values are right, but f was changed in place": held(
             "f[rows, lengths + place, i] = v", end="return f"
         ),
-        "you changed the f that you were given": held("f[rows, lengths + place, i] = v"),
-        "you changed the lengths": "lengths += place\n" + held("held[rows, lengths, i] = v"),
+        "nothing is held. Besides, f was changed in place": held("f[rows, lengths + place, i] = v"),
+        "but lengths was changed in place": "lengths += place\n"
+        + held("held[rows, lengths, i] = v"),
         "you added the value": held("held[rows, lengths + place, i] += v"),
         "one token too late": held("held[rows, lengths + place + 1, i] = v"),
         "one token too early": held("held[rows, lengths + place - 1, i] = v"),
@@ -271,7 +272,7 @@ WRONG: WrongVersions = {
                 [share(fooled_before, fooled_after), share(right_before, right_after)]
             )
         """,
-        "if no attack fooled before, the pair of shares is off": """
+        "if no attack fooled before, the pair of shares is right but at 0": """
             share = lambda a, b: (~b[a]).float().mean() if a.any() else torch.tensor(1.0)
             return torch.stack(
                 [share(fooled_before, fooled_after), share(right_before, right_after)]
@@ -293,7 +294,7 @@ RIGHT = [
         "separations",
         """
         a, b = present[:, None], missing[None]
-        return ((a > b).double() + 0.5 * (a == b).double()).mean((0, 1))
+        return ((a > b).double() + 0.5 * (a == b).double()).mean((0, 1)).float()
         """,
     ),
     (
@@ -331,7 +332,7 @@ RIGHT = [
         "lift",
         """
         hits = fooled.gather(1, signal.argmax(1, keepdim=True))
-        return torch.tensor([hits.double().mean(), fooled.double().mean()])
+        return torch.tensor([hits.float().mean(), fooled.float().mean()])
         """,
     ),
     (

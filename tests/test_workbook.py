@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def _(attempt):
 
 def attempt(body):
     """The reader's ``double``, with that body."""
-    space = {"torch": torch}
+    space: dict[str, Any] = {"torch": torch}
     exec(compile(f"def double(x):\n    {body}", "<reader>", "exec"), space)
     return book.exercise(space["double"])
 
