@@ -346,8 +346,9 @@ def learn_circuits(name):
 def rank_nodes(name):
     """A task's nodes by attribution, in the variant that is the best on dev, scored now."""
     dev = load_task(name, lab.tokenizer, "dev", n=32)
+    scored = trains[name][: dictionaries.N_SCORED]
     return best_ranking(
-        spliced, trains[name][:32], dev, means=means[name], sizes=SIZES[name], steps=5
+        spliced, scored, dev, means=means[name], sizes=SIZES[name], **dictionaries.SCORING
     )
 
 

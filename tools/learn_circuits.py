@@ -21,7 +21,7 @@ from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import load_lab
 from course_utils.prompts.tasks import load_task
-from course_utils.studies.dictionaries import CIRCUITS, LEARNING, N_LEARN
+from course_utils.studies.dictionaries import CIRCUITS, LEARNING, N_LEARN, N_SCORED, SCORING
 from course_utils.studies.ranking import best_ranking
 
 
@@ -62,7 +62,7 @@ def learn_circuits(lab_name: str, seeds: int, n_dev: int) -> None:
             )
 
 
-def rank_nodes(lab_name: str, n_train: int, n_dev: int, steps: int) -> None:
+def rank_nodes(lab_name: str, n_dev: int) -> None:
     """Rank the nodes of all tasks that have no ranking yet."""
     lab = load_lab(lab_name)
     spliced = SplicedModel(lab)
@@ -75,7 +75,7 @@ def rank_nodes(lab_name: str, n_train: int, n_dev: int, steps: int) -> None:
         dev = load_task(task, lab.tokenizer, "dev", n=n_dev)
         means = spliced.patch_means(train.patch)
         found = best_ranking(
-            spliced, train[:n_train], dev, means=means, sizes=sizes, steps=steps, progress=True
+            spliced, train[:N_SCORED], dev, means=means, sizes=sizes, progress=True, **SCORING
         )
         found.save(path)
         seconds = time.perf_counter() - begin
@@ -87,10 +87,8 @@ if __name__ == "__main__":
     parser.add_argument("--lab", default="qwen-coder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dev", type=int, default=32, help="dev prompts to judge on")
-    parser.add_argument("--scored", type=int, default=32, help="prompts that score nodes")
-    parser.add_argument("--steps", type=int, default=5, help="points on the path of IG")
     parser.add_argument("--only-rank", action="store_true", help="learn no circuits")
     arguments = parser.parse_args()
     if not arguments.only_rank:
         learn_circuits(arguments.lab, arguments.seeds, arguments.dev)
-    rank_nodes(arguments.lab, arguments.scored, arguments.dev, arguments.steps)
+    rank_nodes(arguments.lab, arguments.dev)

@@ -200,7 +200,7 @@ class SizeControl:
     """Finds λ for a wanted number of nodes while the mask is learned: a PI controller.
 
     The error is e = ln(staying / aim), held within ±1. *Staying* is the number of nodes that are on
-    and not about to leave (`Sparsification.n_staying`). At every step
+    and not about to leave (``n_staying`` of a `Record`). At every step
 
         Δ ln λ = GAIN · Δe + rate · e
 
@@ -218,6 +218,7 @@ class SizeControl:
     steps: int
 
     GAIN = 4.0
+    """By how much ln λ follows a change of e at once."""
     RISE = 12.0
     """The rate of a rise: with e = 1, ln λ grows by this much over a run."""
     FALL = 18.0

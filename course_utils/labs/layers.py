@@ -274,7 +274,7 @@ class LayerStack:
         if cache is None:
             self.model(tokens, use_cache=False, logits_to_keep=1)
         else:
-            _without_logits(self.model, tokens, cache)
+            _run_after(self.model, tokens, cache)
 
     def _arguments_for(self, seq: int) -> list[LayerArguments]:
         """Each layer's arguments for prompts of ``seq`` tokens without BOS; checked when new."""
@@ -459,11 +459,11 @@ def frozen_cache(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> Ca
     cache classes is here and in `_Frozen`.
     """
     cache = DynamicCache()
-    filled = _without_logits(model, tokens, cache).past_key_values
+    filled = _run_after(model, tokens, cache).past_key_values
     return Cache(layers=[_Frozen(layer.keys, layer.values) for layer in filled.layers])
 
 
-def _without_logits(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"], cache: Cache) -> Any:
+def _run_after(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"], cache: Cache) -> Any:
     """Run a model after what is in a cache, for what it puts there and gives its layers.
 
     One prompt goes through all of the model, so that one which adds something to its layers'

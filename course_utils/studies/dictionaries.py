@@ -58,6 +58,10 @@ LEARNING = {"steps": 40, "batch_size": 4, "lr": 0.2, "max_logit": 6.0}
 """How they are learned: settings of `learn_masks`, chosen on dev."""
 N_LEARN = 64
 """On how many training prompts."""
+SCORING = {"steps": 5}
+"""How the nodes are scored that circuits are compared with: settings of `ranking.best_ranking`."""
+N_SCORED = 32
+"""On how many of the training prompts; integrated gradients cost more than a mask does."""
 
 DRAWS_PER_SESSION = 100
 """How many sessions a family may make for each one that is wanted: some come twice, or are none of
