@@ -77,7 +77,9 @@ def test_the_tool_ranks_the_tasks_that_have_no_ranking_yet(lab, task, tmp_path, 
     there = learn_circuits.ranking_path("one", "some-lab")
     there.parent.mkdir()
     there.write_text("there")
-    learn_circuits.rank_nodes("some-lab", n_train=4, n_dev=6, steps=2)
+    monkeypatch.setattr(learn_circuits, "N_SCORED", 4)
+    monkeypatch.setattr(learn_circuits, "SCORING", {"steps": 2})
+    learn_circuits.rank_nodes("some-lab", n_dev=6)
     assert there.read_text() == "there"
     made = Ranking.load(tmp_path / "other" / "ranking_some-lab.json")
     assert (made.n_prompts, made.n_dev, made.steps) == (4, 12, 2)
