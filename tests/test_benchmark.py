@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_lab
 
+from course_utils.circuits import optimize
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.splice import SplicedModel
 from tools import benchmark, count_passes
@@ -27,11 +29,33 @@ def test_ratios_are_of_the_same_work_done_twice(bench):
     rows = bench.ratios(repeats=2, steps=2)
     assert len(rows) == 4
     for row in rows.values():
-        assert (
-            0 < row["fast_s"]
-            and row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
-            and row["repeats"] == 2
-        )
+        assert 0 < row["fast_s"] and row["repeats"] == 2
+        for side in (row, row.get("frozen", row)):
+            assert 0 < side["plain_s"] and side["ratio_min"] <= side["ratio"] <= side["ratio_max"]
+    with_frozen = [name.split(",")[0] for name, row in rows.items() if "frozen" in row]
+    assert with_frozen == ["learning a mask", "integrated gradients"]  # where gradients are taken
+
+
+def test_as_published_the_saes_weights_have_a_graph_and_the_models_have_none(bench):
+    def graphs():
+        models = [p.requires_grad for p in bench.lab.hf_model.parameters()]
+        saes = [p.requires_grad for sae in bench.lab.saes.values() for p in sae.parameters()]
+        return any(models), all(saes), any(saes)
+
+    assert bench.published(graphs)() == (False, True, True)
+    assert graphs() == (False, False, False)
+
+
+def test_turns_compare_with_the_fast_work_and_give_the_median(monkeypatch):
+    clock = iter([4.0, 2.0, 1.0, 9.0, 3.0, 3.0, 10.0, 4.0, 2.0])
+    monkeypatch.setattr(benchmark, "seconds", lambda work, device: next(clock))
+    monkeypatch.setattr(benchmark, "peak_mb", lambda work, device: None)
+    nothing = dict.fromkeys(("plain", "frozen", "fast"), lambda: None)
+    row = benchmark.turns(nothing, torch.device("cpu"), repeats=3)
+    assert (row["plain_s"], row["fast_s"]) == (9, 2)
+    assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (4, 3, 5)
+    frozen = row["frozen"]
+    assert (frozen["plain_s"], frozen["ratio"], frozen["ratio_min"]) == (3, 2, 1)
 
 
 def test_library_and_plain_recipe_agree(bench):
@@ -69,7 +93,31 @@ def test_a_random_sae_fires_about_as_often_as_it_should():
 
 def test_plain_units_are_seconds_per_prompt(bench):
     units = benchmark.plain_units(bench, repeats=1)
-    assert set(units) == {"both", "fwd", "single"} and min(units.values()) > 0
+    assert set(units) == {"step", "both", "fwd", "single"}
+    assert min(units[name] for name in ("both", "fwd", "single")) > 0
+
+
+def test_the_ladder_has_a_time_for_every_change(bench):
+    rungs = list(bench.ladder(repeats=1))
+    assert rungs[:2] == ["as published", "no graph for the SAEs' weights"] and len(rungs) == 5
+
+
+def test_notebook_04_as_published_is_its_passes_times_what_each_takes(task, monkeypatch):
+    def learn_a_mask(cells):
+        optimize.learn_masks(spliced, task, steps=3, batch_size=4, progress=False)
+
+    lab = make_lab()
+    spliced = SplicedModel(lab)
+    units = {False: {"step": 2.0}, True: {"step": 0.5}}
+    monkeypatch.setattr(benchmark, "run_cells", learn_a_mask)
+    monkeypatch.setattr(benchmark, "load_task", lambda *args, **kwargs: task)
+    monkeypatch.setattr(benchmark, "Bench", lambda lab, task, sparsity: SimpleNamespace(task=task))
+    monkeypatch.setattr(
+        benchmark, "plain_units", lambda b, repeats, frozen: {"single": 0, **units[frozen]}
+    )
+    row = benchmark.notebook_04(lab, repeats=1)
+    assert row["plain_s"] == 3 * 4 * 2.0 and row["frozen"]["plain_s"] == 3 * 4 * 0.5
+    assert row["ratio"] == pytest.approx(4 * row["frozen"]["ratio"])
 
 
 CELLS = (
@@ -116,7 +164,7 @@ def counted(task, tmp_path, monkeypatch):
 
 
 def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
-    both = 4 + 2 * 4 * 5 * 2 + 2 * 8  # AtP; IG twice: five points for two SAEs; two steps of eight
+    both = 4 + 2 * 4 * 5 * 2  # AtP; IG twice: five points for two SAEs
     both += 2 * (1 + 5 * 2)  # the variants of AtP and IG, to patch and means, on one prompt
     forward = (
         12 * (1 + 2 * 3)  # F(M), and F(C), F(S), F(∅) of two circuits
@@ -126,9 +174,8 @@ def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
         + 1
         + 1  # the latents that the variants compare: of the patch, and where IG starts
         + 2 * 12  # random scores
-        + 2 * 8  # F(S) at every step
     )
-    assert counted == {6: {"single": 12, "both": both, "fwd": forward}}
+    assert counted == {6: {"single": 12, "both": both, "fwd": forward, "step": 2 * 8}}
     assert capsys.readouterr().out == ""
     assert list(tmp_path.glob("build/benchmark/masks/*/frontier_*.json"))
 

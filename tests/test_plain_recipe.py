@@ -2,30 +2,43 @@
 without BOS, padded and not.
 """
 
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_lab
+from torch.utils.flop_counter import FlopCounterMode
 
 from course_utils.circuits.attribution import integrated_gradients
 from course_utils.circuits.evaluate import Evaluation
+from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.optimize import learn_masks
 from course_utils.circuits.sparsification import MaskSettings
 from course_utils.circuits.splice import SplicedModel
-from tools.plain_recipe import PlainSplice, weights_with_gradients
+from tools.plain_recipe import PlainSplice, sae_weights_with_gradients
 
-SETTINGS = MaskSettings(sparsity=0.01, steps=6, batch_size=4, lr=0.6, candidates="all")
+SETTINGS = MaskSettings(sparsity=0.01, steps=4, batch_size=4, lr=0.6, candidates="all")
+ERRORS = ("drop", "mean", "keep")
+PROMPTS = [(bos, padded) for bos in (True, False) for padded in (False, True)]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(a, e) for a in ARCHITECTURES for e in ("drop", "mean", "keep")],
-    ids="-".join,
-)
-def lab_and_policy(request):
-    architecture, error = request.param
-    return make_lab(architecture), error
+def cases():
+    """(architecture, error policy, BOS, padded): llama in all of them; the other architectures with
+    each policy once, in turn with one of the four kinds of prompts.
+    """
+    for a, architecture in enumerate(ARCHITECTURES):
+        for e, error in enumerate(ERRORS):
+            for p, (bos, padded) in enumerate(PROMPTS):
+                if a == 0 or p == (a + e) % len(PROMPTS):
+                    says = f"{'' if bos else 'no '}BOS, {'' if padded else 'un'}padded"
+                    name = f"{architecture}, {error}, {says}"
+                    yield pytest.param(architecture, error, bos, padded, id=name)
+
+
+@functools.cache
+def lab_of(architecture):
+    return make_lab(architecture)
 
 
 def variant(task, bos, padded):
@@ -45,14 +58,12 @@ def variant(task, bos, padded):
     return task
 
 
-@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no_bos"])
-@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
-def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task, bos, padded):
-    lab, error = lab_and_policy
-    task = variant(task[:8], bos, padded)
+@pytest.mark.parametrize(("architecture", "error", "bos", "padded"), cases())
+def test_means_masks_ig_and_faithfulness_equal_the_textbook(architecture, error, bos, padded, task):
+    lab, task = lab_of(architecture), variant(task[:6], bos, padded)
     fast, plain = (
         SplicedModel(lab, error=error, has_bos=bos),
-        PlainSplice(lab, lab.sae_layers, error, has_bos=bos),
+        PlainSplice(lab, lab.sae_layers, error, has_bos=bos, batch_size=4),
     )
 
     means, expected_means = (
@@ -85,7 +96,7 @@ def test_means_masks_ig_and_faithfulness_equal_the_textbook(lab_and_policy, task
         agree = (learned.masks[name] == mask).float().mean()
         assert agree >= 0.99
 
-    expected = plain.integrated_gradients(task, steps=2, batch_size=5, means=means)
+    expected = plain.integrated_gradients(task, steps=2, means=means)
     for name, scores in integrated_gradients(fast, task, steps=2, means=means).items():
         torch.testing.assert_close(
             scores, expected[name], atol=1e-4 * expected[name].abs().max().item(), rtol=1e-4
@@ -125,14 +136,53 @@ def test_mean_errors_are_asked_for(lab, task):
         PlainSplice(lab, lab.sae_layers, error="mean").logit_diff(task.clean, task)
 
 
-def test_gradients_of_weights_change_nothing_but_the_time(lab, task):
+def test_as_published_the_saes_alone_collect_gradients_and_no_number_changes(lab, task):
     plain = PlainSplice(lab, lab.sae_layers)
     means = plain.patch_means(task)
     frozen, losses = plain.learn_masks(task, means, SETTINGS)
-    with weights_with_gradients(lab):
+    scores = plain.integrated_gradients(task, steps=2)
+    weights = [sae.W_dec for sae in lab.saes.values()]
+    with sae_weights_with_gradients(lab):
         loose, loose_losses = plain.learn_masks(task, means, SETTINGS)
-        assert lab.hf_model.get_input_embeddings().weight.grad is not None
-    assert losses == loose_losses and all(
-        torch.equal(a, b) for a, b in zip(frozen.masks, loose.masks)
-    )
-    assert not any(p.requires_grad or p.grad is not None for p in lab.hf_model.parameters())
+        assert all(weight.grad is not None for weight in weights)
+        loose_scores = plain.integrated_gradients(task, steps=2)
+        assert all(weight.grad is None for weight in weights)  # dropped after every point
+        assert not any(p.requires_grad for p in lab.hf_model.parameters())
+    assert losses == loose_losses
+    assert all(torch.equal(a, b) for a, b in zip(frozen.masks, loose.masks))
+    assert all(torch.equal(scores[name], loose_scores[name]) for name in scores)
+    assert not any(weight.requires_grad for weight in weights)
+
+
+def test_as_published_the_unmasked_pass_is_gone_back_through(lab, task):
+    """Twice the matrix products, and more, of the same step with frozen SAEs."""
+    plain = PlainSplice(lab, lab.sae_layers)
+    means = plain.patch_means(task)
+
+    def flops():
+        with FlopCounterMode(display=False) as counter:
+            plain.learn_masks(task, means, replace(SETTINGS, steps=1))
+        return counter.get_total_flops()
+
+    frozen = flops()
+    with sae_weights_with_gradients(lab):
+        assert flops() > 1.3 * frozen
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_means_go_prompt_by_prompt_and_all_else_in_batches(lab, task, size, monkeypatch):
+    plain = PlainSplice(lab, lab.sae_layers, batch_size=size)
+    seen = []
+    run = plain._run
+
+    def counted(tokens, at_sae):
+        seen.append(len(tokens))
+        return run(tokens, at_sae)
+
+    monkeypatch.setattr(plain, "_run", counted)
+    means = plain.patch_means(task)
+    assert seen == [1] * len(task)
+    seen.clear()
+    plain.integrated_gradients(task, steps=2)
+    plain.faithfulness(task, SAEMasks.full(means.latents, 1.0), means)
+    assert set(seen) == {size}

@@ -5,10 +5,13 @@
     python -m tools.benchmark --only ratios agreement     # some parts
     python -m tools.benchmark --out data/benchmarks       # what the README shows
 
-Both sides get the same model, SAEs, prompts, batch size and steps, in turn, in one process. A ratio
-is plain seconds over library seconds, pair by pair; its spread is the smallest and the largest
-pair. The plain recipe keeps a graph for the weights of the model, as a model that was just loaded
-does; the ladder says what each change is worth.
+All sides get the same model, SAEs, prompts, batch size and steps, in turn, in one process. A ratio
+is plain seconds over library seconds, turn by turn; its spread is the smallest and the largest.
+
+Where gradients are taken, the plain recipe has two times. "As published": the model's weights are
+frozen and the SAEs' are not, as in the published scripts, so that every pass is gone back through
+to the first SAE and collects gradients for weights that nobody trains. "Frozen": the SAEs' weights
+are frozen too, which takes one line. The ladder says what each further change is worth.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,12 +47,11 @@ from course_utils.prompts.tasks import Task, load_task
 from tools.build_notebooks import sources, unexecuted
 from tools.count_passes import PlainPasses, run_cells
 from tools.keep_outputs import code_cells
-from tools.plain_recipe import PlainSplice, weights_with_gradients
+from tools.plain_recipe import BATCH, PlainSplice, sae_weights_with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [5, 11, 17, 23, 29]
 SVA_SPARSITY, IOI_SPARSITY = 0.03, 0.003
-BATCH = 16
 
 
 # ---------------------------------------------------------------------------------------------
@@ -102,21 +104,33 @@ def peak_mb(work: Callable[[], object], device: torch.device) -> float | None:
     return status("VmHWM") - before
 
 
-def pairs(plain: Callable, fast: Callable, device: torch.device, repeats: int) -> dict[str, object]:
-    """Plain and fast in turn: median seconds of each, and the ratio with its spread. The first pair
-    warms up, and measures memory.
+def turns(
+    works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[str, object]:
+    """All works in turn, again and again: median seconds of each; and how many times faster
+    ``"fast"`` is than each of the others, with its spread. The first turn warms up, and measures
+    memory.
+
+    Returns:
+        ``plain_s``, ``ratio``, ``ratio_min`` and ``ratio_max`` of ``"plain"`` against ``"fast"``;
+        the same under ``"frozen"``, if that is among the works.
     """
-    memory = {"plain_peak_mb": peak_mb(plain, device), "fast_peak_mb": peak_mb(fast, device)}
-    times = [(seconds(plain, device), seconds(fast, device)) for _ in range(repeats)]
-    ratios = [slow / quick for slow, quick in times]
+    row: dict[str, Any] = {f"{name}_peak_mb": peak_mb(work, device) for name, work in works.items()}
+    times = [{name: seconds(work, device) for name, work in works.items()} for _ in range(repeats)]
+    row |= {"fast_s": statistics.median(turn["fast"] for turn in times), "repeats": repeats}
+    row |= _against_fast("plain", times)
+    if "frozen" in works:
+        row["frozen"] = _against_fast("frozen", times)
+    return row
+
+
+def _against_fast(name: str, times: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    ratios = [turn[name] / turn["fast"] for turn in times]
     return {
-        "plain_s": statistics.median(slow for slow, _ in times),
-        "fast_s": statistics.median(quick for _, quick in times),
+        "plain_s": statistics.median(turn[name] for turn in times),
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "repeats": repeats,
-        **memory,
     }
 
 
@@ -169,47 +183,55 @@ class Bench:
         )
 
     def published(self, work: Callable[[], object]) -> Callable[[], object]:
-        """The plain recipe with a graph for the weights."""
+        """The plain recipe with a graph for the SAEs' weights."""
 
         def call():
-            with weights_with_gradients(self.lab):
+            with sae_weights_with_gradients(self.lab):
                 return work()
 
         return call
 
     def ratios(self, repeats: int, steps: int) -> dict[str, dict]:
         task, means, fast, plain = self.task, self.means, self.fast, self.plain
-        settings, few, some = self.settings(steps), task[: BATCH // 4], task[: 2 * BATCH]
+        settings, few, some = self.settings(steps), task[:BATCH], task[: 2 * BATCH]
         masks = [
             SAEMasks.from_scores({k: torch.rand_like(v) for k, v in means.latents.items()}, n)
             for n in (10, 40, 160)
         ]
 
+        def learn():
+            return plain.learn_masks(task, means, settings)
+
+        def attribute():
+            return plain.integrated_gradients(few)
+
         def judge():
             evaluation = Evaluation(fast, some, means)
             return [evaluation.faithfulness(m, n_bootstrap=2) for m in masks]
 
-        work = {
-            f"mean latents, {len(some)} prompts": (
-                lambda: plain.patch_means(some),
-                lambda: fast.patch_means(some.patch),
-            ),
-            f"learning a mask, {steps} steps of {BATCH} prompts": (
-                self.published(lambda: plain.learn_masks(task, means, settings)),
-                lambda: self.learn(steps),
-            ),
-            f"integrated gradients, 10 points, {len(few)} prompts": (
-                self.published(lambda: plain.integrated_gradients(few, batch_size=BATCH)),
-                lambda: integrated_gradients(fast, few),
-            ),
-            f"judging {len(masks)} circuits on {len(some)} prompts": (
-                lambda: [plain.faithfulness(some, m, means) for m in masks],
-                judge,
-            ),
+        works: dict[str, dict[str, Callable[[], object]]] = {
+            f"mean latents, {len(some)} prompts": {
+                "plain": lambda: plain.patch_means(some),
+                "fast": lambda: fast.patch_means(some.patch),
+            },
+            f"learning a mask, {steps} steps of {BATCH} prompts": {
+                "plain": self.published(learn),
+                "frozen": learn,
+                "fast": lambda: self.learn(steps),
+            },
+            f"integrated gradients, 10 points, {len(few)} prompts": {
+                "plain": self.published(attribute),
+                "frozen": attribute,
+                "fast": lambda: integrated_gradients(fast, few),
+            },
+            f"judging {len(masks)} circuits on {len(some)} prompts": {
+                "plain": lambda: [plain.faithfulness(some, m, means) for m in masks],
+                "fast": judge,
+            },
         }
         rows = {}
-        for name, (slow, quick) in work.items():
-            rows[name] = pairs(slow, quick, self.device, repeats)
+        for name, work in works.items():
+            rows[name] = turns(work, self.device, repeats)
             print(name, rows[name], flush=True)
         return rows
 
@@ -220,14 +242,16 @@ class Bench:
             self._per_step(lambda steps: self.learn(steps, **changes), n) for _ in range(repeats)
         )
 
-    def plain_step(self, *, weights: bool = True, whole_once: bool = False, n: int = 3) -> float:
-        """Seconds of one step of the plain recipe, its set-up taken off."""
+    def plain_step(self, *, frozen: bool = False, whole_once: bool = False, n: int = 3) -> float:
+        """Seconds of one step of the plain recipe, its set-up taken off; as published, or with the
+        SAEs' weights ``frozen``.
+        """
 
         def learn(steps: int) -> object:
             settings = self.settings(steps)
             return self.plain.learn_masks(self.task, self.means, settings, whole_once=whole_once)
 
-        with weights_with_gradients(self.lab) if weights else nullcontext():
+        with nullcontext() if frozen else sae_weights_with_gradients(self.lab):
             return self._per_step(learn, n)
 
     def _per_step(self, learn: Callable[[int], object], n: int) -> float:
@@ -241,9 +265,9 @@ class Bench:
         """
         rungs = {
             "as published": self.plain_step,
-            "no graph for the weights": lambda: self.plain_step(weights=False),
+            "no graph for the SAEs' weights": lambda: self.plain_step(frozen=True),
             "the unmasked pass once per prompt": lambda: self.plain_step(
-                weights=False, whole_once=True
+                frozen=True, whole_once=True
             ),
             "the library: from the first SAE on, BOS cached, two logits, no hooks": lambda: (
                 self.fast_step(repeats=1)
@@ -282,7 +306,7 @@ class Bench:
         few = self.task[: BATCH // 2]
         scores, expected = (
             integrated_gradients(self.fast, few),
-            self.plain.integrated_gradients(few, batch_size=BATCH),
+            self.plain.integrated_gradients(few),
         )
         difference = torch.cat([(scores[name] - expected[name]).flatten() for name in scores])
         evaluation = Evaluation(self.fast, self.task, self.means)
@@ -319,26 +343,34 @@ def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
     passes = PlainPasses()
     with passes.counting():
         fast = seconds(lambda: run_cells(cells), lab.device)
-    units = {}
+    benches = []
     for name, sparsity in (("sva_nounpp", SVA_SPARSITY), ("ioi", IOI_SPARSITY)):
-        task = load_task(name, lab.tokenizer, n=64, verbose=False)
-        units[task.seq_len] = plain_units(Bench(lab, task, sparsity), repeats)
-    plain = 0.0
-    for length, kinds in passes.counts.items():
-        unit = units[min(units, key=lambda measured: abs(measured - length))]
-        plain += sum(n * unit[kind] for kind, n in kinds.items())
+        benches.append(Bench(lab, load_task(name, lab.tokenizer, n=64, verbose=False), sparsity))
+
+    def plain(frozen: bool) -> dict[str, Any]:
+        units = {b.task.seq_len: plain_units(b, repeats, frozen=frozen) for b in benches}
+        took = 0.0
+        for length, kinds in passes.counts.items():
+            unit = units[min(units, key=lambda measured: abs(measured - length))]
+            took += sum(n * unit[kind] for kind, n in kinds.items())
+        return {
+            "plain_s": took,
+            "ratio": took / fast,
+            "plain_seconds_per_prompt_by_length": units,
+        }
+
     return {
-        "plain_s": plain,
         "fast_s": fast,
-        "ratio": plain / fast,
         "plain_prompts_by_length": passes.counts,
-        "plain_seconds_per_prompt_by_length": units,
+        **plain(frozen=False),
+        "frozen": plain(frozen=True),
     }
 
 
-def plain_units(bench: Bench, repeats: int) -> dict[str, float]:
-    """Seconds per prompt of the plain recipe's passes: forward, forward and back, forward one
-    prompt at a time.
+def plain_units(bench: Bench, repeats: int, *, frozen: bool = False) -> dict[str, float]:
+    """Seconds per prompt of what the plain recipe does: a step of learning a mask, a pass forward
+    and back, forward, forward one prompt at a time; as published, or with the SAEs' weights
+    ``frozen``.
     """
     batch = bench.task[:BATCH]
 
@@ -354,16 +386,19 @@ def plain_units(bench: Bench, repeats: int) -> dict[str, float]:
             bench.plain.logit_diff(batch.clean, batch, means=bench.means)
 
     work = {
-        "both": bench.published(both),
+        "both": both if frozen else bench.published(both),
         "fwd": forward,
         "single": lambda: bench.plain.patch_means(batch),
     }
     for call in work.values():
         call()
-    return {
-        name: statistics.median(seconds(call, bench.device) for _ in range(repeats)) / BATCH
+    took = {
+        name: statistics.median(seconds(call, bench.device) for _ in range(repeats))
         for name, call in work.items()
     }
+    steps = [bench.plain_step(frozen=frozen, n=1) for _ in range(repeats)]
+    took["step"] = statistics.median(steps)
+    return {name: s / BATCH for name, s in took.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -539,7 +574,7 @@ def qwen_sized(rate_gflops: float, device: torch.device) -> dict[str, Any]:
         "step": bench.arithmetic(rate_gflops, n=2, repeats=1),
         "peak_mb": peak_mb(lambda: bench.learn(1), device),
         "plain_step_s": bench.plain_step(n=1),
-        "plain_step_without_graph_for_weights_s": bench.plain_step(weights=False, n=1),
+        "plain_step_with_frozen_saes_s": bench.plain_step(frozen=True, n=1),
     }
     record["ratio"] = record["plain_step_s"] / record["step"]["step_s"]
     if record["peak_mb"]:
@@ -579,15 +614,17 @@ def summary(record: dict) -> str:
     """
     gflops = record["machine"]["matrix_gflops"]["float32"]
     rows = [f"On {record['machine']['device']} (float32, {gflops:.0f} GFLOP/s):", ""]
-    rows += ["| work | plain | library | times faster |", "|---|---|---|---|"]
+    rows += ["| work | as published | library | times faster | than with frozen SAEs |"]
+    rows += ["|---|---|---|---|---|"]
     for task, work in record["ratios"].items():
         for name, row in work.items():
-            spread = f"{row['ratio']:.1f} ({row['ratio_min']:.1f}–{row['ratio_max']:.1f})"
             times = f"{row['plain_s']:.1f} s | {row['fast_s']:.1f} s"
-            rows.append(f"| {task}: {name} | {times} | {spread} |")
+            frozen = _times_faster(row["frozen"]) if "frozen" in row else "the same"
+            rows.append(f"| {task}: {name} | {times} | {_times_faster(row)} | {frozen} |")
     row = record["notebook 04"]
     times = f"{row['plain_s'] / 60:.0f} min (estimated) | {row['fast_s'] / 60:.1f} min"
-    rows.append(f"| all that notebook 04 computes | {times} | {row['ratio']:.1f} |")
+    ratios = f"{row['ratio']:.1f} | {row['frozen']['ratio']:.1f}"
+    rows.append(f"| all that notebook 04 computes | {times} | {ratios} |")
     agreement = record["agreement"].values()
     nodes = min(row["nodes_agree"] for row in agreement)
     scores = max(row["ig_relative_difference"] for row in agreement)
@@ -604,6 +641,11 @@ def summary(record: dict) -> str:
         "product.".format(*fractions),
     ]
     return "\n".join(rows)
+
+
+def _times_faster(row: Mapping[str, float]) -> str:
+    """The median of the ratios, and their spread."""
+    return f"{row['ratio']:.1f} ({row['ratio_min']:.1f}–{row['ratio_max']:.1f})"
 
 
 def figure(record: dict):
@@ -687,14 +729,16 @@ def main() -> None:
         print(f"== {part}", flush=True)
         begin, name = time.perf_counter(), "notebook 04" if part == "notebook" else part
         record[name] = work[part]()
-        took = f"({time.perf_counter() - begin:.0f} s)"
-        print(json.dumps(record[name], indent=1), took, flush=True)
+        took = time.perf_counter() - begin
+        record.setdefault("took_s", {})[part] = round(took)
+        print(json.dumps(record[name], indent=1), f"({took:.0f} s)", flush=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
     if "scaling" in record:
         figure(record).savefig(path.with_suffix(".png"), dpi=110)
     if {"ratios", "notebook 04", "agreement", "arithmetic", "qwen"} <= set(record):
         print(summary(record))
-    print(f"wrote {path}")
+    minutes = sum(record["took_s"].get(part, 0) for part in PARTS) / 60
+    print(f"wrote {path}; its parts together took {minutes:.0f} minutes")
 
 
 if __name__ == "__main__":

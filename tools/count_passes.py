@@ -32,8 +32,9 @@ class PlainPasses:
     """How many prompts the plain recipe would have to run for what the library is asked to do.
 
     Attributes:
-        counts: ``counts[length][kind]``, with prompts of a length that go forward and back
-            (``"both"``), forward (``"fwd"``), or forward one at a time (``"single"``).
+        counts: ``counts[length][kind]``, with prompts of a length that go through a step of
+            learning a mask (``"step"``, masked and unmasked), forward and back (``"both"``),
+            forward (``"fwd"``), or forward one at a time (``"single"``).
     """
 
     def __init__(self) -> None:
@@ -97,8 +98,7 @@ class PlainPasses:
         progress=True, **changes,
     ) -> None:  # fmt: skip
         settings = replace(settings or MaskSettings(), **changes)
-        passes = settings.steps * settings.batch_size
-        self._add(task.clean[:1], both=passes, fwd=passes)
+        self._add(task.clean[:1], step=settings.steps * settings.batch_size)
 
     def _atp(self, spliced: SplicedModel, task: Task, **settings) -> None:
         self._add(task.clean, both=1)

@@ -1,10 +1,16 @@
 """The published recipe, with nothing but hooks: what `course_utils` is measured and tested against.
 
-Written from the description in the post: the whole model in every pass, a hook at every SAE, all
-logits of all positions; mean latents prompt by prompt; two forward passes in every step of learning
-a mask; ten passes per SAE, each from the embedding, for integrated gradients. Slow, short, and easy
-to check by eye. Only the update of θ is the library's (`sparsification`); the tests of
-that one write the update out.
+Written from the description in the post, with the passes of the scripts that came with it: the
+whole model in every pass, a hook at every SAE, all logits of all positions; mean latents prompt by
+prompt; all else in batches of 16; two forward passes in every step of learning a mask; ten passes
+per SAE, each from the embedding, for integrated gradients. Slow, short, and easy to check by eye.
+Only the update of θ is the library's (`sparsification`); the tests of that one write the update
+out.
+
+The scripts freeze the weights of the model, and not those of the SAEs (`sae_weights_with_gradients`
+does so): the graph then begins at the first SAE in every pass, the unmasked one too, and each way
+back works out gradients of the SAEs' weights that nobody reads. What is left out: they call the
+garbage collector after every pass, and their integrated gradients score the SAEs' errors too.
 """
 
 from __future__ import annotations
@@ -30,6 +36,9 @@ from course_utils.circuits.splice import PatchMeans, batches
 from course_utils.labs.lab import Lab, hook_point
 from course_utils.prompts.tasks import Task
 
+BATCH = 16
+"""Prompts in one pass of the published scripts."""
+
 
 @dataclass
 class PlainSplice:
@@ -40,6 +49,7 @@ class PlainSplice:
         layers: where the hooks are.
         error: what stands in for the SAEs' errors: ``"drop"``, ``"mean"`` or ``"keep"``.
         has_bos: whether column 0 of the tokens is BOS, which is left alone.
+        batch_size: prompts in one pass, where no other size is given.
         latents: what the SAEs found in the last pass, by hook point: ``[batch, seq, d_sae]``.
     """
 
@@ -47,6 +57,7 @@ class PlainSplice:
     layers: Sequence[int]
     error: str = "drop"
     has_bos: bool = True
+    batch_size: int = BATCH
     latents: dict[str, Tensor] = field(default_factory=dict)
 
     # -- one forward pass ----------------------------------------------------------------------
@@ -177,26 +188,24 @@ class PlainSplice:
     ) -> tuple[SAEMasks, list[float]]:
         """Continuous sparsification; the masks, and the faithfulness loss at every step.
 
-        ``whole_once`` takes one thing away from the recipe: the unmasked pass is run once per
-        prompt, not at every step.
+        The unmasked pass of a step has a graph where weights have gradients, and is gone back
+        through: the masks get nothing from it. ``whole_once`` takes that pass away from the recipe:
+        it is run once per prompt, not at every step.
         """
-        whole = self._whole(task, means, settings.batch_size) if whole_once else None
+        whole = self._in_batches(task, means) if whole_once else None
         theta = starting_theta(means.latents, settings)
         nodes = all_nodes(theta, first=int(self.has_bos))
         to_lose = 1.0
         if settings.n_nodes is not None:
-            everything = self._whole(task, means, settings.batch_size)
             nothing = SAEMasks.full(means.latents, 0.0, has_bos=self.has_bos)
-            with torch.no_grad():
-                empty = self.logit_diff(task.clean, task, masks=nothing, means=means)
-            to_lose = (empty - everything).abs().mean().item()
+            lost = self._in_batches(task, means, nothing) - self._in_batches(task, means)
+            to_lose = lost.abs().mean().item()
         learning = sparsification(theta, nodes, len(task), settings, to_lose=to_lose)
         while not learning.done:
             rows, masks = learning.rows(), learning.soft_masks()
             batch = task[rows]
             if whole is None:
-                with torch.no_grad():
-                    target = self.logit_diff(batch.clean, batch, means=means)
+                target = self.logit_diff(batch.clean, batch, means=means)
             else:
                 target = whole[rows.to(whole.device)]
             masked = self.logit_diff(batch.clean, batch, masks=masks, means=means)
@@ -205,21 +214,25 @@ class PlainSplice:
         return binary_masks(learning.theta, nodes), losses
 
     @torch.no_grad()
-    def _whole(self, task: Task, means: PatchMeans, size: int) -> Float[Tensor, " n"]:
-        """Every prompt's logit difference with nothing masked."""
-        return torch.cat(
-            [self.logit_diff(batch.clean, batch, means=means) for batch in batches(task, size)]
-        )
+    def _in_batches(
+        self, task: Task, means: PatchMeans, masks: SAEMasks | None = None
+    ) -> Float[Tensor, " n"]:
+        """Every prompt's logit difference."""
+        differences = [
+            self.logit_diff(batch.clean, batch, masks=masks, means=means)
+            for batch in batches(task, self.batch_size)
+        ]
+        return torch.cat(differences)
 
     def integrated_gradients(
-        self, task: Task, steps: int = 10, batch_size: int = 16, means: PatchMeans | None = None
+        self, task: Task, steps: int = 10, means: PatchMeans | None = None
     ) -> dict[str, Float[Tensor, "seq d_sae"]]:
         """Per SAE: mean gradient over points from clean to patch × (clean − patch), over prompts.
 
         The points are clean + (patch − clean) · j/steps for j = 0 … steps − 1.
         """
         scores: dict[str, Tensor] = {}
-        for batch in batches(task, batch_size):
+        for batch in batches(task, self.batch_size):
             patch, clean = self._latents(batch.patch, means), self._latents(batch.clean, means)
             for name in clean:
                 gradient = torch.zeros_like(clean[name])
@@ -231,11 +244,17 @@ class PlainSplice:
                     ld.sum().backward()
                     assert point.grad is not None
                     gradient += point.grad / steps
+                    self._forget_gradients()
                 score = gradient * (clean[name] - patch[name])
                 if self.has_bos:
                     score[:, 0] = 0
                 scores[name] = scores.get(name, 0) + score.sum(0) / len(task)
         return scores
+
+    def _forget_gradients(self) -> None:
+        """Drop what weights have collected, as the scripts do between the points."""
+        for sae in self.lab.saes.values():
+            sae.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _latents(
@@ -250,19 +269,17 @@ class PlainSplice:
         """(F(C) − F(∅)) / (F(S) − F(∅)), each over all prompts."""
         empty = SAEMasks.full(means.latents, 0.0, has_bos=self.has_bos)
         circuit, nothing, whole = (
-            self.logit_diff(task.clean, task, masks=m, means=means).mean()
-            for m in (masks, empty, None)
+            self._in_batches(task, means, which).mean() for which in (masks, empty, None)
         )
         return ((circuit - nothing) / (whole - nothing)).item()
 
 
 @contextmanager
-def weights_with_gradients(lab: Lab) -> Iterator[None]:
-    """As a model comes out of the box: weights take part in the graph and collect gradients."""
-    parameters = [
-        *lab.hf_model.parameters(),
-        *(p for sae in lab.saes.values() for p in sae.parameters()),
-    ]
+def sae_weights_with_gradients(lab: Lab) -> Iterator[None]:
+    """As in the published scripts: the SAEs' weights take part in the graph and collect gradients;
+    the model's are frozen.
+    """
+    parameters = [parameter for sae in lab.saes.values() for parameter in sae.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
