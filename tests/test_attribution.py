@@ -21,6 +21,7 @@ from course_utils.circuits.attribution import (
     random_nodes,
     random_scores,
 )
+from course_utils.circuits.backward import layers_dropped
 from course_utils.circuits.masks import SAEMasks
 from course_utils.circuits.splice import SplicedModel, logit_diff
 from course_utils.labs.lab import hook_point
@@ -735,3 +736,21 @@ def test_sizes_shrink_by_the_same_factor():
     for wrong in ((10, [11], 2), (10, [], 2), (10, [0], 2), (10, [5], 0)):
         with pytest.raises(ValueError, match=r"sizes from 1 to n_start=10"):
             attribution.shrinking_sizes(*wrong)
+
+
+def test_grad_drop_is_the_mean_size_over_backward_passes_that_drop_one_layer(spliced, task):
+    found = atp(spliced, task, grad_drop=True)
+    expected = {name: torch.zeros_like(score) for name, score in found.items()}
+    with torch.no_grad():
+        patch = spliced.run(task.patch).latents
+    for layer in range(4):
+        with layers_dropped(spliced.stack) as dropped:
+            dropped.layer = layer
+            run = spliced.run(spliced.prefix(task.clean), track_latents=True)
+            latents = list(run.latents.values())
+            gradients = torch.autograd.grad(run.logit_diff(task).sum(), latents)
+        for name, gradient in zip(run.latents, gradients, strict=True):
+            expected[name] += (gradient * (run.latents[name] - patch[name])).abs().mean(0) / 4
+    for name, score in found.items():
+        torch.testing.assert_close(score, expected[name].detach(), atol=1e-5, rtol=1e-3)
+    assert sum(score.sum() for score in found.values()) > 0.1

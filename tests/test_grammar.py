@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from course_utils.labs.loading import load_model
 from course_utils.prompts import sessions
+from course_utils.prompts.facts import FACTS
 from course_utils.prompts.grammar import (
     AUXILIARIES,
     CODE_TASKS,
@@ -179,7 +180,7 @@ def test_no_role_of_a_vocabulary_has_a_word_twice(split):
 
 
 def test_the_generators_are_those_of_the_shipped_tasks():
-    assert set(GENERATORS) == set(TASKS) == set(available_tasks())
+    assert set(GENERATORS) == set(TASKS) == set(available_tasks()) - set(FACTS)
     assert CODE_TASKS == CODE and TRANSFER_TASKS == ("sva_reworded",)
 
 
@@ -278,7 +279,7 @@ def test_the_generator_writes_exactly_the_shipped_files(tmp_path):
     write_tasks(tmp_path / "new")
     new = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     old = {path.name: path.read_bytes() for path in TASKS_DIR.glob("*.jsonl")}
-    names = sorted(f"{name}_{split}.jsonl" for name in TASKS for split in SPLITS)
+    names = sorted(f"{name}_{split}.jsonl" for name in (*TASKS, *FACTS) for split in SPLITS)
     assert sorted(new) == sorted(old) == names
     assert [name for name in old if new[name] != old[name]] == []
 

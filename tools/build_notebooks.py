@@ -21,7 +21,8 @@ What is filled in, in a source:
 - ``# setup``: the same first cell for all, which finds the course (in Colab, fetches it and
   installs what is lacking, by `course_utils.teaching.colab`).
 - ``# exercise: name``: the solution's code stands in ``course_utils/teaching/nbNN.py``; it is put
-  into the solutions notebook as it is, and into the reader's copy with its body taken out.
+  into the solutions notebook as it is, and into the reader's copy with its body taken out. There
+  the text before it ends with a fold that holds the solution, after the hints.
 - ``{times}`` in the first cell: how long the notebook takes, from ``data/notebook_times.json``. A
   full build writes its time there (give it the machine for itself); the quick times are those that
   ``make test`` reports.
@@ -105,6 +106,15 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
     return "\n".join(["@exercise", *lines[function.lineno - 1 : last], *stub])
 
 
+def solution_fold(solution: Callable) -> str:
+    """The course's version of an exercise, closed until the reader opens it."""
+    code = exercise_source(solution, solved=True)
+    return (
+        "\n\n<details><summary>Solution</summary>\n\n"
+        f"```python\n{code}\n```\n</details>"
+    )
+
+
 def badge(source: Path) -> str:
     """A link that opens the reader's copy in Colab."""
     path = (
@@ -160,12 +170,17 @@ def unexecuted(source: Path, *, solved: bool) -> NotebookNode:
     first = notebook.cells[0]
     paragraphs = [_with_times(text, source) for text in first.source.split("\n\n")]
     first.source = "\n\n".join([badge(source), *paragraphs])
+    before = first
     for cell in notebook.cells:
         if cell.source.strip() == "# setup":
             cell.source = SETUP.format(repository=REPOSITORY)
         named = EXERCISE.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
         if named:
-            cell.source = exercise_source(_solutions(source)[named[1]], solved=solved)
+            solution = _solutions(source)[named[1]]
+            cell.source = exercise_source(solution, solved=solved)
+            if not solved:
+                before.source += solution_fold(solution)
+        before = cell
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

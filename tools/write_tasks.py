@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from course_utils.prompts.facts import FACTS, fact_pairs
 from course_utils.prompts.grammar import GENERATORS, VOCABULARIES, generate_pairs
 from course_utils.prompts.tasks import TASKS_DIR, write_pairs
 
@@ -24,9 +25,12 @@ def size_of(name: str, split: str) -> int:
 
 def write_tasks(folder: Path = TASKS_DIR) -> None:
     """Write every task file into ``folder``."""
-    for name in GENERATORS:
+    for name in (*GENERATORS, *FACTS):
         for split in SIZES:
-            pairs = generate_pairs(name, split, size_of(name, split))
+            if name in FACTS:
+                pairs = fact_pairs(name, split, SIZES[split])
+            else:
+                pairs = generate_pairs(name, split, size_of(name, split))
             path = folder / f"{name}_{split}.jsonl"
             write_pairs(pairs, path)
             print(f"{path.name}: {len(pairs)} pairs")

@@ -25,6 +25,7 @@ Positions count the columns of the tokens, BOS included. BOS is never spliced: i
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -33,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.circuits.backward import DroppedLayer, layers_dropped
 from course_utils.circuits.masks import Node, SAEMasks, Scores, ablate
 from course_utils.circuits.saes import decode
 from course_utils.circuits.settings import require, with_changes
@@ -98,6 +100,7 @@ def atp(
     *,
     means: PatchMeans | None = None,
     masks: SAEMasks | None = None,
+    grad_drop: bool = False,
     settings: AttributionSettings | None = None,
     **changes: Any,
 ) -> Scores:
@@ -108,6 +111,9 @@ def atp(
         means: needed for ``baseline="mean"`` and for the error policy ``"mean"``.
         masks: score the nodes of this circuit with all others ablated, as when attribution is
             iterated; all others score 0. Ablation is by means, so this wants ``baseline="mean"``.
+        grad_drop: average sizes over one backward pass per layer, in which that layer passes no
+            gradient back (Kramár et al. 2024, AtP*; see `backward.layers_dropped`). Scores are
+            sizes then, in each prompt.
         settings: all settings at once; or name some: ``atp(spliced, task, means=means,
             baseline="mean")``. With this baseline, the score is the gradient of the mask at 1.
 
@@ -120,7 +126,7 @@ def atp(
         TypeError: a setting that there is not.
     """
     settings = with_changes(settings or AttributionSettings(), changes, known=WITHOUT_STEPS)
-    return _atp(spliced, task, means, settings, masks).means(settings.aggregate)
+    return _atp(spliced, task, means, settings, masks, grad_drop).means(settings.aggregate)
 
 
 def _atp(
@@ -129,6 +135,7 @@ def _atp(
     means: PatchMeans | None,
     settings: AttributionSettings,
     masks: SAEMasks | None = None,
+    grad_drop: bool = False,
 ) -> _MeanOverPrompts[str]:
     settings.check_means(means, masks)
     size = settings.batch_size or spliced.batch_size(task.seq_len, gradient=True)
@@ -136,14 +143,30 @@ def _atp(
     compared = _compare(
         spliced, task, means, settings.baseline, size, masks=masks, track_latents=True
     )
-    with _bar("AtP", len(task), settings) as bar:
+    dropping = layers_dropped(spliced.stack) if grad_drop else nullcontext(DroppedLayer())
+    with _bar("AtP", len(task), settings) as bar, dropping as dropped:
         for pairs in compared:
-            latents = list(pairs.clean.latents.values())
-            gradients = torch.autograd.grad(pairs.clean.logit_diff(pairs.task).sum(), latents)
-            for name, gradient in zip(pairs.clean.latents, gradients, strict=True):
-                total.add(name, gradient * pairs.change(name))
+            for name, scores in _scores_of(pairs, dropped, grad_drop).items():
+                total.add(name, scores)
             bar.update(len(pairs.task))
     return total
+
+
+def _scores_of(
+    pairs: _Compared, dropped: DroppedLayer, grad_drop: bool
+) -> dict[str, Float[Tensor, "batch seq d_sae"]]:
+    """Gradient · change; with ``grad_drop``, the mean size over passes that drop one layer each."""
+    latents, ld = list(pairs.clean.latents.values()), pairs.clean.logit_diff(pairs.task).sum()
+    passes = list(range(pairs.spliced.stack.n_layers)) if grad_drop else [None]
+    found: dict[str, Tensor] = {}
+    for dropped.layer in passes:
+        last = dropped.layer == passes[-1]
+        gradients = torch.autograd.grad(ld, latents, retain_graph=not last)
+        for name, gradient in zip(pairs.clean.latents, gradients, strict=True):
+            score = (gradient * pairs.change(name)).detach()
+            score = score.abs() / len(passes) if grad_drop else score
+            found[name] = found[name] + score if name in found else score
+    return found
 
 
 def integrated_gradients(

@@ -235,7 +235,7 @@ class LayerStack:
 
     def norm(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The final norm."""
-        return self._norm(x)
+        return self.final_norm(x)
 
     def logits(self, normed: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """A logit for every token of the vocabulary."""
@@ -320,7 +320,7 @@ class LayerStack:
         return [calls[layer] for layer in self.layers]
 
     @cached_property
-    def _norm(self) -> nn.Module:
+    def final_norm(self) -> nn.Module:
         """The final norm: the module outside the layers whose output is the body's output."""
         body = self.model.base_model
         inside = {module for layer in self.layers for module in layer.modules()}
