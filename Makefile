@@ -2,6 +2,7 @@
 # make course  run every solutions notebook from top to bottom, into build/
 # make check   lint, types, and the unit tests, no weights and no network: two minutes
 # make test    make check, then every other test: real weights, notebooks, a browser
+# make pictures  draw the README's pictures again, from the shipped circuits
 # make benchmark    how fast the library is against the published recipe, and does it agree with it
 # Each sets up what is missing first: a virtual environment in .venv with the versions in
 # constraints.txt.
@@ -13,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 ELSEWHERE := weights or notebook or browser or slow
 
-.PHONY: lab course check lint types unit test benchmark notebooks setup setup-tests
+.PHONY: lab course check lint types unit test pictures benchmark notebooks setup setup-tests
 .DEFAULT_GOAL := lab
 
 setup: .venv/ready
@@ -66,6 +67,9 @@ unit: setup-tests
 test: check
 	COURSE_PROFILE=quick $(PYTEST) --dist load --maxschedchunk 1 -m "$(ELSEWHERE)" --durations=10 \
 		--nbmake --nbmake-timeout=600 tests notebooks
+
+pictures: setup
+	$(BIN)/python -m tools.draw_pictures
 
 benchmark: setup
 	$(BIN)/python -m tools.benchmark

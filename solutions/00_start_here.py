@@ -50,12 +50,14 @@ import torch
 
 from course_utils import Evaluation, Frontier, SAEMasks, SplicedModel, estimate, load_lab, load_task
 from course_utils.circuits.attribution import random_scores
-from course_utils.display.figures import circuit_figure, show
+from course_utils.circuits.graph import contrasts_of, measured_graph
+from course_utils.display.circuit_view import show_circuit
 from course_utils.display.profile import is_quick
 from course_utils.display.widgets import explore_frontier
 from course_utils.labs.catalog import LABS, spec_of
 from course_utils.labs.memory import free_memory
 from course_utils.labs.requirements import fast_dtype, matrix_rate, usual_device
+from course_utils.prompts.text import load_text
 
 started = time.perf_counter()
 
@@ -69,15 +71,16 @@ PROFILE = os.environ.get("COURSE_PROFILE", "full")
 # %%
 QUICK = is_quick(PROFILE)
 device = usual_device()
+cpu = f"CPU, {torch.get_num_threads()} threads"
+free_gb = free_memory().bytes / 1e9
+rate = matrix_rate(torch.float32, device)
 pd.Series(
     {
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
-        "runs on": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
-        "free memory": f"{free_memory().bytes / 1e9:.0f} GB",
-        "matrix products, float32": f"{matrix_rate(torch.float32, device):,.0f} GFLOP/s",
+        "runs on": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
+        "free memory": f"{free_gb:.0f} GB",
+        "matrix products, float32": f"{rate:,.0f} GFLOP/s",
         "fast number format": str(fast_dtype(device)).removeprefix("torch."),
     }
 ).to_frame("this machine")
@@ -88,10 +91,8 @@ pd.Series(
 # %%
 needs = estimate(LAB)
 print(needs)
-print(
-    f"  A step of learning a mask will take about {needs.seconds_per_step(device):.2f} s here; "
-    "a mask takes 60."
-)
+seconds = needs.seconds_per_step(device)
+print(f"  A step of learning a mask will take about {seconds:.2f} s here. A mask takes 60 steps.")
 
 # %% [markdown]
 # ## 2. A circuit in one minute
@@ -123,11 +124,8 @@ circuits = {
 circuit = min(
     (m for m in circuits.values() if m.get_num_latents() >= 30), key=SAEMasks.get_num_latents
 )
-title = f"{circuit.get_num_latents()} nodes of {sum(m.numel() for m in circuit.masks):,}"
-show(
-    circuit_figure(circuit, test, title),
-    alt=f"A grid: how many nodes of the circuit are at each layer and position. {title}.",
-)
+n_nodes, n_all = circuit.get_num_latents(), sum(m.numel() for m in circuit.masks)
+print(f"The circuit has {n_nodes} of {n_all:,} nodes.")
 
 # %%
 spliced = SplicedModel(lab, spec_of(LAB).placement)
@@ -143,17 +141,14 @@ found = evaluation.faithfulness(circuit)
 right = {
     "the model": evaluation.model,
     "with SAEs spliced in": evaluation.spliced_model,
-    f"with the circuit's {circuit.get_num_latents()} nodes alone": evaluation.logit_diff(circuit),
+    f"with the circuit's {n_nodes} nodes alone": evaluation.logit_diff(circuit),
     "with every latent at its mean": evaluation.empty,
 }
-rows = {
-    name: {
-        "right verb preferred": f"{(ld > 0).float().mean():.0%}",
-        "mean logit difference": round(ld.mean().item(), 2),
-    }
-    for name, ld in right.items()
-}
-pd.DataFrame(rows).T
+shares = {name: (ld > 0).float().mean().item() for name, ld in right.items()}
+averages = {name: ld.mean().item() for name, ld in right.items()}
+table = pd.DataFrame({"right verb preferred": shares, "mean logit difference": averages})
+table["right verb preferred"] = table["right verb preferred"].map("{:.0%}".format)
+table.round(2).rename_axis(columns=f"n = {len(test)} sentences")
 
 # %% [markdown]
 # A control: circuits with as many nodes, drawn at random from those that fire in these sentences.
@@ -161,17 +156,51 @@ pd.DataFrame(rows).T
 # %%
 chance = []
 for seed in range(5):
-    random_circuit = SAEMasks.from_scores(
-        random_scores(spliced, train[:64], seed=seed), circuit.get_num_latents()
-    )
+    scores = random_scores(spliced, train[:64], seed=seed)
+    random_circuit = SAEMasks.from_scores(scores, n_nodes)
     chance.append(evaluation.faithfulness(random_circuit).vs_spliced.value)
+furthest = max(chance, key=abs)
+print(f"The faithfulness of the circuit is {found.vs_spliced} (95 % interval, n = {found.n}).")
+print(f"Of five random circuits of its size, the one furthest from 0 has {furthest:.2f}.")
+
+# %% [markdown]
+# **Faithfulness** is 1 if the circuit's mean logit difference is that of the spliced model, and 0
+# if it is that with every latent at its mean.
+#
+# ### The circuit
+#
+# *Before you look:* the number stands in the second word, and the verb is chosen after the last
+# one. At which words of the sentence do you expect nodes?
+#
+# In the picture, layers are rows and words are columns. An **edge** says what one node passes on to
+# another: we give the first node its value on the twin sentence, and see how far the second one
+# moves towards its own (1 = all the way). Hover over a node to see what it is. Click it to see its
+# inputs and outputs.
 
 # %%
-print(
-    f"faithfulness of the circuit: {found.vs_spliced} (1 = as good as the spliced model, 0 = as "
-    f"every latent at its mean; {found.n} sentences)"
+shown = test[: 16 if QUICK else 32]
+texts = load_text(lab.tokenizer, "train", n=60 if QUICK else 250)
+places = ["BOS", "The", "subject", "preposition", "the", "second noun"]
+words = [label.strip("[]") for label in test.position_labels]
+graph = measured_graph(
+    spliced,
+    shown,
+    circuit.nodes(),
+    texts,
+    contrasts_of(shown, ["subject", "second noun"]),
+    columns=[f"{place}\n“{word}”" for place, word in zip(places, words, strict=True)],
+    answer="right − wrong verb",
 )
-print(f"of five random circuits of its size: {', '.join(f'{value:.2f}' for value in chance)}")
+
+# %%
+title = f"{n_nodes} nodes keep {found.vs_spliced.value:.0%} of the logit difference"
+alt = (
+    f"A circuit by layer and word. {title}. Its {len(graph.edges)} edges lead from the subject up "
+    "to the last layer, where the verb is chosen."
+)
+show_circuit(graph, title, alt)
+used = [words[column] for column in sorted({position for _, position, _ in circuit.nodes()})]
+print(f"The circuit has nodes at {len(used)} of the {len(words)} tokens: {', '.join(used)}.")
 
 # %% [markdown]
 # How many nodes are needed? Move the slider to see which latents remain. The left panel is the
@@ -195,6 +224,7 @@ explore_frontier(frontier, list(circuits.values()), test)
 # | [04 masks versus IG](04_masks_vs_ig.ipynb) | which latents matter? | AtP, IG, the loop that learns a mask |
 # | [05 evaluating circuits](05_evaluating_circuits.ipynb) | is it a circuit? | completeness, minimality, stability, an intervention |
 # | [06 adversarial dictionaries](06_adversarial_dictionaries.ipynb) | how does a model of code know that a key is missing, and what fools it? | AUC, a clamp, predictions from latents, and how good they are |
+# | [07 when gradients lie](07_when_gradients_lie.ipynb) | why does AtP miss what matters, and what are gradients good for? | the QK fix, GradDrop, direct effects, OV attribution |
 #
 # **Exercises.** In `notebooks/`, some functions are yours to write. Until you do, the course's
 # version runs in their place and says so, so that every notebook runs at any time.
@@ -208,18 +238,21 @@ explore_frontier(frontier, list(circuits.values()), test)
 
 # %%
 rows = {}
-for name in LABS:
+for name, spec in LABS.items():
     needs = estimate(name)
+    millions = needs.parameters / 1e6
     rows[name] = {
-        "parameters": f"{needs.parameters / 1e6:,.0f} M",
+        "parameters": f"{millions:,.0f} M",
+        "SAEs after layers": ", ".join(map(str, spec.placement)),
         "to fetch": f"{needs.download:.1f} GB",
         "memory": f"{needs.memory:.1f} GB",
+        "runs on": "a GPU" if needs.gpu else "CPU or GPU",
     }
-    rows[name]["a GPU"] = needs.gpu
 pd.DataFrame(rows).T
 
 # %%
-print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+minutes = (time.perf_counter() - started) / 60
+print(f"This notebook took {minutes:.1f} minutes.")
 
 # %% [markdown]
 # ## 4. What we saw
@@ -232,7 +265,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # High faithfulness is not enough. Notebook 04 shows how such a circuit is found. Notebook 05 tests
 # whether it is also complete, minimal and stable.
 #
-# **Key terms**: circuit, control, faithfulness, frontier, lab, latent, logit difference, node,
+# **Key terms**: circuit, control, edge, faithfulness, frontier, lab, latent, logit difference, node,
 # residual stream, sparse autoencoder, spliced model, task.
 #
 # The [glossary](../GLOSSARY.md) explains each in one sentence.

@@ -21,14 +21,16 @@
 #
 # - when a model stores more features than it has dimensions, and how their directions lie;
 # - how an SAE is built and trained: an encoder, a decoder, a loss, and a rule that makes it sparse;
-# - why an L1 penalty shrinks latents, and how TopK, JumpReLU and gated SAEs avoid most of that;
+# - why an L1 penalty shrinks latents, and how TopK, BatchTopK and JumpReLU avoid most of that;
+# - how a threshold is trained although a step has no gradient;
+# - why latents die, and how an auxiliary loss revives them;
 # - how good an SAE is: L0, dead latents, explained variance and loss recovered, on held-out text;
 # - how to test whether an SAE's error is noise, and whether another start finds the same latents.
 #
 # **You need** PyTorch, and to know what the residual stream of a transformer is.
 #
-# **Time**: about 90 minutes: 50 for the six exercises and 40 to read. **It runs** {times}. The
-# first run fetches 93 MB of weights.
+# **Time**: about two hours: 85 minutes for the ten exercises and 40 to read. Sections 1 to 3 make
+# one session, sections 4 to 7 another. **It runs** {times}. The first run fetches 93 MB of weights.
 #
 # **Exercises.** Each is a function with a docstring and no body. Write it, run the cell and the
 # `check` below it. Until then the course's version runs in its place.
@@ -37,7 +39,7 @@
 #
 # 1. More features than dimensions
 # 2. A sparse autoencoder undoes it
-# 3. Shrinkage, and how to avoid it
+# 3. Shrinkage and dead latents, and how to avoid them
 # 4. The residual stream of a real model
 # 5. Train your own
 # 6. What do latents respond to?
@@ -49,28 +51,31 @@
 
 # %%
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from course_utils import Lab, load_lab
-from course_utils.circuits.explain import Context, logit_lens, top_contexts
+from course_utils.circuits.explain import Context, logit_lens
 from course_utils.circuits.reconstruction import loss_recovered, residual_stream, text_loss
 from course_utils.circuits.statistics import ratio_interval
 from course_utils.display import figures
 from course_utils.display.html import coloured_contexts
 from course_utils.display.profile import is_quick
+from course_utils.display.sentences import counted, listed
 from course_utils.labs.catalog import spec_of
 from course_utils.prompts.text import load_text
 from course_utils.teaching.nb01 import check, exercise
 
+# %%
 started = time.perf_counter()
 
 # %% [markdown]
@@ -192,17 +197,21 @@ for p in tqdm(densities, desc="toy models"):
 # %%
 features = {p: W.T for p, (W, _) in toys.items()}  # a row for each feature
 stored = {p: int((rows.norm(dim=1) > 0.5).sum()) for p, rows in features.items()}
-title = "Features stored in two dimensions: " + ", ".join(
-    f"{n} of 5 at p = {p:g}" for p, n in stored.items()
+rarest = densities[-1]
+title = (
+    f"The rarer the features, the more are stored in two dimensions: {stored[1.0]} at p = 1, "
+    f"{stored[rarest]} at p = {rarest:g}"
 )
+panels = {f"p = {p:g}: {stored[p]} of 5 stored": rows for p, rows in features.items()}
 figures.show(
-    figures.directions_figure({f"p = {p:g}": rows for p, rows in features.items()}, title),
+    figures.directions_figure(panels, title),
     alt=f"Four panels with the directions of five features in the plane, as arrows. {title}.",
 )
 
 # %% [markdown]
-# From the most to the least important, the features are orange-red, dark blue, light blue, green
-# and yellow. Those with an arrow longer than 0.5 count as stored; dotted lines join their tips.
+# Feature 1 is the most important, feature 5 the least. Those with an arrow longer than 0.5 count as
+# stored; dotted lines join their tips.
+#
 #
 # Where features are always there, the two most important get a dimension each, and the others are
 # lost. Where features are rare, the model stores more of them than it has dimensions:
@@ -323,7 +332,7 @@ check(l1_loss)
 
 # %%
 class SAE(nn.Module):
-    """x ≈ f @ W_dec + b_dec, where few of f's entries are above 0 and the rows of W_dec have length
+    """x ≈ f @ W_dec + b_dec, where few of f's entries are above 0 and the rows of W_dec have norm
     1.
     """
 
@@ -341,7 +350,7 @@ class SAE(nn.Module):
 
     def loss(self, x, l1):
         f, x_hat = self(x)
-        return l1_loss(x, x_hat, f, self.W_dec, l1)
+        return l1_loss(x, x_hat, f, self.W_dec, l1), x_hat
 
 
 # %% [markdown]
@@ -357,24 +366,23 @@ def train(
     l1: float = 0.0,
     lr: float = 1e-3,
     name: str = "training",
-) -> list[float]:
-    """Train an SAE on batches; returns the loss at each step. It can be interrupted."""
+) -> pd.DataFrame:
+    """Train an SAE on batches; returns its loss and its squared error, step by step."""
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
-    losses = []
-    for step in (bar := tqdm(range(steps), desc=name)):
-        optimizer.param_groups[0]["lr"] = lr * min(
-            1.0, (step + 1) / 50, (steps - step) / (steps / 5)
-        )
-        loss = sae.loss(next_batch(), l1)
+    history = []
+    for step_number in tqdm(range(steps), desc=name):
+        warm, cool = (step_number + 1) / 50, (steps - step_number) / (steps / 5)
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, warm, cool)
+        x = next_batch()
+        loss, x_hat = sae.loss(x, l1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        losses.append(loss.item())
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{losses[-1]:.3g}")
-    return losses
+            error = (x - x_hat).pow(2).sum(dim=1).mean()
+        history.append({"loss": loss.item(), "squared error": error.item()})
+    return pd.DataFrame(history)
 
 
 # %% [markdown]
@@ -392,8 +400,8 @@ def toy_sae(seed: int) -> tuple[float, SAE]:
     def next_h():
         return sparse_batch(1024, N_FEATURES, densities[-1]) @ W.T
 
-    losses = train(sae, next_h, 800, l1=0.3, lr=1e-2, name=f"toy SAE, start {seed}")
-    return sum(losses[-100:]) / 100, sae
+    history = train(sae, next_h, 800, l1=0.3, lr=1e-2, name=f"toy SAE, start {seed}")
+    return history["loss"].tail(100).mean(), sae
 
 
 toy_runs = sorted(
@@ -404,14 +412,15 @@ pentagon = toy_runs[0][1]
 # %%
 cosines = unit @ pentagon.W_dec.detach().T  # [feature, latent]
 worst = cosines.amax(dim=1).min()
-title = (
-    f"The SAE's five directions (rings) on the true ones (arrows): the worst cosine is {worst:.3f}"
-)
+n_found_first = int((cosines.amax(dim=1) > 0.98).sum())
+title = f"The SAE finds {n_found_first} of 5 directions; the worst cosine is {worst:.3f}"
 figures.show(
     figures.directions_figure(
-        {"feature directions": unit}, title, learned={"feature directions": pentagon.W_dec}
+        {"features (arrows), latents (rings)": unit},
+        title,
+        learned={"features (arrows), latents (rings)": pentagon.W_dec},
     ),
-    alt=f"Five arrows of length 1 and five rings in the plane. {title}.",
+    alt=f"Five arrows of norm 1 and five rings in the plane. {title}.",
 )
 
 # %% [markdown]
@@ -432,7 +441,7 @@ for loss, sae in toy_runs:
 # A latent halfway between two neighbours of the pentagon has a cosine of cos 36° = 0.81 with both.
 # A start near 0.81 is stuck: two features share a latent. One just below 0.98 has almost arrived.
 #
-# ## 3. Shrinkage, and how to avoid it
+# ## 3. Shrinkage and dead latents, and how to avoid them
 #
 # Now a larger world: 80 features, each a random direction in 48 dimensions, there with probability
 # 0.02 and then with a size between 0.5 and 1.5. We know every feature, so we can count what an SAE
@@ -454,12 +463,12 @@ def next_examples() -> Float[Tensor, "512 48"]:
 
 
 held_out = true_features(20_000)
-print(f"true L0: {(held_out > 0).sum(1).float().mean():.2f} features an example")
+print(f"true L0: {(held_out > 0).sum(1).float().mean():.2f} features per example")
 
 # %%
 TOY_L1 = 0.4
 relu_sae = SAE(48, 96)
-relu_losses = train(relu_sae, next_examples, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, name="ReLU + L1")
+_ = train(relu_sae, next_examples, TOY_STEPS, l1=TOY_L1, lr=TOY_LR, name="ReLU + L1")
 
 
 # %% [markdown]
@@ -487,22 +496,17 @@ def size_lost(true: Tensor, found: Tensor) -> float:
 # %%
 _, true_size, found_size = matched(relu_sae)
 shrinkage = size_lost(true_size, found_size)
-title = f"L1 makes latents too small: by {shrinkage:.2f} on average"
+title = f"L1 makes latents too small, by {shrinkage:.2f} on average"
 sample = torch.arange(0, len(true_size), len(true_size) // 800)
+SIZES = {"x_label": "true size of the feature", "y_label": "its latent", "x_limits": (0.45, 1.55)}
+n_shown = f"{len(sample)} of {len(true_size):,} held-out features; dotted: latent = feature"
 figures.show(
     figures.scatter_figure(
-        true_size[sample],
-        {"ReLU + L1": found_size[sample]},
-        "true size of the feature",
-        "its latent",
-        title,
+        true_size[sample], {"ReLU + L1": found_size[sample]}, title=title, caption=n_shown, **SIZES
     ),
     alt=f"A cloud of points below the line on which latents would equal features. {title}.",
 )
-print(
-    f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is on, n = "
-    f"{len(true_size):,} held-out features"
-)
+print(f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is on")
 
 # %% [markdown]
 # That is **shrinkage**. For one feature of size a by itself, the loss of its latent f is
@@ -551,9 +555,8 @@ check(topk)
 # </details>
 #
 # **BatchTopK** keeps the k · batch largest of the whole batch: k on average, and more for an input
-# that needs more. For single inputs, fix its threshold θ: latents below θ are 0, the others keep
-# their size. That is **JumpReLU**. The SAEs of this course are trained as BatchTopK and stored as
-# JumpReLU. (Gemma Scope trains JumpReLU directly, with a surrogate gradient for θ; we do not.)
+# that needs more. It needs a batch. For single inputs, one threshold is set after training, with
+# which k latents per input are on, on average. All SAEs that ship with this course were trained so.
 
 
 # %%
@@ -569,78 +572,135 @@ def jumprelu(pre: Tensor, threshold: Tensor) -> Tensor:
 
 
 # %% [markdown]
-# A **gated** SAE keeps an L1 penalty, but only on the decision. One encoder output, the gate π,
-# decides whether a latent is on. The same output, rescaled and shifted, gives its size. A second
-# reconstruction, from the gate's values through a frozen decoder, teaches the gate which latents
-# are useful. Shrinkage then stays in the gate.
+# **JumpReLU** gives each latent a threshold θ of its own: below it the latent is 0, above it the
+# latent keeps its size. (An SAE of that form with a threshold that was set afterwards, as above, is
+# often called JumpReLU, too: SAELens stores ours so.) A real JumpReLU SAE *trains* its thresholds,
+# and penalises what we want to be small, L0. Both need the gradient of a count. A count is made of
+# steps, and a step is flat: its gradient is 0.
+#
+# The way out is a **surrogate gradient**: a **straight-through estimator** keeps the value of the
+# step, and puts a useful gradient in the place of the true one. If θ rises a little, only latents
+# just above it turn off. So θ gets a gradient from pre-activations near it: the slope that the step
+# would have if it were a ramp of width ε, which is −1/ε.
+#
+# ### Exercise 1.5 · A step with a gradient
+# ⏱ 15 min · difficulty ●●● · the trick behind every threshold, mask and quantiser that is trained
+#
+# Write `step`. Its value is exactly 1 or 0. Decide how the threshold gets a gradient, and how the
+# pre-activations get none.
+#
+# <details><summary>Hint 1</summary>
+#
+# A comparison cuts off gradients. That is right for the value, and for pre. What is missing is a
+# second term for the threshold.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `threshold.detach() - threshold` is 0, and its gradient for the threshold is −1.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Multiply that by 1/width where a pre-activation is near the threshold, and by 0 elsewhere. Both
+# are numbers without a gradient. Add the product to the step.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: step
+
+# %%
+check(step)
+
+# %% [markdown]
+# **What you should see**: ✅.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *The step is not 0 or 1*: your second term is not 0. Subtract a tensor from itself, one of the
+#   two detached.
+# - *No gradient reaches the threshold*: both terms are detached, or there is only the comparison.
+# - *A gradient reaches pre*: you multiplied by pre, or used `pre - threshold` as it is. (Latents are
+#   `pre * step(…)`; pre gets its gradient from that product.)
+# </details>
+#
+# With `step`, JumpReLU and its L0 penalty are one line each. The penalty asks for k latents per
+# input on average, as TopK and BatchTopK have: $\lambda\,(\mathrm{L0}/k - 1)^2$. (Plain
+# $\lambda\,\mathrm{L0}$ works, too, but then λ has to be tuned to compare SAEs.)
 
 
 # %%
-class GatedSAE(SAE):
-    """Whether a latent is on, and how large it is, by different paths. (Rajamanoharan et al.
-    2024a.)
+class JumpReLU(SAE):
+    """Each latent has a threshold that is trained, and a penalty pulls L0 to k. (Rajamanoharan et
+    al. 2024b.)
     """
 
-    def __init__(self, d_in: int, d_sae: int, seed: int = SEED):
-        super().__init__(d_in, d_sae, seed=seed)
-        self.r_mag, self.b_mag = nn.Parameter(torch.zeros(d_sae)), nn.Parameter(torch.zeros(d_sae))
-        self.activation = lambda gate: (
-            (gate > 0) * torch.relu((gate - self.b_enc) * self.r_mag.exp() + self.b_mag)
-        )
+    def __init__(self, d_in: int, d_sae: int, k: float, start: float, width: float, price: float):
+        super().__init__(d_in, d_sae)
+        self.t = nn.Parameter(torch.full((d_sae,), math.log(start) / 5))
+        self.k, self.width, self.price = k, width, price
+        self.activation = lambda pre: pre * self.on(pre)
+
+    def threshold(self):
+        return (5 * self.t).exp()  # above 0; the 5 lets thresholds move faster than weights
+
+    def on(self, pre):
+        return step(pre, self.threshold(), self.width)
 
     def loss(self, x, l1):
-        _, x_hat = self(x)
-        gate = torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
-        by_gate = gate @ self.W_dec.detach() + self.b_dec.detach()
-        return (
-            l1_loss(x, by_gate, gate, self.W_dec.detach(), l1)
-            + (x - x_hat).pow(2).sum(dim=1).mean()
-        )
+        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        on = self.on(pre)
+        x_hat = (pre * on) @ self.W_dec + self.b_dec
+        l0_penalty = (on.sum(dim=1).mean() / self.k - 1).square()
+        return (x - x_hat).pow(2).sum(dim=1).mean() + self.price * l0_penalty, x_hat
 
+
+# %% [markdown]
+# (A **gated SAE**, by the same authors, also decides apart which latents are on, with a second path
+# and an L1 penalty on that path alone. JumpReLU does the same with less.)
+#
+# **Predict first**: which of the four will lose most of a feature's size, and which will miss most
+# features that are there?
 
 # %%
 toy_saes = {
     "ReLU + L1": relu_sae,
     "TopK": SAE(48, 96, lambda pre: topk(pre, 2)),
     "BatchTopK": SAE(48, 96, lambda pre: batch_topk(pre, 2)),
-    "Gated": GatedSAE(48, 96),
+    "JumpReLU": JumpReLU(48, 96, k=2, start=0.2, width=0.2, price=1.0),
 }
 for name, sae in list(toy_saes.items())[1:]:
-    # twice as much, found by trying, makes it about as sparse
-    l1 = 2 * TOY_L1 if name == "Gated" else 0.0
-    train(sae, next_examples, TOY_STEPS, l1=l1, lr=TOY_LR, name=name)
+    train(sae, next_examples, TOY_STEPS, lr=TOY_LR, name=name)
 
 # %%
 sizes = {name: matched(sae) for name, sae in toy_saes.items()}
 gaps = {name: size_lost(true, found) for name, (_, true, found) in sizes.items()}
 missed = {name: (found == 0).float().mean().item() for name, (_, _, found) in sizes.items()}
-title = "True size minus latent, where it is on: " + ", ".join(
-    f"{name} {gap:+.2f}" for name, gap in gaps.items()
+others = max(gap for name, gap in gaps.items() if name != "ReLU + L1")
+title = (
+    f"Without a penalty on size, latents lose at most {others:.2f} of it; with L1 they lose "
+    f"{gaps['ReLU + L1']:.2f}"
 )
 scatters = {name: found[sample] for name, (_, _, found) in sizes.items()}
 figures.show(
-    figures.scatter_figure(
-        true_size[sample], scatters, "true size of the feature", "its latent", title
-    ),
+    figures.scatter_figure(true_size[sample], scatters, title=title, caption=n_shown, **SIZES),
     alt=(
         "Four scatter plots of latents against the features they stand for, with the "
         f"line of equality. {title}."
     ),
 )
-print(
-    "there while their latent was silent: "
-    + ", ".join(f"{name} {share:.0%}" for name, share in missed.items())
-)
+silent = listed([f"{share:.0%} of them for {name}" for name, share in missed.items()])
+print(f"features that were there while their latent was silent: {silent}")
 
 # %% [markdown]
 # Points on the floor are features that were there while their latent was silent. TopK misses many:
-# it allows two latents per example, even where five features are there. BatchTopK shares one budget
+# it allows two latents per example, even where five features are there. The others share one budget
 # among the examples.
 #
 # To compare SAEs we need two numbers together, as each is easy to reach alone: how much is rebuilt,
 # and with how many latents.
 #
-# ### Exercise 1.5 · Explained variance
+# ### Exercise 1.6 · Explained variance
 # ⏱ 5 min · difficulty ●●○ · how much of the activations the SAE rebuilds, compared with their mean
 #
 # Write `explained_variance`. Measure against the mean: an SAE that knows only the mean has
@@ -673,7 +733,7 @@ check(explained_variance)
 #   then counts no more than a small one.
 # </details>
 #
-# ### Exercise 1.6 · L0 and dead latents
+# ### Exercise 1.7 · L0 and dead latents
 # ⏱ 5 min · difficulty ●○○ · how sparse the code is, and how much of the dictionary is never used
 #
 # Write `l0_and_dead`, from the latents of many tokens. A latent that is on for none of them is
@@ -708,37 +768,140 @@ check(l0_and_dead)
 
 
 # %%
-def toy_row(name: str, sae: SAE) -> dict[str, object]:
+def toy_row(sae: SAE) -> dict[str, object]:
     """What is measured of an SAE on held-out examples of the larger toy world."""
     x = held_out @ directions
     with torch.no_grad():
         f, x_hat = sae(x)
-    cosine, true, found = sizes[name]
+    cosine, true, found = matched(sae)
     l0, dead = l0_and_dead(f)
-    row = {
+    return {
         "features found": int((cosine > 0.9).sum()),
         "size lost": size_lost(true, found),
         "explained variance": explained_variance(x, x_hat).item(),
+        "L0": l0,
+        "dead of 96": dead,
     }
-    return {"SAE": name, **row, "L0": l0, "dead of 96": dead}
 
 
-toy_table = pd.DataFrame([toy_row(name, sae) for name, sae in toy_saes.items()]).set_index("SAE")
-toy_table.round(3)
+toy_table = pd.DataFrame({name: toy_row(sae) for name, sae in toy_saes.items()}).T
+toy_table.round(3).rename_axis("SAE")
 
 # %% [markdown]
 # A feature is *found* if a decoder row has a cosine above 0.9 with it; there are 80. Read each row
 # together with its L0.
 #
-# - **Size.** The three SAEs without a penalty on size lose far less of it than ReLU + L1. What TopK
-#   and BatchTopK still lose has other causes, such as features whose latent was not found or is
-#   shared.
-# - **Features.** Less shrinkage is not better in everything. In the full run, TopK and BatchTopK
-#   have a lower L0 than ReLU + L1, find fewer features and explain less variance.
-# - **Dead latents.** With 96 latents for 80 features, some are spare. But TopK and BatchTopK have
-#   dead latents while features are missing: without a gradient, a dead latent cannot take one up.
-#   We do not repair this. Large SAEs, and those of this course, are trained with a remedy, such as
-#   an auxiliary loss that lets dead latents rebuild what the live ones miss (Gao et al. 2024).
+# - **Size.** The three SAEs without a penalty on size lose far less of it than ReLU + L1. What they
+#   still lose has other causes, such as features whose latent was not found or is shared.
+# - **Features.** Less shrinkage is not better in everything: TopK and BatchTopK find fewer features
+#   than ReLU + L1. In the full run, JumpReLU finds nearly all.
+# - **Dead latents.** With 96 latents for 80 features, 16 are spare. But TopK and BatchTopK have more
+#   dead latents than that, while features are missing: without a gradient, a dead latent cannot
+#   take one up.
+#
+# Wide SAEs can lose most of their latents that way. There are two remedies. *Resampling* points a
+# dead latent at an example that is badly rebuilt, and trains on (Bricken et al. 2023). An
+# **auxiliary loss** gives dead latents a job and thereby a gradient: together they rebuild what the
+# live ones leave out (Gao et al. 2024).
+#
+# ### Exercise 1.8 · Dead latents get a gradient
+# ⏱ 15 min · difficulty ●●● · how SAEs with millions of latents are trained
+#
+# Write `aux_loss`. Decide who may rebuild, what is to be rebuilt, and which way gradients may go.
+#
+# <details><summary>Hint 1</summary>
+#
+# You have `topk`. It should see no latent that is alive: what are its pre-activations to be?
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Pre-activations of 0 write nothing: `pre * dead`. The error has its own mean, so no `b_dec` is
+# added after the decoder.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The live latents should not learn from this loss. They determine x̂, which is in the error:
+# `.detach()`.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: aux_loss
+
+# %%
+check(aux_loss)
+
+# %% [markdown]
+# **What you should see**: ✅.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Live latents took part*: the mask `dead` is missing, or came after `topk`. Then live latents
+#   take the places.
+# - *A gradient goes back to x̂*: live latents would leave to the dead what these can rebuild.
+# - *Averaged over d_in*: it is a squared error, as in 1.3: summed over d_in, averaged over the
+#   batch.
+# </details>
+#
+# Now train TopK and BatchTopK for as long again, once as before and once with 1/32 of this loss
+# added. A latent counts as dead here if it was off for 20 batches. **Predict first**: how many of
+# the dead latents come back, and what will they stand for?
+
+
+# %%
+class Revived(SAE):
+    """An SAE that goes on from another one, with an auxiliary loss for its dead latents."""
+
+    def __init__(self, sae: SAE, weight: float):
+        super().__init__(len(sae.b_dec), len(sae.b_enc), sae.activation)
+        self.load_state_dict(sae.state_dict())
+        self.weight, self.silent = weight, torch.zeros(len(sae.b_enc))  # batches since it was on
+
+    def loss(self, x, l1):
+        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        f = self.activation(pre)
+        x_hat = f @ self.W_dec + self.b_dec
+        self.silent = torch.where((f > 0).any(dim=0), 0, self.silent + 1)
+        extra = aux_loss(x, x_hat, pre, self.silent >= 20, self.W_dec, k=24)
+        return (x - x_hat).pow(2).sum(dim=1).mean() + self.weight * extra, x_hat
+
+
+# %%
+revived, rows = {}, {}
+for name in ("TopK", "BatchTopK"):
+    rows[name, "before"] = toy_row(toy_saes[name])
+    for weight, how in ((0.0, "trained on"), (1 / 32, "trained on, auxiliary loss")):
+        revived[name, how] = sae = Revived(toy_saes[name], weight)
+        train(sae, next_examples, TOY_STEPS, lr=TOY_LR, name=f"{name}, {how}")
+        rows[name, how] = toy_row(sae)
+revival = pd.DataFrame(rows).T.rename_axis(["SAE", ""])
+revival.round(3)
+
+
+# %%
+@torch.no_grad()
+def what_they_do(name: str) -> tuple[int, int, int]:
+    """Latents of a toy SAE that were dead; that are on again; that stand for a feature now."""
+    x, after = held_out @ directions, revived[name, "trained on, auxiliary loss"]
+    was_dead = ~(toy_saes[name](x)[0] > 0).any(dim=0)
+    is_back = was_dead & (after(x)[0] > 0).any(dim=0)
+    stands = (directions @ after.W_dec.T > 0.9).any(dim=0)
+    return int(was_dead.sum()), int(is_back.sum()), int((is_back & stands).sum())
+
+
+for name in ("TopK", "BatchTopK"):
+    n_dead, n_back, n_useful = what_they_do(name)
+    print(
+        f"{name}: of {n_dead} dead latents {n_back} are on again, and {n_useful} of these stand "
+        "for a feature"
+    )
+
+# %% [markdown]
+# More training alone revives none, or nearly none. With the auxiliary loss those come back that are
+# needed: each stands for a feature that was missing, and more variance is explained with the same
+# number of latents. In the full run all 80 features are found, and the 16 latents that stay dead
+# are the spare ones. The SAEs of this course are trained with such a loss.
 #
 # ## 4. The residual stream of a real model
 #
@@ -772,9 +935,9 @@ x_test, odd = resid[usual(resid)], ~usual(resid)
 longest, sink = x_test.norm(dim=1).max(), resid.norm(dim=2).max()
 variance_left = x_test.var(dim=0).sum() / resid.flatten(0, 1).var(dim=0).sum()
 print(f"after layer {LAYER}: {len(x_test):,} held-out tokens, d_model {x_test.shape[1]}")
-print(f"length: {typical:.0f} (median), at most {longest:.0f}")
+print(f"norm: {typical:.0f} (median), at most {longest:.0f}")
 print(
-    f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, lengths up "
+    f"left out: {odd.sum()} tokens, {odd[:, 0].sum()} of them first in their piece, norms up "
     f"to {sink:,.0f}"
 )
 print(f"the variance without them is {variance_left:.1%} of the variance with them")
@@ -818,6 +981,13 @@ print(f"explained variance: {shipped_ev:.3f}")
 # replaced. (The cross-entropy of notebook 02 counts it.)
 
 
+# Explained variance treats all directions alike; the model does not. A better test: put $\hat x$ in
+# the place of x. How much worse does the model then predict the next token?
+#
+# Each piece's first prediction is not counted: it is made from BOS alone, where nothing is
+# replaced. (The cross-entropy of notebook 02 counts it.)
+
+
 # %%
 def loss_with(replace: Callable[[Tensor], Tensor]) -> Float[Tensor, " n"]:
     """The model's loss on each piece when its residual stream is replaced, long tokens excepted."""
@@ -834,14 +1004,55 @@ losses = {
     "zero": loss_with(torch.zeros_like),
 }
 pd.DataFrame(
-    {"cross-entropy, nats a token": {name: loss.mean().item() for name, loss in losses.items()}}
+    {"cross-entropy, nats per token": {name: loss.mean().item() for name, loss in losses.items()}}
 ).round(2)
+
+# %% [markdown]
+# **Loss recovered** puts that on a scale: 1 is the loss of the model itself, 0 the loss with the
+# layer destroyed. Papers usually destroy it with zeros; the mean over tokens is stricter.
+#
+# ### Exercise 1.9 · Loss recovered
+# ⏱ 5 min · difficulty ●○○ · the number that papers give for an SAE; which two losses it lies
+# between is up to whoever writes it
+#
+# Write `share_recovered`, from the losses of many pieces of text. **Predict first**, from the
+# table above: what is it against the mean, and what against zeros?
+#
+# <details><summary>Hint 1</summary>
+#
+# Two differences: what ablating costs beyond the SAE, and what it costs beyond the model.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Average each loss over the pieces before you divide. On a single piece the difference below the
+# line can be small, and a mean of ratios then follows that piece.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: share_recovered
+
+# %%
+check(share_recovered)
+
+# %% [markdown]
+# **What you should see**: ✅, and two values close to 1 below. The course's `loss_recovered` is the
+# same number with a 95 % interval: the pieces of text are drawn again, with replacement, a thousand
+# times.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *Close to 0*: that is the share lost. 1 is to be the model.
+# - *Slightly off*: you averaged ratios of pieces.
+# </details>
 
 # %%
 recovered = {
     name: loss_recovered(losses["model"], losses["SAE"], losses[name]) for name in ("zero", "mean")
 }
 for name, value in recovered.items():
+    by_hand = share_recovered(losses["model"], losses["SAE"], losses[name])
+    assert abs(by_hand - value.value) < 1e-4
     print(f"loss recovered: {value} against {name}; n = {len(test_tokens)} pieces of text")
 
 # %% [markdown]
@@ -854,7 +1065,8 @@ for name, value in recovered.items():
 train_resid = residual_stream(lab, LAYER, train_tokens, progress=True)
 scale = train_resid.shape[2] ** 0.5 / typical
 x_train = scale * train_resid[usual(train_resid)]
-print(f"{len(x_train):,} activations to train on, median length {x_train.norm(dim=1).median():.1f}")
+variance = x_train.var(dim=0).sum().item()
+print(f"{len(x_train):,} activations to train on, median norm {x_train.norm(dim=1).median():.1f}")
 
 
 # %%
@@ -863,11 +1075,15 @@ def next_batch() -> Tensor:
     return x_train[torch.randint(len(x_train), (512,))]
 
 
-def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
-    """An untrained SAE whose origin is the mean activation."""
-    sae = SAE(x_train.shape[1], D_SAE, activation, seed=seed).to(x_train.device)
+def centred(sae: SAE) -> SAE:
+    """An untrained SAE with the mean activation as its origin."""
     sae.b_dec.data = x_train.mean(dim=0)
-    return sae
+    return sae.to(x_train.device)
+
+
+def new_sae(activation: Callable = torch.relu, seed: int = SEED) -> SAE:
+    """An untrained SAE of this notebook's size."""
+    return centred(SAE(x_train.shape[1], D_SAE, activation, seed=seed))
 
 
 # %% [markdown]
@@ -882,7 +1098,7 @@ history = {"ReLU + L1": train(own["ReLU + L1"], next_batch, STEPS, l1=L1, lr=LR,
 print(f"{STEPS} steps in {time.perf_counter() - training_started:.0f} seconds")
 
 # %% [markdown]
-# How sparse has it become? The TopK SAEs get as many latents per token.
+# How sparse has it become? The others get as many latents per token.
 
 # %%
 with torch.no_grad():
@@ -895,37 +1111,44 @@ print(f"{dead} of {D_SAE} are on for none of {len(x_train):,} training tokens")
 # %%
 own["TopK"] = new_sae(lambda pre: topk(pre, K))
 own["BatchTopK"] = new_sae(lambda pre: batch_topk(pre, K))
-for name in ("TopK", "BatchTopK"):
+options = {"k": K, "start": 1.5, "width": 0.5, "price": 100.0}
+own["JumpReLU"] = centred(JumpReLU(x_train.shape[1], D_SAE, **options))
+for name in ("TopK", "BatchTopK", "JumpReLU"):
     history[name] = train(own[name], next_batch, STEPS, lr=LR, name=name)
 
 # %%
-smooth = {
-    name: pd.Series(values).rolling(10, min_periods=1).mean().tolist()
-    for name, values in history.items()
+not_rebuilt = {
+    name: (run["squared error"].rolling(10, min_periods=1).mean() / variance).tolist()
+    for name, run in history.items()
 }
-title = f"Training loss of three SAEs over {STEPS} steps (L1's includes its penalty)"
+worst_name = max(not_rebuilt, key=lambda name: not_rebuilt[name][-1])
+title = f"After {STEPS} steps, {worst_name} leaves most of the variance unexplained"
+share = "share of variance unexplained"
 figures.show(
     figures.curves_figure(
-        {"loss (summed over d_model)": smooth}, "step", title, log=["loss (summed over d_model)"]
+        {share: not_rebuilt},
+        "training step",
+        title,
+        caption="512 tokens per step; mean of 10 steps",
     ),
-    alt=f"Three falling curves. {title}.",
+    alt=f"Four falling curves, one for each SAE. {title}.",
 )
 
 # %% [markdown]
-# BatchTopK needs a whole batch. After training, we turn it into a JumpReLU SAE: one threshold, with
-# which K latents per training token are on, on average.
+# BatchTopK needs a whole batch. After training, we give it one threshold for all of its latents,
+# with which K latents per training token are on, on average. JumpReLU has trained its thresholds,
+# and needs no such step.
 
 # %%
 with torch.no_grad():
     sae, x = own["BatchTopK"], x_train[::8]
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     threshold = pre.flatten().topk(K * len(x)).values[-1]
-own["JumpReLU"] = own.pop("BatchTopK")
-own["JumpReLU"].activation = lambda pre: jumprelu(pre, threshold)
-print(
-    f"threshold {threshold:.2f}, where the typical activation has length "
-    f"{x_train.norm(dim=1).median():.0f}"
-)
+    trained = own["JumpReLU"].threshold()
+own["BatchTopK"].activation = functools.partial(jumprelu, threshold=threshold)
+low, middle, high = trained.quantile(torch.tensor([0.05, 0.5, 0.95]).to(trained)).tolist()
+print(f"BatchTopK: one threshold, {threshold:.2f}")
+print(f"JumpReLU: thresholds around {middle:.2f}, nine in ten between {low:.2f} and {high:.2f}")
 
 # %% [markdown]
 # True sizes are not known here, but shrinkage makes reconstructions too small. γ is the size of
@@ -944,7 +1167,7 @@ def gamma(x: Tensor, x_hat: Tensor) -> float:
 
 # %%
 with torch.no_grad():
-    # share of training tokens, a latent
+    # by latent: the share of training tokens for which it is on
     often = {name: (sae(x_train)[0] > 0).float().mean(dim=0) for name, sae in own.items()}
 
 
@@ -973,60 +1196,55 @@ table = pd.DataFrame([measured(name, sae) for name, sae in own.items()]).set_ind
 table.round(2)
 
 # %% [markdown]
-# TopK and JumpReLU were given the L0 of ReLU + L1 on the training text; on held-out text it shifts
-# a little. ReLU + L1 explains less variance than JumpReLU after this short training, and its γ is
-# well below 1: L1 shrinks here, too.
+# The other three were given the L0 of ReLU + L1 on the training text; on held-out text it shifts a
+# little. ReLU + L1 explains less variance after this short training, and its γ is well below 1: L1
+# shrinks here, too.
 #
 # The shipped SAE of section 4 cannot be compared with these. It has more latents, and more of them
 # on. It saw over a hundred times as many different tokens, of other text. It was also finetuned so
 # that the model with SAEs predicts what the model predicts.
-
-# %%
-title = "Size of reconstructions, against the size that would fit best: "
-title += ", ".join(f"{name} {value - 1:+.0%}" for name, value in table["γ"].items())
-axis = figures.ValueAxis("γ (1 = right size)", reference=1.0)
-figures.show(
-    figures.estimates_figure(table["γ"].to_dict(), axis, title, bars=True),
-    alt=f"A bar for each of three SAEs. {title}.",
-)
-
-# %% [markdown]
-# TopK gives every token the same number of latents. In the other two the number differs, and widely
-# (dotted: the mean):
+#
+# TopK gives every token the same number of latents. In the other three the number differs, and
+# widely (dotted: the mean):
 
 # %%
 with torch.no_grad():
     per_token = {name: (sae(scale * x_test)[0] > 0).sum(dim=1).float() for name, sae in own.items()}
-ends = {name: f"{n.quantile(0.05):.0f} to {n.quantile(0.95):.0f}" for name, n in per_token.items()}
-title = "Latents on for a token (middle 90 %): " + ", ".join(
-    f"{name} {text}" for name, text in ends.items()
-)
 differing = {name: n for name, n in per_token.items() if name != "TopK"}
+few, many = differing["BatchTopK"].quantile(torch.tensor([0.05, 0.95]).to(scale)).tolist()
+title = f"BatchTopK spends {few:.0f} latents on some tokens and {many:.0f} on others"
 figures.show(
-    figures.histograms_figure(differing, "latents on (L0 of one token)", "held-out tokens", title),
-    alt=(
-        "Histograms of the number of latents that are on for a token, for ReLU + L1 "
-        f"and JumpReLU. {title}."
+    figures.histograms_figure(
+        differing,
+        "latents on for a token",
+        f"of {len(x_test):,} held-out tokens",
+        title,
+        upto=float(torch.cat(list(differing.values())).quantile(0.995)),
     ),
+    alt=f"Histograms of the number of latents that are on for a token, for three SAEs. {title}.",
 )
 
 # %% [markdown]
-# How often is each latent on? Dead latents would be at −5, far to the left. On the right are
-# **dense** latents, on so often that they hardly stand for one thing. (An encoder that starts as
-# the decoder's transpose helps to keep latents alive, but section 3 had dead ones all the same.
-# Wide SAEs can lose most of their latents: Gao et al. 2024.)
+# How often is each latent on? At the far right are **dense** latents, on so often that they hardly
+# stand for one thing. (An encoder that starts as the decoder's transpose helps to keep latents
+# alive, but section 3 had dead ones all the same.)
 
 # %%
-title = "Never on, or for more than a tenth of the training tokens: " + ", ".join(
-    f"{name} {int((share == 0).sum())} and {int((share > 0.1).sum())}"
-    for name, share in often.items()
+n_dense = sum(int((share > 0.1).sum()) for share in often.values())
+n_dead = sum(int((share == 0).sum()) for share in often.values())
+title = (
+    f"Of {4 * D_SAE:,} latents in four SAEs, {n_dense} are dense (on for over 10 % of tokens) and "
+    f"{n_dead} are dead"
 )
-log_often = {name: share.clamp(min=1e-5).log10() for name, share in often.items()}
 figures.show(
-    figures.histograms_figure(log_often, "log10 of the share of tokens", "latents", title),
-    alt=(
-        f"Histograms of how often latents are on, for three SAEs, of {D_SAE} latents each. {title}."
+    figures.histograms_figure(
+        {name: share.clamp(min=1e-4) for name, share in often.items()},
+        "share of training tokens",
+        f"of {D_SAE:,} latents",
+        title,
+        log_shares=True,
     ),
+    alt=f"Histograms of how often latents are on, for four SAEs. {title}.",
 )
 
 # %% [markdown]
@@ -1053,52 +1271,105 @@ def in_saelens(sae: SAE, threshold: Tensor) -> JumpReLUSAE:
     return made.to(lab.device)
 
 
-my_saes = {LAYER: in_saelens(own["JumpReLU"], threshold)}
+my_saes = {LAYER: in_saelens(own["BatchTopK"], threshold)}
 own_lab = Lab.from_parts(model=lab.hf_model, tokenizer=lab.tokenizer, saes=my_saes, name="my SAE")
 own_lab
 
 # %% [markdown]
+# The first thing to look at is where a latent is strongest.
+#
+# ### Exercise 1.10 · Where a latent is strongest
+# ⏱ 10 min · difficulty ●●○ · how latents get their names, here and on every dashboard
+#
+# Write `strongest`, from one latent's values on many texts. One repetitive text can hold all the
+# highest values. Decide how to show different texts.
+#
+# <details><summary>Hint 1</summary>
+#
+# `f.max(dim=1)` returns two things: each text's highest value, and where it is.
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Rank texts by their highest value with `argsort`, and take the first k.
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Drop texts whose highest value is 0. Then stack texts and positions as two columns.
+# </details>
+
+# %% tags=["exercise"]
+# exercise: strongest
+
+# %%
+check(strongest)
+
+# %% [markdown]
+# **What you should see**: ✅.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *A text comes twice*: you ranked all values at once. Rank the texts' peaks.
+# - *Positions of other texts*: `where` has one entry for each text. Index it by the texts that you
+#   kept.
+# </details>
+#
 # So as not to pick the prettiest, we draw four latents at random, from the rarer half of those that
 # are on for at least five held-out tokens. (Pieces with a massive activation are left out.)
 
 # %%
-plain_tokens = test_tokens[~odd.any(dim=1)]
+plain = ~odd.any(dim=1)
+plain_tokens, plain_resid = test_tokens[plain][:, 1:], resid[plain]
 
 
 def some_latents(lab: Lab, n: int = 4) -> list[int]:
     """Latents at random, from the rarer half of those that fire now and then on held-out text."""
     count = (lab.saes[LAYER].encode(x_test) > 0).sum(dim=0)
     rarer = ((count >= 5) & (count <= count[count >= 5].median())).nonzero()[:, 0]
-    return rarer[
-        torch.randperm(len(rarer), generator=torch.Generator().manual_seed(SEED))[:n]
-    ].tolist()
+    order = torch.randperm(len(rarer), generator=torch.Generator().manual_seed(SEED))
+    return rarer[order[:n]].tolist()
 
 
+@torch.no_grad()
+def contexts_of(lab: Lab, latent: int, k: int = 4) -> list[Context]:
+    """What stands around the places at which a latent is strongest."""
+    f, found = lab.saes[LAYER].encode(plain_resid)[..., latent], []
+    for text, position in strongest(f, k).tolist():
+        first = max(0, position - 6)
+        around = slice(first, position + 3)
+        tokens = [lab.tokenizer.decode([token]) for token in plain_tokens[text, around].tolist()]
+        found.append(Context(tokens, f[text, around].tolist(), position - first))
+    return found
+
+
+# %%
 def context_table(lab: Lab, contexts: dict[int, list[Context]]) -> pd.DataFrame:
-    """A latent a row: the tokens that it promotes, and the texts in which it fires most, its
-    strongest token in «».
+    """By latent: the tokens that it promotes, and the texts in which it is strongest, the token at
+    its peak in «».
     """
     rows, lens = {}, logit_lens(lab, LAYER, list(contexts), k=5)
     for latent, found in contexts.items():
         marked = [
             [f"«{token}»" if i == c.peak else token for i, token in enumerate(c.tokens)]
-            for c in found[:4]
+            for c in found
         ]
         texts = {f"context {i + 1}": "".join(tokens) for i, tokens in enumerate(marked)}
-        rows[latent] = {"promotes": lens[latent]["promotes"], **texts}
-    return pd.DataFrame(rows).T.rename_axis("latent")
+        promoted = ", ".join(map(repr, lens[latent]["promotes"]))
+        rows[latent] = {"promotes": promoted, **texts}
+    return pd.DataFrame(rows).T.fillna("").rename_axis("latent")
 
 
 # %%
 pd.set_option("display.max_colwidth", 90)
-own_contexts = top_contexts(own_lab, LAYER, some_latents(own_lab), plain_tokens, before=6, after=2)
+own_contexts = {latent: contexts_of(own_lab, latent) for latent in some_latents(own_lab)}
 context_table(own_lab, own_contexts)
 
 # %% [markdown]
 # The same for the shipped SAE, which saw millions of tokens:
 
 # %%
-shipped_contexts = top_contexts(lab, LAYER, some_latents(lab), plain_tokens, before=6, after=2)
+shipped_contexts = {latent: contexts_of(lab, latent) for latent in some_latents(lab)}
 context_table(lab, shipped_contexts)
 
 # %% [markdown]
@@ -1134,11 +1405,15 @@ def with_noise(x: Tensor) -> Tensor:
 
 torch.manual_seed(SEED)
 losses["noise"] = loss_with(with_noise)
+
+
+torch.manual_seed(SEED)
+losses["noise"] = loss_with(with_noise)
 added = {name: losses[name] - losses["model"] for name in ("SAE", "noise")}
 ratio = ratio_interval(added["SAE"], added["noise"])
 print(
-    f"loss added: {added['SAE'].mean():.3f} nats a token by the SAE, "
-    f"{added['noise'].mean():.3f} by noise of the same size"
+    f"loss added: {added['SAE'].mean():.3f} nats per token by the SAE, "
+    f"{added['noise'].mean():.3f} by noise of the same norm"
 )
 print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval over pieces")
 
@@ -1150,67 +1425,77 @@ print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval ove
 #
 # **Does another start find the same latents?** It would if latents were the model's own features.
 # Train the same SAE from another start, and count the decoder rows that have a twin there. The
-# control is the other SAE's rows with shuffled coordinates.
+# control is the other SAE's rows with shuffled coordinates. **Predict first**: how many in a
+# hundred have a twin?
 
 # %%
 twin = new_sae(lambda pre: batch_topk(pre, K), seed=SEED + 1)
 torch.manual_seed(SEED + 1)
-twin_losses = train(twin, next_batch, STEPS, lr=LR, name="another start")
+_ = train(twin, next_batch, STEPS, lr=LR, name="another start")
 
 # %%
 with torch.no_grad():
-    alive = often["JumpReLU"] > 0
-    rows = own["JumpReLU"].W_dec[alive]
+    alive = often["BatchTopK"] > 0
+    rows = own["BatchTopK"].W_dec[alive]
     best = {
         "another start": (rows @ twin.W_dec.T).amax(dim=1),
         "shuffled rows": (rows @ twin.W_dec[:, torch.randperm(rows.shape[1])].T).amax(dim=1),
     }
 same, same_by_chance = ((cosine > 0.7).float().mean().item() for cosine in best.values())
 title = (
-    f"Latents with a twin (cosine above 0.7): {same:.0%} from another start, "
-    f"{same_by_chance:.0%} by chance"
+    f"{same:.0%} of latents have a twin in the SAE from another start, {same_by_chance:.0%} by "
+    "chance"
 )
 figures.show(
     figures.histograms_figure(
-        best, "cosine with the closest row of the other SAE", f"of {len(rows)} live latents", title
+        best,
+        "cosine with the closest row of the other SAE",
+        f"of {len(rows):,} live latents",
+        title,
+        level=0.7,
     ),
-    alt=f"Two histograms of cosines between decoder rows. {title}.",
+    alt=f"Two histograms of cosines between decoder rows; a twin is above 0.7. {title}.",
 )
-still = nn.functional.cosine_similarity(own["JumpReLU"].W_dec, new_sae().W_dec).median().item()
-print(
-    f"a decoder row's cosine with the random direction that it started from: {still:.2f} (median)"
-)
+still = nn.functional.cosine_similarity(own["BatchTopK"].W_dec, new_sae().W_dec).median().item()
+print(f"a decoder row's cosine with the random direction it started from: {still:.2f} (median)")
 
 # %% [markdown]
-# The closest rows are closer than chance, but few are the same. The last line is a warning: a
-# cosine above 0 means that a row still remembers its start after this short training, which keeps
-# the two dictionaries apart. But SAEs that are trained for far longer differ, too (Paulo and
-# Belrose 2025).
+# A twin is a row with a cosine above 0.7 (grey line; dotted: the mean). The closest rows are closer
+# than chance, but few are the same. The last line is a warning: a cosine above 0 means that a row
+# still remembers its start after this short training, which keeps the two dictionaries apart. But
+# SAEs that are trained for far longer differ, too (Paulo and Belrose 2025).
 #
 # ## 8. What we saw
 
 # %%
+n_dead, n_back, n_useful = what_they_do("TopK")
+best_name = table["explained variance"].idxmax()
+ev, shrunk = table["explained variance"], 1 - table["γ"]["ReLU + L1"]
+
+# %%
 print(
-    f"Superposition: {stored[1.0]} features in 2 dimensions at p = 1, {stored[densities[-1]]} "
-    f"at p = {densities[-1]:g}."
+    f"1. Two dimensions store {stored[1.0]} features that are always there, and "
+    f"{stored[rarest]} rare ones. An SAE of the toy finds {n_found_first} of their directions."
 )
-print(f"The SAE of the toy: all directions found with cosines of {worst:.3f} or more.")
-toy_gaps = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
 print(
-    f"Shrinkage in the larger toy: latents too small by {toy_gaps}, of a mean size of "
-    f"{true_size.mean():.2f}."
+    f"2. L1 takes {gaps['ReLU + L1']:.2f} off a toy feature's size, the other rules at most "
+    f"{others:.2f}. On real activations, L1 makes reconstructions {shrunk:.0%} too small."
 )
-for name, row in table.iterrows():
-    print(
-        f"{name}: L0 {row['L0']:.0f}, explained variance {row['explained variance']:.2f}, γ "
-        f"{row['γ']:.2f} (held-out tokens)."
-    )
 print(
-    f"The shipped SAE: explained variance {shipped_ev:.2f}, loss recovered {recovered['mean']} "
-    "against the mean."
+    f"3. An auxiliary loss brings back {n_back} of {n_dead} dead latents of the toy's TopK SAE, "
+    f"and {n_useful} of them stand for a feature."
 )
-print(f"Its error costs {ratio} times what noise of its length costs.")
-print(f"From another start, {same:.0%} of the latents have a twin; by chance {same_by_chance:.0%}.")
+print(
+    f"4. With about {K} latents per token, {best_name} explains most variance ({ev.max():.2f}), "
+    f"{ev.idxmin()} least ({ev.min():.2f})."
+)
+print(
+    f"5. The shipped SAE recovers {recovered['mean']} of the loss against the mean. Its error "
+    f"costs {ratio} times what noise of its norm costs."
+)
+print(
+    f"6. From another start, {same:.0%} of the latents have a twin; by chance {same_by_chance:.0%}."
+)
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
@@ -1220,6 +1505,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 #   sparse directions, sparsity is enough to find them again.
 # - The rule that makes an SAE sparse leaves marks: an L1 penalty shrinks latents, a fixed k gives
 #   every token the same number.
+# - What has no gradient can be trained with one that stands in: a threshold, or a dead latent.
 # - Report L0 together with a measure of quality, on held-out text, and name the baseline.
 # - An SAE's error can matter to the model, and another start gives another dictionary.
 #
@@ -1236,8 +1522,8 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # **Key terms**: activation, auxiliary loss, BatchTopK, BOS, cross-entropy, dead latent, decoder,
 # dense latent, dictionary, encoder, explained variance, feature, gated SAE, held-out, JumpReLU, L0,
 # L1 penalty, latent, logit lens, loss recovered, massive activation, neuron, pre-activation,
-# reconstruction, ReLU + L1, residual stream, shrinkage, sparse autoencoder, superposition,
-# surrogate gradient, TopK.
+# reconstruction, ReLU + L1, residual stream, shrinkage, sparse autoencoder, straight-through
+# estimator, superposition, surrogate gradient, TopK.
 #
 # The [glossary](../GLOSSARY.md) explains each in one sentence.
 #
@@ -1245,7 +1531,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 #
 # - Superposition: [Elhage et al. 2022, Toy Models of
 #   Superposition](https://arxiv.org/abs/2209.10652)
-# - SAEs on language models: [Bricken et al. 2023, Towards
+# - SAEs on language models, and resampling: [Bricken et al. 2023, Towards
 #   Monosemanticity](https://transformer-circuits.pub/2023/monosemantic-features/index.html)
 # - Gated SAEs and γ: [Rajamanoharan et al. 2024a, Improving Dictionary Learning with Gated Sparse
 #   Autoencoders](https://arxiv.org/abs/2404.16014)

@@ -37,7 +37,7 @@
 # writes an activation as a sum of a few *latents*, and a decoder that puts it together again. **You
 # write** six functions. Until you do, the course's versions run in their place.
 #
-# **It takes** you about 1 hour 45 minutes: 60 minutes for the exercises, 45 to read. The notebook
+# **It takes** you about 1 hour 50 minutes: 65 minutes for the exercises, 45 to read. The notebook
 # runs {times}. The first run fetches 93 MB of weights.
 #
 # **Contents**
@@ -97,7 +97,7 @@ from course_utils.circuits.attribution import (
 )
 
 # %%
-from course_utils.circuits.evaluate import MEASURES, jaccard, nodes_per_layer
+from course_utils.circuits.evaluate import MEASURES, jaccard
 from course_utils.circuits.frontier import MASKS_DIR, summary_sentence
 from course_utils.circuits.masks import load_circuits, save_circuits
 from course_utils.circuits.published import beside_published, published_circuits
@@ -256,17 +256,22 @@ pd.DataFrame(
 # The direct test of a node is *activation patching*: put its patch value into the clean run, and
 # see how far the logit difference falls. That takes one forward pass per node.
 #
-# **Attribution patching** (AtP) estimates all nodes at once with a straight line: the gradient at
-# the clean point times the change. **Integrated gradients** (IG) average the gradient over points
-# on the way from clean to patch.
+# **Attribution patching** (AtP) estimates all nodes at once, from one backward pass: as if the
+# logit difference were linear in the latents. **Integrated gradients** (IG) walk from clean to
+# patch, and average the gradient on the way.
 #
 # ### Exercise 4.1 · attribution patching
 #
-# ⏱ 5 min · difficulty ●○○ · one line that scores every node of an SAE at once
+# ⏱ 10 min · difficulty ●●○ · one backward pass that scores every node of an SAE
 #
-# You get the gradient of each prompt's logit difference with respect to the SAE's latents, and the
-# latents on the clean and on the patch prompts. Estimate for every (position, latent) how far the
-# logit difference would fall if it were linear in the latents.
+# `logit_diff_of(f)` runs the model with the latents `f` and gives the logit difference of each
+# prompt. Estimate for every (position, latent) how far it would fall, on average, if the node took
+# its patch value. Four decisions are yours:
+#
+# - at which latents to take a gradient, and of which single number;
+# - which change to multiply it with, and with which sign;
+# - when to average over prompts;
+# - what to do with a node that helps on some prompts and harms on others. (Here its scores cancel.)
 #
 # <details><summary>Hint 1</summary>
 #
@@ -274,6 +279,13 @@ pd.DataFrame(
 #
 # </details>
 # <details><summary>Hint 2</summary>
+#
+# `torch.autograd.grad` wants one number, and latents that ask for a gradient
+# (`clean.detach().requires_grad_()`). No prompt sees another: in a *sum* over prompts, each keeps a
+# gradient of its own.
+#
+# </details>
+# <details><summary>Hint 3</summary>
 #
 # Which way does the input move when the clean value is taken away? A node whose clean value helps
 # should score above 0.
@@ -290,25 +302,30 @@ check(attribution_scores)
 # <details><summary>My values look wrong</summary>
 #
 # - All signs are reversed: you subtracted clean from patch.
+# - Everything is far too small: you took the gradient of the mean over prompts, and averaged again.
 # - One number per latent: you averaged over positions too. A node is a (position, latent) pair.
 # - No score is below 0: you took |score| prompt by prompt. That is another variant; in this one,
 #   signs cancel over prompts.
 #
 # </details>
 #
-# Now use it on the SAE in the middle. `track_latents=True` makes the latents of every SAE leaves
-# that have gradients:
+# Now use it on the SAE in the middle:
 
 # %%
 scored = train[:N_SCORED]
 middle = spliced.hook_points[len(LAYERS) // 2]
-run = spliced.run(scored.clean, track_latents=True)
-gradient = torch.autograd.grad(run.logit_diff(scored).sum(), run.latents[middle])[0]
 clean_latents, patch_latents = (
-    run.latents[middle].detach(),
-    spliced.run(scored.patch).latents[middle],
+    spliced.run(tokens).latents[middle].detach() for tokens in (scored.clean, scored.patch)
 )
-by_hand = attribution_scores(gradient, clean_latents, patch_latents)
+
+
+def logit_diff_of(f):
+    """The logit difference of each prompt, with the latents ``f`` put in at the middle SAE."""
+    run = spliced.run(scored.clean, latents={middle: f}, keep_latents=False)
+    return run.logit_diff(scored)
+
+
+by_hand = attribution_scores(logit_diff_of, clean_latents, patch_latents)
 
 # %% [markdown]
 # ### Exercise 4.2 · integrated gradients
@@ -381,7 +398,8 @@ scores = {
 # %% [markdown]
 # IG comes with a check: the scores of one SAE's nodes add up to F(clean) − F(patch). F(patch) is
 # the mean logit difference when this SAE alone gets its latents from the patch prompts. AtP has no
-# such property:
+# such property. **Predict**: at which of the SAEs do the sums come closest to the fall, and at
+# which are they farthest off?
 
 # %%
 falls = effect_of_baseline(spliced, scored, baseline="patch")
@@ -425,12 +443,17 @@ spearman = {
 }
 large = truth > truth.max() / 2
 missed = {name: int((y[large] < truth[large] / 4).sum()) for name, y in estimates.items()}
-title = (
-    f"Of the {int(large.sum())} nodes with the largest effects, AtP gives {missed['AtP']} less "
-    f"than a quarter of it, IG {missed['IG']}"
+
+# %%
+n_large = int(large.sum())
+title = f"AtP misses {missed['AtP']} of the {n_large} largest effects, IG misses {missed['IG']}"
+caption = (
+    f"{len(sample)} nodes; missed: an estimate below a quarter of the effect; "
+    "large: more than half of the largest"
 )
+x_label, y_label = "effect by activation patching (logits)", "estimated effect (logits)"
 figures.show(
-    figures.scatter_figure(truth, estimates, "activation patching", "estimate", title),
+    figures.scatter_figure(truth, estimates, x_label, y_label, title, caption=caption),
     alt=(
         f"Two scatter plots of estimated against true effects of {len(sample)} single "
         f"nodes. {title}."
@@ -634,13 +657,13 @@ learned = learn_masks(spliced, train, means=means, n_nodes=17, seed=SEED, **LEAR
 learned.masks.print_mask_statistics()
 
 # %%
+n_first = learned.history[0]["n_on"]
 title = (
-    f"{learned.n_nodes} of {sum(m.numel() for m in learned.masks.masks):,} nodes are "
-    f"left after {len(learned.history)} steps"
+    f"Of {n_first:,} nodes that fire, {learned.n_nodes} are left after {len(learned.history)} steps"
 )
 figures.show(
     figures.history_figure(learned.history, title),
-    alt=f"Two line plots over steps: the faithfulness loss, and the number of nodes on. {title}.",
+    alt=f"Over the steps: how far the answers are off, and the number of nodes on. {title}.",
 )
 
 # %% [markdown]
@@ -775,12 +798,11 @@ for name, score in rivals.items():
 
 # %%
 strong, middle_size = list(dict.fromkeys(best.values())), SIZES[len(SIZES) // 2]
-gap_of = {name: frontier.mean(name, middle_size, "gap").value for name in ["learned mask", *strong]}
-title = f"The gap with {middle_size} nodes: " + ", ".join(
-    f"{name} {value:.2f}" for name, value in gap_of.items()
-)
+gap_of = {name: frontier.mean(name, middle_size, "gap").value for name in frontier.methods}
+closest = min(gap_of, key=lambda name: gap_of[name])
+title = f"Closest to the model prompt by prompt, with {middle_size} nodes: {closest}"
 said = "Small panels, one per measure, against the number of nodes, a line per method."
-figures.show(figures.measures_figure(frontier, title=title), alt=said, save_as="frontier")
+figures.show(figures.measures_figure(frontier, title=title), alt=said)
 pd.DataFrame(frontier.rows()).drop(columns="sparsity")
 
 # %% [markdown]
@@ -839,8 +861,9 @@ spread = {
     name: cases.groupby("case")[name].mean().max() - cases.groupby("case")[name].mean().min()
     for name in by_case
 }
-print(f"From the surest case to the least sure, at {middle_size} nodes:")
-print(", ".join(f"{name} {value:.1f}" for name, value in spread.items()))
+print(f"Between the surest and the least sure case, at {middle_size} nodes, in logits:")
+for name, value in spread.items():
+    print(f"  {name}: {value:.1f}")
 
 # %% [markdown]
 # ### Two losses, three learners
@@ -888,12 +911,13 @@ by_learner.agg(["min", "max"]).round(2)
 # both, divided by the number of nodes in at least one.
 
 # %%
-rows = {}
+rows, overlap_of = {}, {}
 for size in SIZES:
     sets = [set(masks[size, seed].nodes()) for seed in SEEDS]
     pairs = [jaccard(a, b) for a, b in itertools.combinations(sets, 2)]
+    overlap_of[size] = sum(pairs) / len(pairs)
     rows[size] = {
-        "mean Jaccard": sum(pairs) / len(pairs),
+        "mean Jaccard": overlap_of[size],
         "lowest": min(pairs),
         "in every seed": len(set.intersection(*sets)),
         "in any seed": len(set.union(*sets)),
@@ -953,6 +977,7 @@ start = {name: (score > 0).float() for name, score in fires.items()}
 schedule = shrinking_sizes(n_firing, of_size.values(), rounds=3 if QUICK else 12)
 
 # %%
+again_name = {"AtP to means": "iterated AtP", "IG to means": "iterated IG"}
 iterated = Frontier.of(spliced, test)
 for name, score in inside.items():
     kept = start
@@ -963,17 +988,22 @@ for name, score in inside.items():
         if n in of_size.values():
             again = SAEMasks(list(kept), list(kept.values()))
             once = SAEMasks.from_scores(first, n)
-            iterated.judge(f"{name}, once", once, evaluation, wanted=n)
-            iterated.judge(f"{name}, iterated", again, evaluation, wanted=n)
+            iterated.judge(name, once, evaluation, wanted=n)
+            iterated.judge(again_name[name], again, evaluation, wanted=n)
 
 # %%
-title = "Attribution to the means, scored once and iterated"
+better_again = {
+    name: len(iterated.wins(again, "gap", [name])[name]["better"])
+    for name, again in again_name.items()
+}
+helped = [name for name, n in better_again.items() if n == len(of_size)]
+title = f"By the gap, scoring again helps {' and '.join(helped) or 'neither'} at every size"
 figures.show(
     figures.measures_figure(iterated, ("vs_spliced", "gap"), title=title),
     alt=f"Faithfulness and gap against nodes. {title}.",
 )
-for name in inside:
-    print(summary_sentence(iterated, f"{name}, iterated", [f"{name}, once"]).split(" (Beats")[0])
+for name, again in again_name.items():
+    print(summary_sentence(iterated, again, [name]).split(" (Beats")[0])
 
 # %% [markdown]
 # Iterated scores still ask how far a node moves the logit difference, even where the circuit is
@@ -987,10 +1017,9 @@ for name in inside:
 
 # %%
 small, large = masks[SIZES[0], SEEDS[0]], masks[SIZES[-1], SEEDS[0]]
-title = (
-    f"The smallest learned circuit: {small.get_num_latents()} nodes, "
-    f"{sum(n > 0 for n in nodes_per_layer(small).values())} layers"
-)
+used = sorted({position for _, position, _ in small.nodes()})
+places = " and ".join(test.position_labels[position] for position in used)
+title = f"The smallest circuit has {small.get_num_latents()} nodes, all of them at {places}"
 figures.show(
     figures.circuit_figure(small, test, title),
     alt=f"A grid of node counts by layer and position. {title}.",
@@ -1113,13 +1142,19 @@ for name, judge in ioi_judges.items():
             ioi[name].judge(rival, circuit, judge, wanted=n)
 
 # %%
-title = "IOI, names seen in training"
+on_seen = ioi["names seen in training"]
+ioi_wins = on_seen.wins("learned mask", "gap")
+beaten = [name for name, sizes in ioi_wins.items() if len(sizes["better"]) == len(ioi_size)]
+title = (
+    f"On IOI the learned mask beats {len(beaten)} of {len(ioi_wins)} rivals at every size, "
+    "by the gap (names seen in training)"
+)
 figures.show(
-    figures.measures_figure(ioi["names seen in training"], title=title),
-    alt=f"{title}: small panels, one per measure, against the number of nodes.",
+    figures.measures_figure(on_seen, ("vs_spliced", "gap"), title=title),
+    alt=f"{title}: faithfulness and gap against the number of nodes.",
 )
 if not QUICK:
-    ioi["names seen in training"].save()
+    on_seen.save()
 for name, one in ioi.items():
     print(f"{name}: {summary_sentence(one, 'learned mask')}")
 pd.concat([pd.DataFrame(one.rows()).assign(prompts=name) for name, one in ioi.items()])
@@ -1145,23 +1180,41 @@ table
 # %% [markdown]
 # ## What we saw
 
+
 # %%
-print(verdict)
-for name, one in ioi.items():
-    print(f"IOI, {name}: {summary_sentence(one, 'learned mask').split(' (Beats')[0]}")
+def faithfulness_of(one, name="learned mask"):
+    """The mean faithfulness of a method's largest circuits on a frontier."""
+    return one.mean(name, max(one.by_size(name)), "vs_spliced").value
+
+
+first_sae = spliced.hook_points[0]
+atp_share = round(100 * scores["AtP"][first_sae].sum().item() / falls[first_sae])
+ranked = chosen["gap"]
+same_nodes = pd.Series(overlap_of).mean()
+seen, new = (faithfulness_of(one) for one in ioi.values())
+
+# %%
+recap = [
+    f"Of {n_compared} comparisons with the best attribution, the learned mask wins "
+    f"{n_better['gap']} by the gap and {n_better['distance']} by |1 − F| ({len(test)} prompts).",
+    f"A gradient at one point can miss an early node: at the first SAE, AtP's scores add up to "
+    f"{atp_share} % of the fall.",
+    f"The variant of a score matters: on dev the best of {len(ranked)} has a gap of "
+    f"{ranked.min():.2f}, the worst one of {ranked.max():.2f}.",
+    f"Two seeds of the learned mask share nodes with a Jaccard index of {same_nodes:.2f} "
+    "(the mean over sizes).",
+    f"A circuit is partly about its words: the largest for IOI keeps {seen:.2f} of F(S) with names "
+    f"seen in training, and {new:.2f} with new names.",
+]
+for sentence in recap:
+    print("-", sentence)
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
 # **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is
-# learned. A gradient at one point can miss most of an early node's effect (section 4). Which method
-# wins, by which measure and at which sizes, is printed above. Beside the method, four choices
-# matter:
-#
-# - *The variant of a score*: the best of the twelve in section 6, chosen on dev, is far ahead of
-#   the worst.
-# - *The loss*: prompt by prompt, a circuit has to follow the distractor; on average it need not.
-# - *The size*: a method can fail at one size and work at a larger one.
-# - *The words*: a circuit for IOI is partly about the names that it was found on (section 8).
+# learned. Which method wins depends on the measure and on the size: say both. Beside the method,
+# three choices matter: the variant of a score, the loss (prompt by prompt, a circuit has to follow
+# the distractor; on average it need not), and the words that a circuit was found on.
 #
 # **What it does not show.** All of it is relative to F(S): no circuit contains what the SAEs do not
 # represent. It is one model and two tasks. And a faithful circuit need not be complete: something

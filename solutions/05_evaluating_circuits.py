@@ -38,23 +38,23 @@
 # - whether an intervention on a few latents turns the model's verb around.
 #
 # **You need** notebook 04, or to know SAEs spliced into the residual stream, mean ablation and
-# learned masks. **You write** seven functions. Until you do, the course's versions run in their
+# learned masks. **You write** eight functions. Until you do, the course's versions run in their
 # place.
 #
-# **It takes** you about 2 hours 15 minutes: 75 minutes for the exercises, 60 to read. The notebook
+# **It takes** you about 2 hours 35 minutes: 95 minutes for the exercises, 60 to read. The notebook
 # runs {times}. The first run fetches 93 MB of weights.
 #
 # **Contents**
 #
 # 1. The circuit on trial
-# 2. Faithfulness, and its denominators (exercise 5.1)
-# 3. Completeness (exercises 5.2 and 5.3)
-# 4. Minimality (exercise 5.4)
+# 2. Faithfulness, and its denominators (exercises 5.1 and 5.2)
+# 3. Completeness (exercises 5.3 and 5.4)
+# 4. Minimality (exercise 5.5)
 # 5. Hypothesis tests
-# 6. Stability (exercise 5.5)
+# 6. Stability (exercise 5.6)
 # 7. Other prompts, other ablations
-# 8. One number for a method: CPR and CMD (exercise 5.6)
-# 9. A causal story (exercise 5.7)
+# 8. One number for a method: CPR and CMD (exercise 5.7)
+# 9. A causal story (exercise 5.8)
 # 10. The report
 
 # %% tags=["setup"]
@@ -111,6 +111,12 @@ from course_utils.circuits.evaluate import (
     paired_difference,
 )
 from course_utils.circuits.frontier import summary_sentence
+from course_utils.circuits.graph import (
+    answer_effects,
+    few_words,
+    latent_graph,
+    values_on_prompts,
+)
 
 # %%
 from course_utils.circuits.hypotheses import (
@@ -123,8 +129,6 @@ from course_utils.circuits.hypotheses import (
     references_needed,
     worst_subset,
 )
-
-# %%
 from course_utils.circuits.interventions import edge_effects, intervene, resampled_logit_diff
 from course_utils.circuits.masks import only
 from course_utils.circuits.statistics import (
@@ -135,7 +139,10 @@ from course_utils.circuits.statistics import (
     proportion,
     ratio_interval,
 )
+
+# %%
 from course_utils.display import figures
+from course_utils.display.circuit_view import show_circuit
 from course_utils.display.profile import is_quick
 from course_utils.display.widgets import browse_latents
 from course_utils.labs.catalog import spec_of
@@ -278,7 +285,8 @@ places = [
 ]
 assert len(places) == test.seq_len
 names_of = [f"layer {h.split('.')[1]} {places[p]} {i}" for h, p, i in nodes]
-title = f"Where the {len(nodes)} nodes are"
+used = sorted({position for _, position, _ in nodes})
+title = f"The {len(nodes)} nodes sit at the " + " and the ".join(places[p] for p in used)
 figures.show(
     figures.circuit_figure(circuit, test, title),
     alt="How many nodes the circuit has at each layer and position.",
@@ -374,11 +382,67 @@ print(f"Where .94 and .85 are one circuit, the splice keeps {0.85 / 0.94:.2f}.")
 #
 # Which of two circuits is better? A ratio does not say, because above 1 more is worse. Two measures
 # do, and for both 0 is best: the **distance** |1 − F| of the means, and the **gap** per prompt of
-# notebook 04, on which the mask is trained. We take the interval of the paired difference: what is
-# hard about a prompt for both circuits cancels.
+# notebook 04, on which the mask is trained.
+#
+# How sure is a difference between two circuits? The **bootstrap** asks how far it would move with
+# other prompts of this kind. It draws as many prompts as there are, with replacement, and computes
+# the difference again; and this many times. The middle 95 % of these values are the interval.
+#
+# ### Exercise 5.2 · The bootstrap
+# ⏱ 15 min · difficulty ●●○ · every interval of this course is made so; write it once
+#
+# You get how far each prompt is off, |LD − LD_S|, in circuit a, in circuit b, and with everything
+# ablated. Return the difference of their gaps and both ends of its 95 % interval. Three decisions
+# are yours:
+#
+# - what is drawn: prompts, once for both circuits, or numbers of each circuit by itself;
+# - what is computed again in each draw: the upper part of the fraction alone, or all of it;
+# - at which quantiles the interval ends.
+#
+# **Predict**: both circuits find the same prompts hard. Is the interval of their difference
+# narrower or wider than if each had been judged on prompts of its own?
+#
+# <details><summary>Hint 1</summary> <code>torch.randint(n, (n_draws, n), generator=…)</code> gives
+# the numbers of the prompts, a row for each draw.</details>
+# <details><summary>Hint 2</summary> <code>off[rows]</code> is <code>[n_draws, n]</code>. Average it
+# over the prompts of each draw.</details>
+# <details><summary>Hint 3</summary> A fraction has a value in each draw. <code>quantile</code>
+# finds the ends; the first of the three numbers needs no draw.</details>
+
+# %% tags=["exercise"]
+# exercise: paired_gap
+
+# %%
+check(paired_gap)
+
+# %% [markdown]
+# **What you should see:** ✅, and below the library's interval, up to the luck of the draw.
+#
+# <details><summary>My values look wrong</summary>
+#
+# - *The interval is far too wide:* each circuit got prompts of its own, or you took the spread of
+#   single prompts.
+# - *Both ends are the difference itself:* you drew without replacement (then every draw is the same
+#   prompts in another order), or averaged over the draws.
+# - *The ends are a little off:* the denominator has to be drawn again with the same prompts.
+# </details>
 
 # %%
 ig_found = evaluation.faithfulness(rival)
+off_circuit, off_rival, off_empty = ((ld - f_spliced).abs() for ld in (f_circuit, f_rival, f_empty))
+by_hand = paired_gap(off_circuit, off_rival, off_empty, n_draws=1000, seed=0)
+paired = evaluation.paired_difference(circuit, rival, "gap")
+library, width = torch.tensor([paired.value, paired.low, paired.high]), paired.high - paired.low
+torch.testing.assert_close(by_hand, library, atol=0.1 * width, rtol=0, check_dtype=False)
+apart = math.hypot(*(one.gap.high - one.gap.low for one in (found, ig_found)))
+print(f"The mask's gap minus that of IG best: {paired}. The interval is {width:.2f} wide.")
+print(f"If each circuit had prompts of its own, it would be about {apart:.2f} wide.")
+
+# %% [markdown]
+# What is hard about a prompt for both circuits cancels in a paired difference. So we take it for
+# all measures:
+
+# %%
 columns = {
     "learned mask": {name: getattr(found, name) for name in MEASURES},
     "IG best": {name: getattr(ig_found, name) for name in MEASURES},
@@ -441,43 +505,62 @@ print(f"The circuit on trial: {found.vs_spliced}, gap {found.gap}.")
 # If C is all there is, both fall alike, and the points lie on the line y = x. If the whole stays
 # up, it has a spare for K outside C. (The whole is S, the spliced model.)
 #
-# ### Exercise 5.2 · Knocking nodes out
-# ⏱ 5 min · difficulty ●○○ · every test from here on needs it
+# To knock nodes out, we copy the masks and put a 0 at each node, at its own position. (In the
+# library this is `masks.without`.)
+
+
+# %%
+def knock_out(masks, nodes):
+    """The same masks with these nodes off; ``masks`` itself stays as it was."""
+    copies = {hook_point: mask.clone() for hook_point, mask in masks.items()}
+    for hook_point, position, latent in nodes:
+        copies[hook_point][position, latent] = 0
+    return SAEMasks(list(copies), list(copies.values()))
+
+
+# %% [markdown]
+# ### Exercise 5.3 · What is left without it
+# ⏱ 10 min · difficulty ●●○ · a knock-out is a fraction, too: of what?
 #
-# Write the function that makes new masks from old ones with some nodes off. A node is one latent
-# *at one position*.
+# Which share of the answer is left once the circuit is gone? You get the masks of the circuit, of
+# everything and of nothing. Decide
 #
-# <details><summary>Hint 1</summary> Copy every mask first: <code>mask.clone()</code>.</details>
-# <details><summary>Hint 2</summary> A mask is <code>[seq, d_sae]</code>; a node is <code>(hook
-# point, position, latent)</code>.
-# </details>
-# <details><summary>Hint 3</summary> <code>SAEMasks(hook_points, masks)</code> makes the result from
-# two lists.</details>
+# - out of which masks the circuit's nodes are taken;
+# - what 0 and 1 are to mean, and so what stands below the fraction line.
+#
+# **Predict** the share for our circuit, and for as many strangers.
+#
+# <details><summary>Hint 1</summary> Faithfulness keeps the circuit and ablates all else. Here the
+# circuit is ablated, and all else is kept.</details>
+# <details><summary>Hint 2</summary> The scale is that of faithfulness: F(∅) is 0 on it, and F(S) is
+# 1.</details>
+# <details><summary>Hint 3</summary> <code>circuit.nodes()</code> lists what
+# <code>knock_out</code> takes out.</details>
 
 # %% tags=["exercise"]
-# exercise: knock_out
+# exercise: left_without
 
 # %%
-check(knock_out)
+check(left_without)
 
 # %% [markdown]
-# **What you should see:** taking every node out leaves 0 nodes, and the circuit itself still has
-# all of its own.
-#
 # <details><summary>My values look wrong</summary>
 #
-# - *The circuit shrinks from cell to cell:* you changed the masks that you were given. Run the
-#   notebook again from section 1.
-# - *More nodes are gone than you asked for:* you switched the latent off at every position. The
-#   published code does that too.
+# - *Exactly 0:* you took the circuit's nodes out of the circuit itself. Then nothing is there.
+# - *The circuit's faithfulness:* you kept the circuit and ablated all else.
+# - *Above 1 where little should be left:* you divided by what the circuit does.
 # </details>
 
 # %%
-print(f"without all of its nodes: {knock_out(circuit, nodes).get_num_latents()} left")
-print(f"the circuit still has {circuit.get_num_latents()}")
-
+as_many = only(nothing, strangers(len(nodes), SEED))
+left_of = {
+    name: left_without(evaluation, masks, everything, nothing).item()
+    for name, masks in {**on_trial, "strangers": as_many}.items()
+}
+for name, share in left_of.items():
+    print(f"{name}: {share:.2f} of the answer is left without its {len(nodes)} nodes")
 # %% [markdown]
-# ### Exercise 5.3 · Random subsets
+# ### Exercise 5.4 · Random subsets
 # ⏱ 10 min · difficulty ●●○ · the completeness test of Wang et al. and of the post
 #
 # For each subset K, knock K out of the circuit and out of the whole, and take the mean logit
@@ -499,8 +582,14 @@ check(completeness_points)
 
 # %% [markdown]
 # If each node were in K with probability 1/2, K would nearly always have about half of the nodes.
-# So we draw the *size* first, from 1 to all but one, and then the nodes. IG's circuit gets the same
-# test.
+# So we draw the *size* first, and then the nodes. `subsets_of_all_sizes` repeats these two lines:
+#
+# ```python
+# size = int(torch.randint(1, len(nodes), ()))  # 1 to all but one, each as likely as the others
+# subset = [nodes[i] for i in torch.randperm(len(nodes))[:size]]
+# ```
+#
+# IG's circuit gets the same test.
 
 
 # %%
@@ -589,7 +678,8 @@ alt = (
     f"Scatter of F(C without K) against F(S without K) for random subsets K. {title}, "
     f"and is below it for {below}."
 )
-figures.show(figures.completeness_figure(points[1:-1], marks, title), alt=alt)
+caption = f"{len(subsets)} random subsets of {len(nodes)} nodes; means over {len(test)} prompts"
+figures.show(figures.completeness_figure(points[1:-1], marks, title, caption=caption), alt=alt)
 
 # %% [markdown]
 # **What you should see:** the point K = ∅ near y = x (that is faithfulness), K = C near 0, and the
@@ -667,7 +757,7 @@ print(
 # Is every node needed? Remove each one alone, and see how far the answer falls. We first pad the
 # circuit with strangers, and a good test must find them.
 #
-# ### Exercise 5.4 · One node at a time
+# ### Exercise 5.5 · One node at a time
 # ⏱ 10 min · difficulty ●●○ · which nodes does the circuit need?
 #
 # <details><summary>Hint 1</summary> The whole circuit's logit differences are needed once, not once
@@ -709,10 +799,10 @@ groups = {
     "IG best": ig_drops_of,
     "random padding": drops_of[len(nodes) :],
 }
-axis = figures.ValueAxis("drop / (F(S) − F(∅))", reference=0.01)
+axis = figures.ValueAxis("drop, as a share of F(S) − F(∅)", reference=0.01)
 figures.show(
     figures.estimates_figure(
-        groups, axis, title, place_label="node, from large to small", over="prompts"
+        groups, axis, title, place_label="node, from large to small", over=f"{len(test)} prompts"
     ),
     alt=(
         "The drop in the logit difference when one node leaves, for the nodes of both "
@@ -890,17 +980,26 @@ report["share of prompts above S"] = [*(str(e.share) for e in equivalences.value
 # Does another size, order or half of the prompts give the same circuit? We compare sets of nodes by
 # their Jaccard index, |A∩B| / |A∪B| (or IoU). What would chance give?
 #
-# ### Exercise 5.5 · Chance
+# ### Exercise 5.6 · Chance
 # ⏱ 15 min · difficulty ●●○ · 0.3 is much or little only against chance
 #
-# Write the expected Jaccard of two random circuits. (Dividing the expected overlap by the expected
-# union is close for large circuits and wrong for small ones.)
+# Two circuits of `n_a` and `n_b` nodes are drawn at random from `n` nodes. What is their Jaccard
+# index on average, exactly? Which overlaps can occur, how likely is each, and which index goes with
+# it? (Dividing the expected overlap by the expected union is close for large circuits and wrong for
+# small ones.)
+#
+# **Predict** the value for two circuits of 17 nodes. And **decide** what chance may draw from: all
+# nodes, those that ever fire in such sentences, or those that fire at the layers and positions
+# where our circuit has nodes. Which is hardest to beat?
 #
 # <details><summary>Hint 1</summary> The mean over all possible overlaps k of P(k) times the Jaccard
 # at k.</details>
-# <details><summary>Hint 2</summary> With overlap k, the union has n_a + n_b − k nodes.</details>
-# <details><summary>Hint 3</summary> Divide whole numbers only at the end of each term, and nothing
-# overflows.</details>
+# <details><summary>Hint 2</summary> The first circuit marks n_a of n nodes. How many of n_b nodes,
+# drawn without replacement, are marked? The distribution is the hypergeometric one: in
+# <code>scipy.stats</code>, or from three <code>math.comb</code>.</details>
+# <details><summary>Hint 3</summary> With overlap k, the union has n_a + n_b − k nodes.</details>
+# <details><summary>Hint 4</summary> P(k) = C(n_a, k) · C(n − n_a, n_b − k) / C(n, n_b). Divide
+# whole numbers only at the end of each term, and nothing overflows.</details>
 
 # %% tags=["exercise"]
 # exercise: chance_jaccard
@@ -909,13 +1008,31 @@ report["share of prompts above S"] = [*(str(e.share) for e in equivalences.value
 check(chance_jaccard)
 
 # %% [markdown]
-# **What you should see:** values far below 0.01 for circuits of our size among the nodes that fire.
+# **What you should see:** values far below 0.01 for circuits of our size, in each of the three
+# pools below.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Slightly too large or small:* you divided the expected overlap by the expected union.
 # - *Above 1:* you forgot to divide by the union at all.
 # </details>
+
+# %%
+its_places = {(hook_point, position) for hook_point, position, _ in nodes}
+n_there = sum(int((chance[h][p] > 0).sum()) for h, p in its_places)
+drawn_from = {
+    "all nodes": n_all,
+    "nodes that fire": n_firing,
+    "nodes that fire at the circuit's layers and positions": n_there,
+}
+chance_of = {
+    name: chance_jaccard(len(nodes), len(nodes), size) for name, size in drawn_from.items()
+}
+pd.DataFrame({"to draw from": drawn_from, "chance": chance_of}).round(5)
+
+# %% [markdown]
+# The smaller the pool, the harder the control. From here on we draw from the nodes that fire: those
+# that never do are no rivals, and where a circuit sits is part of what two runs may agree on.
 #
 # Seeds change only the order of the prompts. So we learn two more masks on disjoint halves. All
 # prompts with one subject noun, singular or plural, go to the same half: otherwise both would have
@@ -1111,10 +1228,14 @@ title = (
     f"The circuit keeps {kept_pull.value:.0%} of the distractor's pull, IG's keeps "
     f"{ig_kept_pull.value:.0%}"
 )
-axis = figures.ValueAxis("mean logit difference")
+axis = figures.ValueAxis("mean logit difference (logits)")
 figures.show(
     figures.estimates_figure(
-        by_case, axis, title, place_label="subject / distractor", over="prompts"
+        by_case,
+        axis,
+        title,
+        place_label="number of the subject / of the distractor",
+        over=f"{len(test)} prompts in all",
     ),
     alt=f"The logit difference of S and of both circuits, by the number of both nouns. {title}.",
 )
@@ -1274,7 +1395,7 @@ print(f"One circuit, four ablations: its faithfulness is {min(shares):.2f} to {m
 # everything that raises the answer. The circuit–model distance (CMD) counts deviations in both
 # directions: f = 1.3 is as bad as 0.7.
 #
-# ### Exercise 5.6 · Two areas
+# ### Exercise 5.7 · Two areas
 # ⏱ 10 min · difficulty ●○○ · to compare methods without choosing a size
 #
 # <details><summary>Hint 1</summary> A trapezoid: width times the mean of its two heights.</details>
@@ -1335,9 +1456,12 @@ largest = max(rows, key=lambda name: rows[name]["CPR"].value)
 title = f"Over all sizes, CMD favours {smallest}, and CPR favours {largest}"
 alt = (
     "Faithfulness against the share of nodes kept, on a linear and a log scale, a "
-    f"line a ranking. {title}."
+    f"line for each ranking. {title}."
 )
-figures.show(figures.areas_figure(list(fractions), curves, title), alt=alt)
+of_ours = len(nodes) / n_firing
+caption = f"means over {len(test)} prompts; grey: the size of the circuit on trial"
+figure = figures.areas_figure(list(fractions), curves, title, mark=of_ours, caption=caption)
+figures.show(figure, alt=alt)
 
 # %% [markdown]
 # **What you should see:** your areas equal the course's. CPR and CMD integrate the left panel. Most
@@ -1353,9 +1477,12 @@ figures.show(figures.areas_figure(list(fractions), curves, title), alt=alt)
 # </details>
 
 # %%
-at = {k: size for k, size in fractions.items() if size >= len(nodes)}
-print(f"The circuit on trial has {len(nodes) / n_firing:.2%} of the nodes that fire.")
-print(f"Sizes up to {min(at):.1%} have that share of the area.")
+next_size = min(k for k, size in fractions.items() if size >= len(nodes))
+print(f"The circuit on trial has {of_ours:.2%} of the nodes that fire.")
+print(
+    f"All circuits of up to {next_size:.1%} of the nodes lie in the first {next_size:.1%} of the "
+    "width, and so hardly change an area."
+)
 
 # %% [markdown]
 # ### The sizes that people draw
@@ -1385,19 +1512,20 @@ title = "Learned masks beat IG best at " + ", ".join(
 )
 figures.show(
     figures.measures_figure(frontier, title=title),
-    alt=f"Four measures against the number of nodes, a line a method. {said}",
+    alt=f"Four measures against the number of nodes, a line for each method. {said}",
 )
 
 # %% [markdown]
 # The differences, on the same prompts:
 
 # %%
-title = "IG best beats learned masks at " + ", ".join(
-    f"{len(sizes['worse'])} of {len(SIZES)} sizes by the {name}" for name, sizes in wins.items()
-)
+n_clear = sum(len(sizes["better"]) for sizes in wins.values())
+n_lost = sum(len(sizes["worse"]) for sizes in wins.values())
+n_compared = 2 * len(SIZES)
+title = f"Of {n_compared} comparisons, learned masks clearly win {n_clear}, and IG best {n_lost}"
 figures.show(
-    figures.paired_figure(frontier, "learned mask", ["IG best", "AtP to means"], title=title),
-    alt=f"By how much each rival is worse than the learned mask, by size. {said}",
+    figures.paired_figure(frontier, "learned mask", ["IG best"], title=title),
+    alt=f"By how much IG best is worse than the learned mask, by size. {title}. {said}",
 )
 
 # %% [markdown]
@@ -1576,11 +1704,13 @@ browse_latents([*cards[:1], *cards[-2:], *cards[1:-2]])
 # patch sentence, let everything after it follow, and see how far each other node moves towards its
 # own patch value (0 = not at all, 1 = all the way).
 #
-# Arrows connect neighbouring SAEs only, so that no arrow is a detour through another SAE. They
-# start at 0.1; thicker and darker means more. An arrow is a share of the *receiver's own* change. A
-# latent that follows the distractor (green) may change little when the subject does, so a thick
-# arrow into it need not carry the subject's number. Beside each latent are two words at which it
-# fires most in the text, or, after the last layer, two that it promotes.
+# Edges connect neighbouring SAEs only, so that no edge is a detour through another SAE. They start
+# at a size of 0.1; a thicker edge has a larger weight. A weight is a share of the *receiver's own*
+# change. A latent that follows the distractor may change little when the subject does, so a thick
+# edge into it need not carry the subject's number. Below each latent's number are two words at
+# which it fires most in the text, or, after the last layer, two tokens that it promotes. The node
+# on top is the logit difference. Hover over a latent to see its card. Click it to see its inputs
+# and outputs.
 
 # %%
 some = test[: 8 if QUICK else 32]
@@ -1588,36 +1718,54 @@ all_edges = edge_effects(spliced, some.clean, some.patch, nodes)
 depth = torch.tensor([LAYERS.index(int(h.split(".")[1])) for h, _, _ in nodes])
 edges = all_edges * (depth[None] == depth[:, None] + 1)
 n_strong = int((edges.abs() >= 0.1).sum())
+n_crossing = sum(nodes[v][1] != nodes[w][1] for v, w in (edges.abs() >= 0.1).nonzero().tolist())
+
+# %% [markdown]
+# One edge by hand, from the node whose edge is strongest:
+
+# %%
+v, w = max(itertools.permutations(range(len(nodes)), 2), key=lambda pair: edges[pair].item())
+(h_v, p_v, i_v), (h_w, p_w, i_w) = nodes[v], nodes[w]
+on_clean, on_patch = (spliced.run(tokens).latents for tokens in (some.clean, some.patch))
+moved = intervene(spliced, some.clean, {nodes[v]: on_patch[h_v][:, p_v, i_v]}).latents
+change = (moved[h_w] - on_clean[h_w])[:, p_w, i_w]
+whole_change = (on_patch[h_w] - on_clean[h_w])[:, p_w, i_w]
+edge = ((change * whole_change).sum() / whole_change.square().sum()).cpu()
+torch.testing.assert_close(edge, all_edges[v, w], atol=1e-3, rtol=1e-3)
+print(f"{names_of[v]} passes on to {names_of[w]}: {edge:.2f} of that node's change")
 
 
 # %%
-def label_of(row):
-    """A latent's number and two words."""
-    words = ", ".join(token.strip() for token in lens[row.layer, row.latent]["promotes"][:2])
-    peaks = dict.fromkeys(context.word for context in contexts[row.layer, row.latent])
-    return f"{row.latent}  " + (
-        f"→ {words}" if row.layer == LAYERS[-1] else ", ".join(list(peaks)[:2])
-    )
+def words_of(row):
+    """Two words on a latent."""
+    found, tokens = contexts[row.layer, row.latent], lens[row.layer, row.latent]
+    return few_words(found, tokens["promotes"], last=row.layer == LAYERS[-1])
 
 
-labels = [label_of(row) for row in story.itertuples()]
-title = f"The {len(nodes)} latents of the circuit, and what they pass on"
-under = [f"{place}\n“{label.strip('[]')}”" for place, label in zip(places, test.position_labels)]
-figure = figures.circuit_graph_figure(
-    nodes, list(story["responds to"]), labels, under, title, edges=edges
+graph = latent_graph(
+    nodes,
+    list(story["responds to"]),
+    [words_of(row) for row in story.itertuples()],
+    [f"{place}\n“{word.strip('[]')}”" for place, word in zip(places, test.position_labels)],
+    all_edges,
+    cards=cards,
+    prompts=values_on_prompts(spliced, test, nodes),
+    effects=answer_effects(spliced, some, nodes),
+    answer="right − wrong verb",
 )
+title = f"{n_crossing} of {n_strong} edges carry the number from one word to another"
 alt = (
-    f"{title}: by layer and position, coloured by what they respond to, with "
-    f"{n_strong} arrows between neighbouring SAEs."
+    f"{title}. The {len(nodes)} latents by layer and position, coloured by what they respond to, "
+    "with edges between neighbouring SAEs."
 )
-figures.show(figure, alt=alt, save_as="circuit")
+show_circuit(graph, title, alt)
 
 # %%
 strong = [(v, w) for v, w in (edges.abs() >= 0.1).nonzero().tolist()]
 crossing = [(v, w) for v, w in strong if nodes[v][1] != nodes[w][1]]
 staying = [edge for edge in strong if edge not in crossing]
 print(
-    f"{len(crossing)} of the {len(strong)} arrows lead from one position to another (attention "
+    f"{len(crossing)} of the {len(strong)} edges lead from one position to another (attention "
     "at work)."
 )
 print("The strongest of them, and of the others:")
@@ -1637,9 +1785,20 @@ pd.DataFrame(rows).round(2)
 # If these latents carry the number, then giving them the value of the *other* number must flip the
 # verb, in sentences with new nouns. For *The prisoners opposite the professor*, each latent gets
 # its *average* over training sentences with a singular subject, and not its value in the patch
-# sentence. All other latents remain free to disagree.
+# sentence. All other latents remain free to disagree. `intervene` holds latents at given values; it
+# is the hook of notebook 03 with a value in the place of 0:
 #
-# ### Exercise 5.7 · The other number
+# ```python
+# def hold(f):  # what the SAE finds at this hook point, [batch, seq, d_sae]
+#     f = f.clone()
+#     f[:, position, latent] = value
+#     return f
+#
+#
+# spliced.run(tokens, latents={hook_point: hold})
+# ```
+#
+# ### Exercise 5.8 · The other number
 # ⏱ 15 min · difficulty ●●○ · an intervention is a prediction that can fail
 #
 # <details><summary>Hint 1</summary> Boolean tensors pick sentences:
@@ -1755,9 +1914,9 @@ title = (
     "nodes that know the number"
 )
 axis = figures.ValueAxis("share of test sentences whose verb flips", percent=True)
-orange = list(flip_shares)[:2]
+orange, over = list(flip_shares)[:2], f"{len(flips)} prompts"
 figure = figures.estimates_figure(
-    flip_shares, axis, title, bars=True, horizontal=True, highlight=orange, over="prompts"
+    flip_shares, axis, title, bars=True, horizontal=True, highlight=orange, over=over
 )
 figures.show(figure, alt=f"Bars: the share of flipped verbs by intervention. {title}.")
 
@@ -1845,25 +2004,24 @@ table = pd.DataFrame.from_dict(report, orient="index", columns=columns)
 table.rename_axis(columns=f"{len(nodes)} nodes, seed {SEED}, n = {len(test)}")
 
 # %%
-print(
-    f"Faithful: {found.vs_spliced.value:.2f} of the spliced model with {len(nodes)} nodes, IG's "
-    f"circuit {ig_found.vs_spliced.value:.2f}. The gap favours {favours['gap']}."
-)
-print(
-    f"Complete: {spare} of the answer is left without it; for {spares} of {len(subsets)} parts "
-    "of it, the whole has a spare."
-)
-print(f"Minimal: {n_needed} of its {len(nodes)} nodes are needed by themselves.")
-print(f"Tests: against it speaks {', '.join(against['learned mask']) or 'no test'}.")
 by_seed = [judged[f"seed {seed}"].vs_spliced.value for seed in SEEDS]
-says = f"faithfulness {min(by_seed):.2f} to {max(by_seed):.2f}"
-print(f"Stable: two seeds share {of_seeds:.0%} of the nodes (chance {by_chance:.2%}), {says}.")
-print(f"Cases: it keeps {kept_pull.value:.0%} of the distractor's pull.")
-print(f"Ablations: faithfulness {min(shares):.2f} to {max(shares):.2f} by what is put in.")
-print(
-    f"Causal: {by_circuit.value:.0%} of the verbs flip, at most {by_knowing.value:.0%} with other "
-    "nodes that know the number."
-)
+rejected = ", ".join(against["learned mask"]) or "none"
+recap = [
+    f"Faithful: {len(nodes)} nodes keep {found.vs_spliced.value:.2f} of F(S) (IG best "
+    f"{ig_found.vs_spliced.value:.2f}) and {kept_pull.value:.0%} of the distractor's pull; the gap "
+    f"favours {favours['gap']}.",
+    f"Complete: without it {spare.value:.2f} of the answer is left, but for {spares} of "
+    f"{len(subsets)} parts of it, the whole has a spare.",
+    f"Minimal: {n_needed} of its nodes are needed one by one, and {n_padding_needed} of "
+    f"{len(padding)} that were put in at random; tests that speak against it: {rejected}.",
+    f"Stable: two seeds have a Jaccard index of {of_seeds:.2f} (chance {by_chance:.4f}), and each "
+    f"keeps {min(by_seed):.2f} to {max(by_seed):.2f} of F(S).",
+    f"Causal: {by_circuit.value:.0%} of the verbs flip, and at most {by_knowing.value:.0%} with "
+    f"other nodes that know the number. By what is put in for the rest, faithfulness is "
+    f"{min(shares):.2f} to {max(shares):.2f}.",
+]
+for sentence in recap:
+    print("-", sentence)
 print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 # %% [markdown]
@@ -1877,10 +2035,10 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # names for latents come from our own sentences, from a few hundred texts that the model wrote
 # itself, and from the logit lens, which sees only direct effects.
 #
-# **Key terms**: faithfulness, distance, gap, paired difference, completeness, incompleteness,
-# knock-out, worst K, minimality, needed node, padding, strangers, control, hypothesis test, null
-# hypothesis, p-value, stability, Jaccard index, nesting, core, resampled ablation, zero ablation,
-# CPR, CMD, separation, logit lens, edge, intervention.
+# **Key terms**: faithfulness, distance, gap, bootstrap interval, paired difference, completeness,
+# incompleteness, knock-out, worst K, minimality, needed node, padding, strangers, control,
+# hypothesis test, null hypothesis, p-value, stability, Jaccard index, nesting, core, resampled
+# ablation, zero ablation, CPR, CMD, separation, logit lens, edge, intervention.
 #
 # The [glossary](../GLOSSARY.md) explains each in one sentence.
 #

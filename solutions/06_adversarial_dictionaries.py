@@ -29,17 +29,17 @@
 #
 # **At the end you can say**
 #
-# - which latents tell a missing key from one that is there, and where in the prompt they fire;
+# - which latents tell a missing key from one that is there, what feeds them, and where they fire;
 # - whether the model *uses* them, and which control shows it;
 # - which families of dictionaries fool the model, and why each needs a twin;
-# - where a prediction from honest prompts holds, and where it fails;
+# - where a prediction from honest prompts holds, where it fails, and what a fit on attacks adds;
 # - what it costs to mend the model by holding latents.
 #
 # **You need** notebooks 03 to 05, or to know what they explain: SAEs spliced into the residual
-# stream, learned masks, faithfulness. **You write** six functions. Until you do, the course's
+# stream, learned masks, faithfulness. **You write** eight functions. Until you do, the course's
 # versions run in their place.
 #
-# **It takes** you about 75 minutes: 40 for the exercises, 35 to read. The notebook runs {times}.
+# **It takes** you about 95 minutes: 60 for the exercises, 35 to read. The notebook runs {times}.
 # The first run also fetches 1.1 GB of weights and converts them, which takes a few minutes.
 #
 # **Contents**
@@ -50,7 +50,8 @@
 # 4. The causal story
 # 5. From the story to an attack
 # 6. Mending
-# 7. Playground
+# 7. A better *seen*
+# 8. Playground
 #
 # [post]:
 # https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
@@ -71,6 +72,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import hypergeom
 from torch import Tensor
 
 started = time.perf_counter()
@@ -87,20 +89,34 @@ from course_utils import (
     load_lab,
     load_task,
 )
+
+# %%
+from course_utils.circuits import explain
 from course_utils.circuits.attribution import random_scores
-from course_utils.circuits.frontier import MASKS_DIR, summary_sentence
+from course_utils.circuits.frontier import MASKS_DIR
+from course_utils.circuits.graph import (
+    answer_effects,
+    few_words,
+    latent_graph,
+    values_on_prompts,
+)
+from course_utils.circuits.interventions import edge_effects
 from course_utils.circuits.masks import load_circuits
 from course_utils.circuits.published import published_circuits
+from course_utils.circuits.saes import decode
 from course_utils.circuits.statistics import auc, mean_interval, proportion, ratio_interval
 from course_utils.display import figures
+from course_utils.display.circuit_view import show_circuit
 from course_utils.display.html import answer_html
 from course_utils.display.profile import is_quick
-from course_utils.display.widgets import play
+from course_utils.display.widgets import browse_latents, play
 from course_utils.labs.requirements import matrix_rate
 
 # %%
 from course_utils.prompts import sessions
+from course_utils.prompts.sessions import DICTIONARIES, KEYS, MISSING, Session, quoted
 from course_utils.prompts.text import load_text
+from course_utils.prompts.tokens import token_ids, token_rows
 from course_utils.studies import dictionaries
 from course_utils.studies.dictionaries import FAMILIES, HONEST, LAST, QUERIED, Clamp
 from course_utils.studies.kept import KeptAnswers
@@ -115,15 +131,19 @@ SEED = 0
 
 # %%
 QUICK = is_quick(PROFILE)
-# sections 1 to 3: prompts for means, and to report on
+# sections 1 to 3: prompts for means, and to report on, for each task
 N_TRAIN, N_TEST = (3, 2) if QUICK else (dictionaries.N_LEARN, 32)
+N_JUDGED = 2 if QUICK else 96  # to judge circuits on
 SIZES = dictionaries.CIRCUITS  # nodes of a circuit, by task; the larger are the post's
 # True: learn circuits and rank nodes again, which takes hours, in place of reading them
 LEARN_CIRCUITS = False
-# sections 4 to 6. Honest prompts of each kind with training keys: to choose latents, and to try
+# section 4: nodes of each layer to look at, prompt pairs for what feeds what, texts to look into
+N_MAIN, N_PAIRS, N_TEXTS = 4, (2 if QUICK else 16), (4 if QUICK else 24)
+# sections 4 to 7. Honest prompts of each kind with training keys: to choose latents, and to try
 N_KNOWN, N_TRIED = 48, 6
-# with test keys: honest prompts of each kind, prompts of each family, of each family's control
-N_HONEST, N_ATTACKS, N_TWINS = 48, 64, 12
+# with test keys: honest prompts of each kind, prompts of each family, of each family's twin
+N_HONEST, N_ATTACKS, N_TWINS = 48, 64, 24
+N_YOURS = 4 if QUICK else 24  # of the family that you write
 N_DRAWS = 4  # of strangers, the control for holding latents
 # of the search, and attacks of a family to mend
 GROUPS, CANDIDATES, N_MEND = 20, 6, 6
@@ -132,19 +152,18 @@ GROUPS, CANDIDATES, N_MEND = 20, 6, 6
 # The model has 1.5 billion parameters, which is a lot for a CPU. The next cell estimates the time
 # on this machine. The circuits of section 3 therefore come with the course. The quick profile
 # (`PROFILE = "quick"` above) also reads what the full run recorded: the scores of these circuits
-# from `data/masks`, and the answers and latents of sections 4 to 6 from `data/answers`. Your
+# from `data/masks`, and the answers and latents of sections 4 to 7 from `data/answers`. Your
 # functions still compute the results. The quick profile asks the model a few prompts only, too few
 # for the tables of sections 1 and 2.
 
 # %%
 needs = estimate(LAB, prompts=dictionaries.LEARNING["batch_size"], tokens=38)
 # prompts of about 40 tokens that the model reads in this notebook, counted from the sizes above
-N_READ = 100 if QUICK else 2700
+N_READ = 110 if QUICK else 3300
 seconds = 40 * 2 * needs.parameters / 1e9 / (0.6 * matrix_rate(needs.dtype))  # for each of them
+minutes = N_READ * seconds / 60
 print(needs)
-print(
-    f"This machine: {needs.dtype}, about {N_READ * seconds / 60:.0f} minutes for {N_READ:,} prompts"
-)
+print(f"This machine: {needs.dtype}, about {minutes:.0f} minutes for {N_READ:,} prompts")
 
 # %%
 lab = load_lab(LAB)
@@ -173,14 +192,18 @@ for task in tasks.values():
 
 # %% [markdown]
 # ### Exercise 6.1 · How likely is an error message?
-# ⏱ 5 min · difficulty ●○○ · several tokens mean the same thing
+# ⏱ 5 min · difficulty ●○○ · every result below rests on this number
 #
-# For this model "Traceback" is two tokens, "Trace" and "back". Sometimes it starts with "KeyError"
-# or "IndexError" at once. All three mean that the key is missing. Add up their probabilities.
+# An error message begins with "Traceback", or at once with "KeyError" or "IndexError". For this
+# model each of these is two tokens, and it writes one at a time. From the logits of the next token
+# alone, how likely is it that a message begins? Decide which tokens count, and which do not.
 #
-# <details><summary>Hint 1</summary> First the probabilities, over the whole vocabulary. Then
-# pick.</details>
-# <details><summary>Hint 2</summary> A softmax over a few logits always adds up to 1.</details>
+# <details><summary>Hint 1</summary> "Traceback" is "Trace", then "back". Which of the two can come
+# next?</details>
+# <details><summary>Hint 2</summary> "KeyError" and "KeyboardInterrupt" begin with the same token.
+# It is one event, and counts once.</details>
+# <details><summary>Hint 3</summary> Take the probabilities over the whole vocabulary first. Then
+# pick. A softmax over a few logits always adds up to 1.</details>
 
 # %% tags=["exercise"]
 # exercise: p_missing
@@ -191,13 +214,14 @@ check(p_missing)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *1 for every prompt:* the softmax was taken over the three tokens only.
+# - *1 for every prompt:* the softmax was taken over the chosen tokens only.
 # - *Above 1, or below 0:* these are logits, not probabilities.
+# - *Too large on some prompts:* "back" and "Error" do not begin a message.
 # </details>
 
 # %%
-missing_ids = [
-    lab.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in sessions.SAYS_MISSING
+error_messages = [
+    token_ids(lab.tokenizer, text) for text in ("Traceback", "KeyError", "IndexError")
 ]
 
 # %%
@@ -221,7 +245,7 @@ for name, task in tasks.items():
                 "prompt": kind,
                 "right answer": "missing" if is_missing else "the value",
                 "accuracy": proportion(hits),
-                "p(missing)": mean_interval(p_missing(logits, missing_ids)),
+                "p(missing)": mean_interval(p_missing(logits, error_messages)),
                 "n": len(task),
             }
         )
@@ -230,11 +254,12 @@ pd.DataFrame(rows)
 # %%
 said = {repr(token): n for token, n in first_tokens.most_common() if not token.isdigit()}
 digits = sum(n for token, n in first_tokens.items() if token.isdigit())
-print(f"Of {first_tokens.total()} first tokens, {digits} are digits; the others: {said}")
+n_tokens = first_tokens.total()
+print(f"Of {n_tokens} first tokens, {digits} are digits; the others: {said}")
 
 # %% [markdown]
 # On dictionaries the model is right in more than four of five prompts. (Section 5 measures this
-# again, as "honest".) Compare its accuracy on lists: a circuit can only explain what the model
+# again, as "honest".) On lists it is nearly as good. A circuit can only explain what the model
 # does.
 #
 # ## 2. SAEs that know one thing
@@ -287,12 +312,15 @@ pd.DataFrame(rows).T.round(3)
 # %%
 trains = {name: load_task(name, lab.tokenizer, "train", n=N_TRAIN) for name in SIZES}
 means = {name: spliced.patch_means(train.patch) for name, train in trains.items()}
-evaluation = {name: Evaluation(spliced, tasks[name], means[name]) for name in trains}
+judged_on = {name: load_task(name, lab.tokenizer, "test", n=N_JUDGED) for name in trains}
+evaluation = {name: Evaluation(spliced, judged_on[name], means[name]) for name in trains}
 with_mean = SplicedModel(lab, LAYERS, error="mean")
+
+# %%
 rows = []
 for name, train in trains.items():
     mean_errors = with_mean.patch_means(train.patch[:16])
-    put_back = with_mean.logit_diff(tasks[name], means=mean_errors).cpu()
+    put_back = with_mean.logit_diff(judged_on[name], means=mean_errors).cpu()
     f_model, f_spliced = evaluation[name].model, evaluation[name].spliced_model
     for error, left in {
         "keep (the model itself)": f_model,
@@ -317,13 +345,12 @@ pd.DataFrame(rows).round(2)
 #
 # ## 3. The circuits
 #
-# As in notebook 04 we compare learned masks (several seeds; the larger sizes are the post's), the
-# best variant of attribution, and random nodes among those that fire. All are judged on test. On
-# this model learning and scoring take hours. So the circuits, and attribution's ranking of nodes,
-# come from `data/masks`, where `python -m tools.learn_circuits` put them. Masks learn on 64
-# training prompts. Attribution scores nodes on 32 of these, since integrated gradients cost more.
-# Sizes, settings and the best of attribution's twelve variants were chosen on dev. Set
-# `LEARN_CIRCUITS = True` to do all this here.
+# As in notebook 04 we compare learned masks (three seeds), attribution, and random nodes among
+# those that fire. "IG best" is the best of attribution's twelve variants, on both tasks one of
+# integrated gradients. Learning and scoring take hours on this model, so circuits and rankings come
+# from `data/masks` (`python -m tools.learn_circuits` made them). Masks learn on 64 training
+# prompts, attribution scores on 32 of these. Sizes, settings and the best variant were chosen on
+# dev; all are judged on test. `LEARN_CIRCUITS = True` does all this here.
 
 
 # %%
@@ -365,31 +392,20 @@ rankings = {
     else Ranking.load(MASKS_DIR / name / f"ranking_{LAB}.json")
     for name in SIZES
 }
-
-# %%
-pd.DataFrame(
-    [
-        {"task": name, "wanted": size, "seed": seed, "nodes": one.get_num_latents()}
-        for name, found in masks.items()
-        for (size, seed), one in found.items()
-    ]
-).pivot(index=["task", "wanted"], columns="seed", values="nodes")
-
-# %% [markdown]
-# The gap on dev of each variant of attribution; only the best one is judged on test:
-
-# %%
-for name, found in rankings.items():
-    print(f"{name}: {found.n_prompts} prompts scored the nodes; gaps on {found.n_dev} dev prompts")
 best = {name: found.variant for name, found in rankings.items()}
-pd.DataFrame({name: found.gaps for name, found in rankings.items()}).round(2).rename_axis("gap")
+for name, found in rankings.items():
+    (least, *_, most), n_variants = sorted(found.gaps.values()), len(found.gaps)
+    print(
+        f"{name}: of {n_variants} variants, {best[name]!r} has the smallest gap on "
+        f"{found.n_dev} dev prompts, {least:.2f}; the largest is {most:.2f}"
+    )
 
 
 # %%
 def judged(name):
     """A task's circuits, judged on its test prompts."""
     chance = random_scores(spliced, trains[name][:16], seed=SEED)
-    frontier = Frontier.of(spliced, tasks[name])
+    frontier = Frontier.of(spliced, judged_on[name])
     for (size, seed), one in masks[name].items():
         frontier.judge("learned mask", one, evaluation[name], seed=seed, wanted=size)
     for size in SIZES[name]:
@@ -412,103 +428,100 @@ frontiers = {
 largest = {name: sizes[-1] for name, sizes in SIZES.items()}
 circuit = masks["dict_key"][largest["dict_key"], SEED]
 if QUICK:
-    here = evaluation["dict_key"].faithfulness(circuit)
-    print(
-        f"{circuit.get_num_latents()} nodes on {here.n} prompts, judged here: F {here.vs_spliced}"
-    )
+    here, n_nodes = evaluation["dict_key"].faithfulness(circuit), circuit.get_num_latents()
+    print(f"{n_nodes} nodes on {here.n} prompts, judged here: F {here.vs_spliced}")
 
 # %%
-for name, frontier in frontiers.items():
-    title = f"{name}: learned masks (all seeds), attribution's best variant, random nodes"
-    figures.show(
-        figures.measures_figure(frontier, ("vs_spliced", "gap"), title=title),
-        alt=f"Faithfulness and gap on held-out prompts against the number of nodes. {title}.",
+rows, gap_of = [], {"learned mask": {}, "IG best": {}, "random": {}}
+for name, size in [(one, n) for one in SIZES for n in SIZES[one]]:
+    frontier = frontiers[name]
+    for label, method in zip(gap_of, ("learned mask", best[name], "random")):
+        gap_of[label][f"{name}, {size} nodes"] = frontier.mean(method, size, "gap")
+    n_nodes = [one.get_num_latents() for (wanted, _), one in masks[name].items() if wanted == size]
+    low, high = frontier.seed_range("learned mask", size, "vs_spliced")
+    rows.append(
+        {
+            "task": name,
+            "nodes wanted": size,
+            "learned, by seed": ", ".join(map(str, n_nodes)),
+            "F of the masks": f"{low:.2f} to {high:.2f}",
+            "F of IG best": str(frontier.mean(best[name], size, "vs_spliced")),
+            "F of random": str(frontier.mean("random", size, "vs_spliced")),
+            "gap: mask − IG best": frontier.compare("learned mask", best[name], size, "gap"),
+        }
     )
-    print(summary_sentence(frontier, "learned mask", [best[name]]))
+n_judged = frontiers["dict_key"].points[0].faithfulness.n
+print(f"n = {n_judged} test prompts per task; intervals: 95 % over prompts, seeds averaged")
+pd.DataFrame(rows)
 
 # %%
-pd.concat(
-    [pd.DataFrame(f.rows()).assign(task=name) for name, f in frontiers.items()], ignore_index=True
-).drop(columns="sparsity")
+apart = [row["gap: mask − IG best"] for row in rows]
+n_behind, n_ahead = (sum(one.low > 0 for one in apart), sum(one.high < 0 for one in apart))
+n_compared = len(apart)
+title = (
+    f"Of {n_compared} comparisons, attribution at its best is ahead of the mask in {n_behind}, "
+    f"and behind in {n_ahead}"
+)
+axis = figures.ValueAxis("gap per prompt: 0 = as the spliced model, 1 = as with no latent")
+figure = figures.estimates_figure(gap_of, axis, title, horizontal=True, over=f"{n_judged} prompts")
+figures.show(figure, alt=f"Gaps with intervals, by task and wanted number of nodes. {title}.")
 
 # %% [markdown]
-# A faithfulness of 0 is the answer with every latent ablated, and 1 is the answer of the spliced
-# model. A gap of 0 means no difference on any prompt. For `dict_key`, the largest learned masks
-# keep more of the answer than random nodes. Attribution, too, keeps more than half of it at that
-# size.
+# A faithfulness F of 0 is the answer with every latent ablated; 1 is the answer of the spliced
+# model. A gap of 0 means no difference on any prompt. Learned masks and attribution are both far
+# from random nodes.
 #
-# The post reports F(C)/F(S), without subtracting F(∅). The next table uses the same unit. (Model,
-# SAEs and prompts differ, so the same number of nodes is not the same share of all nodes.)
+# The post found IG far behind its masks, on another model and with wider SAEs. Here attribution at
+# its best is not behind. Two things limit the comparison: our prompts have one layout, which leaves
+# fewer wrong nodes to choose, and our SAEs are narrow. The next table has the post's unit,
+# F(C)/F(S). (The same number of nodes is not the same share of all nodes.)
 
 # %%
 rows = [
     {
         "task": name,
+        "found by": label,
         "nodes": point.n_nodes,
-        "found by": point.method,
         "F(C)/F(S)": str(point.faithfulness.raw),
     }
     for name, frontier in frontiers.items()
-    for point in frontier.points
-    if point.method != "random"
+    for label, method in (("learned mask", "learned mask"), ("IG best", best[name]))
+    for point in frontier.of_method(method)[-1:]
 ]
-for published in published_circuits("gemma-2-9b"):
-    if published.task in trains:
-        rows.append(
-            {
-                "task": published.task,
-                "nodes": published.nodes,
-                "found by": "the post, Gemma 2 9B",
-                "F(C)/F(S)": published.faithfulness,
-            }
-        )
+rows += [
+    {
+        "task": published.task,
+        "found by": "the post, Gemma 2 9B",
+        "nodes": published.nodes,
+        "F(C)/F(S)": published.faithfulness,
+    }
+    for published in published_circuits("gemma-2-9b")
+    if published.task in trains
+]
 pd.DataFrame(rows).sort_values(["task", "nodes"], ignore_index=True)
 
 # %% [markdown]
-# The post found IG far behind its masks, on other models and with wider SAEs. Here the sentences
-# under the figures say which method is ahead, at which size and by which measure. The comparison
-# has two limits: our prompts have one layout, which leaves fewer wrong nodes to choose, and our
-# SAEs are narrow.
-
-# %% [markdown]
+# The list's circuit was learned for this comparison with the post. From here on we leave it out.
+#
 # ## 4. The causal story
 #
 # Where are the nodes of the largest circuit for `dict_key`? The prompt has 39 tokens with BOS, and
 # each place gets a name:
 
 # %%
-entry, item = ["a key", "':", "␣", "a value", ",", "'"], ["a value", ",", "␣"]
-PLACES = {
-    "dict_key": [
-        "BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}",
-        ">>>", "variable", "['", "the queried key", "']",
-    ],
-    "list_index": [
-        "BOS", ">>>", "variable", "=", "[", *(item * 5)[:-2], "] (list)",
-        ">>>", "variable", "[", "the index", "]",
-    ],
-}  # fmt: skip
-assert all(len(PLACES[name]) == task.seq_len for name, task in tasks.items() if name in PLACES)
-
+entry = ["a key", "':", "␣", "a value", ",", "'"]
+PLACES = [
+    "BOS", ">>>", "variable", "=", "{'", *(entry * 5)[:-2], "}",
+    ">>>", "variable", "['", "the queried key", "']",
+]  # fmt: skip
+assert len(PLACES) == tasks["dict_key"].seq_len
 
 # %%
-def where_nodes_are(name):
-    """How many nodes a task's largest circuit has after each layer, at each place."""
-    nodes = masks[name][largest[name], SEED].nodes()
-    table = pd.DataFrame(
-        [{"after layer": int(h.split(".")[1]), "at": PLACES[name][p]} for h, p, _ in nodes]
-    )
-    in_order = [place for place in dict.fromkeys(PLACES[name]) if place in set(table["at"])]
-    return pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
-
-
-where_nodes_are("dict_key")
-
-# %% [markdown]
-# The circuit for `list_index`:
-
-# %%
-where_nodes_are("list_index")
+table = pd.DataFrame(
+    [{"after layer": int(h.split(".")[1]), "at": PLACES[p]} for h, p, _ in circuit.nodes()]
+)
+in_order = [place for place in dict.fromkeys(PLACES) if place in set(table["at"])]
+pd.crosstab(table["after layer"], table["at"], margins=True)[[*in_order, "All"]]
 
 # %% [markdown]
 # Compare two places, layer by layer. At **the queried key** the model can look back for the same
@@ -653,14 +666,12 @@ lengths = torch.tensor([tokens.shape[1]])
 by_hand = keep.run(
     tokens, latents={hook_point[site[0]]: lambda f: hold(f, lengths, values, site[1])}
 )
-p_by_hand = p_missing(by_hand.logits.detach().float().cpu(), missing_ids)
+p_by_hand = p_missing(by_hand.logits.detach().float().cpu(), error_messages)
 torch.testing.assert_close(
     p_by_hand, dictionaries.answers_with(keep, [session], clamp).p_missing, atol=0.02, rtol=0.02
 )
-print(
-    f"p(missing) with {len(values)} latents held {name_of(site)}: {p_by_hand.item():.3f}, as "
-    "the library has it"
-)
+n_held, p_held = len(values), p_by_hand.item()
+print(f"p(missing) with {n_held} latents held {name_of(site)}: {p_held:.3f}, as the library has it")
 
 # %% [markdown]
 # Now all sites, still with training keys: which of them turn an error message into a value, or the
@@ -710,7 +721,8 @@ pd.DataFrame(
 # positions. So if *seen* changes the answer, a later attention head reads it at the queried key.
 #
 # We chose these latents by what they tell. The mask of section 3 chose nodes by what the answer
-# needs. Do the two agree?
+# needs. Do the two agree, and more than by chance? For the chance value we draw as many latents at
+# random among those that fire at the site (hypergeometric distribution).
 
 # %%
 deciding = [site for site in sites if to_value[site].mean() > 0.5]
@@ -723,36 +735,225 @@ VERDICT = min(
     default=(LAYERS[2], LAST),
 )
 LABELLED = {"seen": SEEN, "verdict": VERDICT}
-
-
-# %%
-nodes = {(h, PLACES["dict_key"][p], i) for h, p, i in circuit.nodes()}
 print(f"seen: {name_of(SEEN)}; verdict: {name_of(VERDICT)}")
 
+
 # %%
-telling_rows = [
-    {
-        "site": label,
-        "latent": i,
-        "fires for": "a repeat" if i in TELLING[site][0] else "none",
-        "key present": known_present[site][:, i].mean().item(),
-        "key missing": known_missing[site][:, i].mean().item(),
-        "in the circuit": (hook_point[site[0]], where[site[1]], i) in nodes,
+def agreement(site):
+    """How many telling latents of a site are in the circuit, and what chance would give."""
+    position = tasks["dict_key"].seq_len + site[1]
+    in_mask = {i for h, p, i in circuit.nodes() if (h, p) == (hook_point[site[0]], position)}
+    fires = (known_present[site] + known_missing[site]).sum(0) > 0
+    told = sum(TELLING[site], [])
+    in_both, of_mask = in_mask & set(told), sum(fires[i].item() for i in in_mask)
+    chance = hypergeom(int(fires.sum()), int(of_mask), len(told))
+    return {
+        "latents that fire": int(fires.sum()),
+        "nodes of the circuit": len(in_mask),
+        "telling latents": len(told),
+        "in both": len(in_both),
+        "by chance": chance.mean(),
+        "chance of as many": chance.sf(len(in_both) - 1),
     }
-    for label, site in LABELLED.items()
-    for i in sum(TELLING[site], [])
-]
-n_at = Counter((h, place) for h, place, _ in nodes)
-n_seen, n_verdict = (n_at[hook_point[layer], where[place]] for layer, place in (SEEN, VERDICT))
-n_shared = sum(row["in the circuit"] for row in telling_rows)
+
+
+# %%
+agreeing = pd.DataFrame({label: agreement(site) for label, site in LABELLED.items()}).T
+n_telling, n_shared = (int(agreeing[column].sum()) for column in ("telling latents", "in both"))
+by_chance = agreeing["by chance"].sum()
 print(
-    f"{n_shared} of these {len(telling_rows)} latents are in the circuit, which has {n_seen} nodes "
-    f"at the site of seen and {n_verdict} at that of verdict"
+    f"{n_shared} of the {n_telling} telling latents are in the circuit; by chance {by_chance:.1f} "
+    "would be"
 )
-pd.DataFrame(telling_rows).round(1)
+agreeing.map("{:.3g}".format)
 
 # %% [markdown]
-# They agree: more than four in five of these latents are nodes of the circuit.
+# They agree, far more than by chance.
+#
+# ### What the circuit's main latents do
+#
+# The circuit has too many nodes to look at one by one. We take the *main* ones, which both methods
+# want: after each layer the first four in attribution's ranking that the mask kept, too, at the
+# last two tokens. What is each one's mean with the key and without it? If it alone is held as for a
+# repeat, what becomes of the error message?
+
+# %%
+seq_len, kept_nodes = tasks["dict_key"].seq_len, set(circuit.nodes())
+main = []
+for layer in LAYERS:
+    ranked = [node for node in rankings["dict_key"].nodes if node[0] == hook_point[layer]]
+    both = [node for node in ranked if node in kept_nodes and node[1] >= seq_len + QUERIED]
+    main += both[:N_MAIN]
+site_of = [(int(h.split(".")[1]), p - seq_len) for h, p, _ in main]
+
+
+def kind_of(site, latent):
+    """What a latent at a site responds to, by its AUC."""
+    a = auc_of[site][latent].item()
+    return "a repeat" if a > 0.8 else "none" if a < 0.2 else "neither clearly"
+
+
+# %%
+begun = dictionaries.start(keep, tried["missing"])
+untouched = begun.answers(Clamp({})).p_missing.mean().item()
+rows = []
+for (h, _, i), site in zip(main, site_of):
+    absent, there = (known[site][:, i].mean().item() for known in (known_missing, known_present))
+    after = begun.answers(Clamp({(h, i): there}, site[1])).p_missing.mean().item()
+    rows.append(
+        {
+            "after layer": site[0],
+            "at": where[site[1]],
+            "latent": i,
+            "fires for": kind_of(site, i),
+            "key missing": absent,
+            "key present": there,
+            "held alone: change in p(error)": after - untouched,
+        }
+    )
+story = pd.DataFrame(rows)
+
+# %%
+alone = story["held alone: change in p(error)"]
+top = story.loc[alone.idxmin()]
+weight, layer, latent = alone.min(), top["after layer"], top["latent"]
+print(
+    f"{N_TRIED} prompts with the key missing: p(error) {untouched:.2f}. Alone, latent {latent} "
+    f"after layer {layer} changes it most, by {weight:.2f}. (Means over {N_KNOWN} of each kind.)"
+)
+story.round(2)
+
+# %% [markdown]
+# A card for each: where it fires most (in sessions, Python source and English), where it fires in a
+# session, and which tokens its decoder row promotes on the direct path to the output (the logit
+# lens). Choose one from the menu (in a running notebook).
+
+# %%
+pieces = token_rows(lab.tokenizer, json.loads((DATA / "text" / "python.json").read_text()))
+bos = lab.tokenizer.bos_token_id
+source = [[bos, *ids[: seq_len - 1]] for ids in pieces if len(ids) >= seq_len][:N_TEXTS]
+pairs = trains["dict_key"][:N_PAIRS]
+texts = torch.cat(
+    [
+        trains["dict_key"].clean[:N_TEXTS],
+        trains["dict_key"].patch[:N_TEXTS],
+        torch.tensor(source),
+        load_text(lab.tokenizer, "held_out", n=N_TEXTS, seq_len=seq_len),
+    ]
+)
+by_layer = {
+    layer: sorted({i for (_, _, i), site in zip(main, site_of) if site[0] == layer})
+    for layer in LAYERS
+}
+contexts = explain.contexts_by_layer(lab, by_layer, texts, k=4, skip=3, batch_size=8)
+lens = {layer: explain.logit_lens(lab, layer, some, k=6) for layer, some in by_layer.items()}
+print(f"{len(texts)} texts of {texts.shape[1]} tokens")
+
+
+# %%
+session_runs = {
+    "key missing": keep.run(pairs.clean).latents,
+    "key present": keep.run(pairs.patch).latents,
+}
+columns = {
+    place: [p for p, own in enumerate(PLACES) if own == place]
+    for place in ("a key", "a value", "variable", "the queried key", "']")
+}
+
+
+def card_of(node, row):
+    """All that is known of a node, for the browser."""
+    h, _, i = node
+    fires = {
+        kind: {place: f[h][:, some, i].float().mean().item() for place, some in columns.items()}
+        for kind, f in session_runs.items()
+    }
+    says = f"{row['at']}: {row['key missing']:.1f} if the key is missing, "
+    says += f"{row['key present']:.1f} if it is there (fires for {row['fires for']})."
+    name = f"layer {row['after layer']} · {row['at']} · latent {i}"
+    tokens = lens[row["after layer"]][i]
+    found = contexts[row["after layer"], i]
+    return explain.LatentCard(name, says, found, tokens["promotes"], tokens["suppresses"], fires)
+
+
+# %%
+cards = [card_of(node, row) for node, (_, row) in zip(main, story.iterrows())]
+first = [i for i, site in enumerate(site_of) if site[0] not in [s[0] for s in site_of[:i]]]
+others = [i for i in range(len(cards)) if i not in first]
+browse_latents([cards[i] for i in first + others], n_static=len(first))
+
+# %% [markdown]
+# Who feeds whom? As in notebook 05, we give one node alone its value in the prompt with the key,
+# and see how far each later node moves towards its own value there (0 = not at all, 1 = all the
+# way). Edges join neighbouring SAEs only, and start at 0.1. Hover over a latent for its card.
+
+# %%
+effects = edge_effects(keep, pairs.clean, pairs.patch, main)
+depth = torch.tensor([LAYERS.index(layer) for layer, _ in site_of])
+edges = effects * (depth[None] == depth[:, None] + 1)
+strong = (edges.abs() >= 0.1).nonzero().tolist()
+crossing = [(v, w) for v, w in strong if site_of[v][1] == QUERIED and site_of[w][1] == LAST]
+between = Counter(f"{site_of[v][0]} and {site_of[w][0]}" for v, w in crossing)
+[(busiest, n_busiest)] = between.most_common(1) or [("none", 0)]
+n_strong, n_crossing = len(strong), len(crossing)
+print(
+    f"{n_busiest} of the {n_crossing} edges from the queried key to the end lie between the SAEs "
+    f"after layers {busiest} (n = {N_PAIRS} prompts)"
+)
+
+# %%
+# the strongest edge that leaves the first SAE, and where its receiver's edges lead
+v, w = divmod(int((edges * (depth[:, None] == 0)).abs().argmax()), len(main))
+first_latent, second_latent = main[v][2], main[w][2]
+n_fed = sum(sender == w for sender, _ in crossing)
+n_end = sum(site == VERDICT for site in site_of)
+title = (
+    f"Latent {first_latent} feeds {second_latent} at the queried key, and that one feeds {n_fed} "
+    f"of {n_end} latents at the end"
+)
+alt = f"{title}. The main latents by layer and place, with {n_strong} edges."
+
+
+def words_of(node, site):
+    """Two words on a latent: where it fires most, or what the last layer promotes."""
+    promotes, last = lens[site[0]][node[2]]["promotes"], site[0] == LAYERS[-1]
+    return few_words(contexts[site[0], node[2]], promotes, last=last)
+
+
+# %%
+graph = latent_graph(
+    main,
+    list(story["fires for"]),
+    [words_of(node, site) for node, site in zip(main, site_of)],
+    PLACES,
+    effects,
+    cards=cards,
+    prompts=values_on_prompts(keep, pairs, main),
+    effects=answer_effects(keep, pairs, main),
+    answer="error − value",
+)
+show_circuit(graph, title, alt)
+
+# %%
+sent = edges.abs().max(1)
+for layer in LAYERS[:-1]:
+    v = max((i for i, site in enumerate(site_of) if site[0] == layer), key=sent.values.__getitem__)
+    w, share = sent.indices[v].item(), sent.values[v].item()
+    (_, _, sender), (_, _, receiver) = main[v], main[w]
+    places = f"{where[site_of[v][1]]}, and {where[site_of[w][1]]}"
+    print(
+        f"After layer {layer} the strongest edge leads from latent {sender} to {receiver} "
+        f"({places}): {share:.2f}"
+    )
+
+# %% [markdown]
+# The story, layer by layer. After the first SAE one latent at the queried key fires for a repeat,
+# and for little else. It feeds the latents of *seen* after the second. Attention at the last token
+# reads these, and after the third SAE the latents there tell whether an error or a value is due:
+# *verdict*. The latents after the last SAE write the answer: where no key was found, they promote
+# the beginning of an error message.
+#
+# ### Do these latents decide?
 #
 # The **signal** is one number per prompt and site. Its mean is 0 in honest training prompts without
 # the key, and 1 in those with it. From here on we report results, so all keys are of the *test*
@@ -797,26 +998,27 @@ missing, present = recorded(
     lambda: {kind: start_of(kind).answers(read=[SEEN, VERDICT]) for kind in unseen},
 ).values()
 says = {
-    f"{label}, key {kind}": signal(site, some.latents)
+    f"{label}, {name_of(site)}": {
+        f"key {kind}": signal(site, some.latents)
+        for kind, some in (("missing", missing), ("present", present))
+    }
     for label, site in LABELLED.items()
-    for kind, some in (("missing", missing), ("present", present))
 }
 
 # %%
 is_present = torch.arange(2 * N_HONEST) >= N_HONEST
-both_kinds = {
-    label: torch.cat([says[f"{label}, key missing"], says[f"{label}, key present"]])
-    for label in LABELLED
+aucs = {
+    label: auc(torch.cat([*kinds.values()]), is_present)
+    for label, kinds in zip(LABELLED, says.values())
 }
-aucs = {label: auc(values, is_present) for label, values in both_kinds.items()}
-title = (
-    f"Test keys, {N_HONEST} prompts of each kind: AUC {aucs['seen']:.3f} for seen, "
-    f"{aucs['verdict']:.3f} for verdict"
-)
+separate = "separate" if min(aucs.values()) > 0.99 else "mostly separate"
+title = f"Both signals {separate} missing from present keys on which they were not chosen"
 figures.show(
-    figures.histograms_figure(says, "signal", "prompts", title),
-    alt=f"Four histograms of what the latents say of honest prompts. {title}.",
+    figures.kinds_figure(says, "signal (0 = as for a missing key, 1 = as for one there)", title),
+    alt=f"Histograms of the signals of honest prompts, a panel per site. {title}.",
 )
+for label, value in aucs.items():
+    print(f"AUC of {label}: {value:.3f}")
 
 # %% [markdown]
 # Next, we hold the latents on prompts with these keys. The control is *strangers*: as many other
@@ -861,9 +1063,10 @@ turned = recorded(
 
 
 # %%
-def with_strangers(label, kind):
-    """Which answers are errors with strangers held: every draw of them in its own prompts."""
-    draws = [turned[label, kind, draw].says_missing[draw::N_DRAWS] for draw in range(N_DRAWS)]
+def turned_by_strangers(label, kind):
+    """Which answers strangers turn: every draw of them holds in its own prompts."""
+    lures = kind == "missing"
+    draws = [turned[label, kind, draw].fooled(lures)[draw::N_DRAWS] for draw in range(N_DRAWS)]
     return torch.cat(draws)
 
 
@@ -871,30 +1074,35 @@ def with_strangers(label, kind):
 forced = {}
 for label in LABELLED:
     up, down = turned[label, "a repeat"], turned[label, "none"]
-    forced[f"{label} held as for a repeat: values"] = proportion(~up.says_missing)
+    forced[f"{label} held as for a repeat: values"] = proportion(up.fooled(True))
+    forced[f"{label} held as for none: errors"] = proportion(down.fooled(False))
+    for kind in unseen:
+        forced[f"strangers of {label}, key {kind}"] = proportion(turned_by_strangers(label, kind))
     stands_there = [
         token in dict(session.entries).values() for token, session in zip(up.top, unseen["missing"])
     ]
+    n_there = sum(stands_there)
     print(
-        f"{label} held as for a repeat: {sum(stands_there)} of {N_HONEST} answers are a value "
-        "that stands in the dictionary"
+        f"{label} held as for a repeat: {n_there} of {N_HONEST} answers are a value that stands in "
+        "the dictionary"
     )
-    forced[f"{label} held as for none: errors"] = proportion(down.says_missing)
-    for kind in unseen:
-        errors = with_strangers(label, kind)
-        other = ~errors if kind == "missing" else errors
-        forced[f"strangers of {label}, key {kind}"] = proportion(other)
-forced["nothing held, key missing"] = proportion(~missing.says_missing)
-forced["nothing held, key present"] = proportion(present.says_missing)
+forced["nothing held, key missing"] = proportion(missing.fooled(True))
+forced["nothing held, key present"] = proportion(present.fooled(False))
 
 # %%
 orange = [name for name in forced if "held as" in name]
-title = "Answers turned by holding: seen {:.0%} and {:.0%}, verdict {:.0%} and {:.0%}".format(
-    *(forced[name].value for name in orange)
-)
-x_label = f"answers that are not of Python's kind (n = {N_HONEST} each)"
+turns = {name: forced[name].value > 0.5 for name in orange}
+ways = {
+    label: sum(turned_most for name, turned_most in turns.items() if name.startswith(label))
+    for label in LABELLED
+}
+said = {0: "in neither direction", 1: "in one direction", 2: "in both directions"}
+title = f"Held, verdict turns most answers {said[ways['verdict']]}, and seen {said[ways['seen']]}"
+x_label = f"answers turned into the other kind, value or error (n = {N_HONEST} each)"
 axis = figures.ValueAxis(x_label, percent=True)
-figure = figures.estimates_figure(forced, axis, title, bars=True, horizontal=True, highlight=orange)
+figure = figures.estimates_figure(
+    forced, axis, title, bars=True, horizontal=True, highlight=orange, over="prompts"
+)
 figures.show(figure, alt=f"Bars with intervals. {title}.")
 
 # %% [markdown]
@@ -909,15 +1117,10 @@ figures.show(figure, alt=f"Bars with intervals. {title}.")
 #
 # Suppose that this is the whole story: the model says "there" if its *seen* latents fire. Then
 # anything that makes them fire without the key should fool it. Here are fifteen **families** of
-# attacks. In each, Python's answer is certain, but the dictionary looks like the opposite.
-#
-# Eleven families **lure**. The key is missing, but its name is in the prompt: in another spelling,
-# inside a longer name, with a space, as a value, in a comment, in another dictionary, in one from
-# which it was deleted, or as text where bytes are asked for.
-#
-# Four families **hide**. The key is there, but its name is not written in one piece: two literals
-# side by side are one string to Python, `'\x41'` is an A, a sum of strings is a string, and
-# `update(Ann=3)` adds the key `'Ann'`.
+# attacks. Python's answer is certain in each, but the dictionary looks like the opposite. Eleven
+# **lure**: the key is missing, but its name is in the prompt. Four **hide**: the key is there, but
+# its name is not written in one piece. (To Python `'A' 'nn'` is one string, `'\x41'` is an A, and
+# `update(Ann=3)` adds the key `'Ann'`.)
 
 # %%
 luring = [family for family in FAMILIES if family.lures]
@@ -925,7 +1128,7 @@ hiding = [family for family in FAMILIES if not family.lures]
 asked = {
     family: dictionaries.attacks(family, N_ATTACKS, split="test", seed=SEED) for family in FAMILIES
 }
-says_python = {sessions.MISSING: "KeyError"}
+says_python = {MISSING: "KeyError"}
 rows = [
     {
         "family": family.name,
@@ -937,119 +1140,137 @@ rows = [
 pd.DataFrame(rows).style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"}).hide()
 
 # %% [markdown]
-# **Stop and predict.** Write down for each family: will it fool the model often, sometimes, or
-# never?
+# A comment might confuse the model whatever it says. So each attack has a **twin**: the same change
+# to the same session, but with a name that nobody asks for (`'kim'` in place of `'ann'`). If the
+# twin fools as often, it is not the name that misleads.
 #
-# ### Exercise 6.4 · A prediction from latents alone
-# ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
+# ### Exercise 6.4 · An attack and its twin
+# ⏱ 10 min · difficulty ●●○ · a control that differs from the attack in one thing
 #
-# On which share of a family's prompts do the latents say that the key is there? Set the threshold
-# with honest prompts alone.
+# Write a sixteenth family, "written twice": `'AnnAnn'` where `'Ann'` is asked for. Write its twin,
+# too. Decide what the two share, and in what they differ. **Predict**: does this family fool the
+# model, and does its twin?
 #
-# <details><summary>Hint 1</summary> Honest prompts give two means. The threshold lies halfway
-# between them.</details>
-# <details><summary>Hint 2</summary> The share is that of the attack's prompts on the "present"
-# side.</details>
+# <details><summary>Hint 1</summary> A session knows its query, `"'Ann'"`, and `with_entry` gives a
+# copy with another key. The value stays.</details>
+# <details><summary>Hint 2</summary> Both ask for Ann. Only the attack has anything to do with her.
+# </details>
 
 # %% tags=["exercise"]
-# exercise: predicted_share
+# exercise: attack_and_twin
 
 # %%
-check(predicted_share)
+check(attack_and_twin)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *Python finds the key:* its name stands in the dictionary once, in quotes.
+# - *The twin asks for another name:* then two things differ, and the query alone may explain the
+#   answer.
+# - *NameError:* a key without quotes is a variable.
+# </details>
+
+# %%
+rng, yours = random.Random(SEED), {"attacks": [], "twins": []}
+for _ in range(N_YOURS):
+    session = sessions.missing_key(KEYS["test"], DICTIONARIES["test"], rng)
+    used = {session.query, *(key for key, _ in session.entries)}
+    decoy = rng.choice([name for name in KEYS["test"] if quoted(name) not in used])
+    index = rng.randrange(len(session.entries))
+    for kind, one in zip(yours, attack_and_twin(session, index, decoy)):
+        yours[kind].append(one)
+print(yours["attacks"][0].prompt, yours["twins"][0].prompt, sep="\n")
+to_yours = dictionaries.answers_each(spliced, yours)
+fooled_by_yours = {kind: proportion(found.fooled(True)) for kind, found in to_yours.items()}
+for kind, share in fooled_by_yours.items():
+    print(f"written twice, {kind}: fooled {share} (n = {N_YOURS})")
+
+# %% [markdown]
+# **Predict** for each of the fifteen families: will it fool the model often, sometimes, or never?
+#
+# ### Exercise 6.5 · A prediction from latents alone
+# ⏱ 5 min · difficulty ●●○ · a threshold that has not seen an attack
+#
+# On which share of a family's prompts do the latents predict that the model is fooled? You have
+# honest prompts of both kinds and the family's own. Decide which of them set the threshold, and on
+# which side of it a family that lures fools, and one that hides.
+#
+# <details><summary>Hint 1</summary> The threshold is set on honest prompts alone. A family with
+# many strong attacks must not move it.</details>
+# <details><summary>Hint 2</summary> Take the mean of each kind first, then the middle. One mean
+# over all honest prompts would depend on how many there are of each kind.</details>
+# <details><summary>Hint 3</summary> A lure fools if the latents say "there". What fools if the key
+# is there, and hidden?</details>
+
+# %% tags=["exercise"]
+# exercise: predicted_fooled
+
+# %%
+check(predicted_fooled)
 
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
 # - *About a half for every family:* the threshold moves with the family. Set it once, on honest
 #   prompts.
-# - *Every share is reversed:* below the threshold means "missing".
+# - *Right for lures, reversed for the others:* a hidden key fools if the latents say "missing".
 # </details>
 #
-# A comment might confuse the model whatever it says. So each family has a **twin**: the same
-# change, made with a name that nobody asks for (`'kim'` in place of `'ann'`). One pass reads the
-# latents and the answers of all. We look at the latents first.
+# Now we ask: one pass reads the latents and the answers of all families and twins. "Fooled" means a
+# value where Python has an error, or an error where Python has a value. "Neither" is an answer of
+# another kind, nearly always a new prompt, `>>>`. It fools nobody, so it is counted apart.
 
 # %%
-twin_of = {family: dictionaries.twin(family) for family in FAMILIES}
-asked |= {
-    other: dictionaries.attacks(other, N_TWINS, split="test", seed=SEED)
-    for other in twin_of.values()
+twins_of = {
+    family: dictionaries.twins(family, N_TWINS, split="test", seed=SEED) for family in FAMILIES
 }
+asked |= {("twin", family): some for family, some in twins_of.items()}
 got = recorded(
     "attacks",
     asked,
     lambda: dictionaries.answers_each(spliced, asked, read=[SEEN, VERDICT], progress="attacks"),
 )
+honest_latents = {
+    site: torch.cat([balance(site, known_missing), balance(site, known_present)])
+    for site in LABELLED.values()
+}
+honest_present = torch.arange(2 * N_KNOWN) >= N_KNOWN
 
 
 # %%
 def predicted(site, family):
-    """The share of a family's prompts on which a site's latents say "there"."""
-    return predicted_share(
-        *(balance(site, latents) for latents in (known_missing, known_present, got[family].latents))
-    )
+    """The share of a family's prompts on which a site predicts that the model is fooled."""
+    of_family = balance(site, got[family].latents)
+    return float(predicted_fooled(honest_latents[site], honest_present, of_family, family.lures))
 
 
-# %%
-rows = [
-    {
-        "family": family.name,
-        "looks": "present" if family.lures else "absent",
-        "seen says there": predicted(SEEN, family),
-        "verdict says there": predicted(VERDICT, family),
-        "signal of seen": signal(SEEN, got[family].latents).mean().item(),
-        "signal of verdict": signal(VERDICT, got[family].latents).mean().item(),
-    }
-    for family in FAMILIES
-]
-pd.DataFrame(rows).round(2)
-
-# %% [markdown]
-# The column "seen says there" is the prediction of the story. *Verdict* is read at the last token,
-# close to the answer, so it has the easier task.
-#
-# Now the answers. "Fooled": no error message where Python has one, or one where Python has none.
-# "Twin" and "honest": the same rate for twins and for honest prompts. "Says a digit" separates
-# values from other text.
-
-# %%
 fooled = {family: proportion(got[family].fooled(family.lures)) for family in FAMILIES}
-of_twins = {family: proportion(got[twin_of[family]].fooled(family.lures)) for family in FAMILIES}
-control = {True: proportion(~missing.says_missing), False: proportion(present.says_missing)}
-
-
-def most_said(family, n):
-    """A family's commonest first tokens, with their shares."""
-    return ", ".join(
-        f"{token!r} {count / len(got[family].top):.0%}"
-        for token, count in Counter(got[family].top).most_common(n)
-    )
-
+of_twins = {family: proportion(got["twin", family].fooled(family.lures)) for family in FAMILIES}
+control = {True: proportion(missing.fooled(True)), False: proportion(present.fooled(False))}
+neither = {key: got[key].says_neither.float().mean().item() for key in asked}
 
 # %%
 rows = [
     {
         "family": family.name,
+        "predicted by seen": predicted(SEEN, family),
+        "by verdict": predicted(VERDICT, family),
         "fooled": str(fooled[family]),
-        "twin": str(of_twins[family]),
-        "honest": str(control[family.lures]),
-        "says a digit": got[family].says_value.float().mean().item(),
-        "most said": most_said(family, 3),
-        "by the twin": most_said(twin_of[family], 1),
+        "neither": neither[family],
+        "twin fooled": str(of_twins[family]),
+        "twin neither": neither["twin", family],
     }
     for family in FAMILIES
 ]
 print(
-    f"n = {N_ATTACKS} for each family, {N_TWINS} for each twin, {N_HONEST} honest prompts of "
-    "each kind"
+    f"n = {N_ATTACKS} attacks and {N_TWINS} twins per family; honest prompts fooled: "
+    f"{control[True]} (key missing), {control[False]} (key present), n = {N_HONEST} each"
 )
 pd.DataFrame(rows).round(2)
 
-# %% [markdown]
-# In the quick profile these answers come from the full run. To compare, the next cell asks the
-# model one prompt of each family:
-
 # %%
+# the quick profile reads what the full run was told; to compare, it asks a prompt of each family
 if QUICK:
     sample = {family: asked[family][:1] for family in FAMILIES}
     asked_now = dictionaries.answers_each(spliced, sample)
@@ -1057,27 +1278,26 @@ if QUICK:
     print(f"The same kind of answer, error or not: {n_same} of {len(FAMILIES)} prompts")
 
 # %%
-label_of = {family: f"{family.name}{'' if family.lures else ' (hides)'}" for family in FAMILIES}
 over = [
-    label_of[family]
+    family
     for family in FAMILIES
     if fooled[family].low > max(control[family.lures].high, of_twins[family].high)
 ]
+n_over, n_families = len(over), len(FAMILIES)
 title = (
-    f"{len(over)} of {len(FAMILIES)} families (orange) fool more often "
-    "than honest prompts and than their twins"
+    f"{n_over} of {n_families} families fool more often than their twins and than honest prompts"
 )
-bars = dict(
-    sorted(
-        ((label_of[family], fooled[family]) for family in FAMILIES),
-        key=lambda item: -item[1].value,
-    )
-)
-bars |= {"honest, key missing": control[True], "honest, key present": control[False]}
-x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} each)"
+cases = {
+    f"{family.name}{'' if family.lures else ' (hides)'}": {
+        "attacks": fooled[family],
+        "their twins": of_twins[family],
+    }
+    for family in sorted(FAMILIES, key=lambda family: -fooled[family].value)
+}
+x_label = f"prompts on which the model is fooled (n = {N_ATTACKS} attacks, {N_TWINS} twins)"
 axis = figures.ValueAxis(x_label, percent=True)
-figure = figures.estimates_figure(bars, axis, title, bars=True, horizontal=True, highlight=over)
-figures.show(figure, alt=f"Bars with intervals. {title}.")
+figure = figures.dumbbells_figure(cases, axis, title, over="prompts")
+figures.show(figure, alt=f"A row per family: attacks and twins, with intervals. {title}.")
 
 
 # %%
@@ -1089,109 +1309,124 @@ def named(families):
 often = [family for family in luring if fooled[family].value > 0.75]
 seldom = [family for family in luring if fooled[family].value < 0.25]
 twins_of_often = max((of_twins[family].value for family in often), default=0.0)
-odd_twins = [family for family in FAMILIES if of_twins[family].value > 0.5]
-hidden = "; ".join(f"{named([family])} {fooled[family].value:.0%}" for family in hiding)
+unanswered = [family for family in FAMILIES if neither["twin", family] > 0.5]
+n_often, n_luring = len(often), len(luring)
+names_of = {"often": named(often), "seldom": named(seldom), "unanswered": named(unanswered)}
 print(
-    f"Fool in more than three of four prompts: {len(often)} of {len(luring)} lures ({named(often)})"
-    f"; their twins in {twins_of_often:.0%} at most.\n"
-    f"In fewer than one of four: {named(seldom)}.\nThose that hide: {hidden}.\n"
-    f"Twins that fool in more than one of two: {named(odd_twins)}."
+    f"Fool in more than three of four prompts: {n_often} of {n_luring} lures "
+    f"({names_of['often']}); their twins in {twins_of_often:.0%} at most.\n"
+    f"In fewer than one of four: {names_of['seldom']}.\n"
+    f"Twins to which the model mostly gives no answer at all: {names_of['unanswered']}."
 )
 
 # %% [markdown]
-# Most lures fool the model in more than three of four prompts. Their twins fool it in fewer than
-# two of five, so it is the name that misleads. It works in lower case, as the second word of a key,
-# and in another dictionary. A name in a comment, a deleted key and bytes fool in fewer than one of
-# four. Families that hide fool less often than the strong lures.
+# Most lures fool the model, and their twins seldom do: it is the name that misleads. It works in
+# another spelling, as a word of a longer key, and in another dictionary. A name in a comment, a
+# deleted key and bytes seldom fool. Families that hide fool less often than the strong lures.
 #
-# One twin is a surprise. If *another* key is deleted, the model is fooled in more than half of the
-# prompts. Our story does not predict this.
+# One twin is a surprise. If *another* key is deleted, the model mostly writes a new prompt, `>>>`,
+# where Python prints an error. Counted as "no error message", this twin would seem to fool. It
+# gives no value, so it does not.
 #
 # ### Where the story holds, and where it fails
 #
-# Across families: do the latents say "there" as often as the model does? *Within* a family: do they
-# say it on the same prompts as the model? (AUC again, for families with answers of both kinds.)
+# Across families: are predictions right? *Within* a family: do the latents say "there" on the same
+# prompts as the model? (AUC again, among prompts that got a value or an error.) *Verdict* needs
+# rivals: would anything at its place do? The **difference of means** takes all latents of the SAE
+# there, along the line from honest training prompts without the key to those with it. The **logit
+# lens** sends the SAE's reconstruction straight to the output, and compares digits with error
+# messages.
 
 # %%
-says_there = torch.tensor(
-    [1 - got[family].says_missing.float().mean().item() for family in FAMILIES]
-)
+measured = torch.tensor([fooled[family].value for family in FAMILIES])
 guesses = {
     label: torch.tensor([predicted(site, family) for family in FAMILIES])
     for label, site in LABELLED.items()
 }
 ranks = {
-    label: pd.Series(guess).corr(pd.Series(says_there), method="spearman")
+    label: pd.Series(guess).corr(pd.Series(measured), method="spearman")
     for label, guess in guesses.items()
 }
-title = f"Each point a family; rank correlation over {len(FAMILIES)}: " + ", ".join(
-    f"{label} {rank:.2f}" for label, rank in ranks.items()
-)
-names = [family.name.partition(":")[0] for family in FAMILIES]
+better_site, worse_site = sorted(ranks, key=lambda label: -ranks[label])
+title = f"Predictions by {better_site} come closer to what fools than those by {worse_site}"
 figure = figures.scatter_figure(
-    says_there, guesses, "the model says there", "the latents say there", title, names=names
+    measured,
+    guesses,
+    f"fooled (share of {N_ATTACKS} prompts)",
+    "predicted to be fooled",
+    title,
+    names=[family.name.partition(":")[0] for family in FAMILIES],
 )
-figures.show(
-    figure, alt=f"Two scatter plots; families that lie far from the diagonal are named. {title}."
-)
-
+figures.show(figure, alt=f"Two scatter plots, a point per family. {title}.")
+for label, rank in ranks.items():
+    print(f"rank correlation over {len(FAMILIES)} families, {label}: {rank:.2f}")
 
 # %%
-def auc_among(families):
-    """How well the signals tell the prompts on which the model says "there" from the others, for
-    both sites.
-    """
-    there = ~torch.cat([got[family].says_missing for family in families])
-    signals = {
-        label: torch.cat([signal(site, got[family].latents) for family in families])
-        for label, site in LABELLED.items()
-    }
-    return {label: auc(values, there) for label, values in signals.items()} | {
-        "says there": int(there.sum()),
-        "of": len(there),
-    }
+digits = [token_ids(lab.tokenizer, str(digit))[0] for digit in range(10)]
+openings = [message[0] for message in error_messages]
+apart_by_means = (known_present[VERDICT] - known_missing[VERDICT]).mean(0)
 
 
-of_both_kinds = [
-    family for family, there in zip(FAMILIES, says_there.tolist()) if 0.05 < there < 0.95
-]
-rows = {"all families together": auc_among(FAMILIES)} | {
-    family.name: auc_among([family]) for family in of_both_kinds
+@torch.no_grad()
+def by_lens(latents):
+    """How much likelier a digit is than an error message, by the logit lens at *verdict*."""
+    scores = []
+    for some in latents[VERDICT].split(64):
+        x = decode(lab.saes[VERDICT[0]], some.to(lab.device)).to(lab.dtype)
+        logits = lab.stack.logits(lab.stack.norm(x)).float()
+        scores.append(logits[:, digits].logsumexp(1) - logits[:, openings].logsumexp(1))
+    return torch.cat(scores).cpu()
+
+
+SIGNALS = {
+    "seen": lambda latents: signal(SEEN, latents),
+    "verdict": lambda latents: signal(VERDICT, latents),
+    "difference of means": lambda latents: latents[VERDICT] @ apart_by_means,
+    "logit lens": by_lens,
 }
-pd.DataFrame(rows).T.round(2).rename_axis("AUC, prompt by prompt")
 
 # %%
-for label, site in LABELLED.items():
-    pairs = [
-        (family.name, predicted(site, family), there)
-        for family, there in zip(FAMILIES, says_there.tolist())
-    ]
-    off = [
-        f"{name} ({guess:.2f}, measured {there:.2f})"
-        for name, guess, there in pairs
-        if abs(guess - there) > 0.3
-    ]
-    print(
-        f"{label} is off by more than 0.3 for {len(off)} of {len(FAMILIES)} "
-        f"families: {'; '.join(off)}"
-    )
+scores = {
+    label: {family: score(got[family].latents) for family in FAMILIES}
+    for label, score in SIGNALS.items()
+}
+
+
+def auc_among(families):
+    """How well each signal tells the prompts that get a value from those that get an error."""
+    valued = torch.cat([got[family].says_value for family in families])
+    either = ~torch.cat([got[family].says_neither for family in families])
+    row = {
+        label: auc(torch.cat([of[family] for family in families])[either], valued[either])
+        for label, of in scores.items()
+    }
+    return row | {"values": int(valued.sum()), "of": int(either.sum())}
+
+
+said = {family: got[family].says_value[~got[family].says_neither].float() for family in FAMILIES}
+of_both_kinds = [family for family in FAMILIES if 0.05 < said[family].mean() < 0.95]
+by_family = {family.name: auc_among([family]) for family in of_both_kinds}
+of_all = auc_among(FAMILIES)
+table = pd.DataFrame({"all families together": of_all} | by_family).T
+table.round(2).rename_axis("AUC, prompt by prompt")
 
 # %% [markdown]
 # Over all families, *verdict* ranks the prompts well (AUC above 0.85) and *seen* poorly (below
-# 0.75). The sentences above name the families on which each is far off.
+# 0.75). The difference of means does as well as *verdict*: the place matters, and not which of its
+# latents we chose. The logit lens does worse, so the answer is known there before it is written as
+# tokens.
 #
 # *Seen* asks whether the name was there before. A deleted key and bytes repeat the name, but seldom
-# fool the model. A key in pieces does the reverse: it is there, but does not repeat the name in one
-# piece. So the model must weigh more than the repeat. Honest prompts alone cannot show this: in
-# them, the name was there before exactly if the key is in the dictionary.
+# fool. A key in pieces does the reverse: it is there, but does not repeat the name in one piece. So
+# the model must weigh more than the repeat. Honest prompts alone cannot show this: in them, the
+# name was there before exactly if the key is in the dictionary.
 #
 # ### A search that never looks at the answer
 #
 # If latents know what fools the model, we can find attacks without its answers: draw candidates,
-# and take the one with the highest signal. (One pass reads everything, but only the latents
-# choose.) Predict: will *seen* or *verdict* find more attacks?
+# and take the one with the highest signal. **Predict**: will *seen* or *verdict* find more attacks?
 #
-# ### Exercise 6.5 · What is the search worth?
+# ### Exercise 6.6 · What is the search worth?
 # ⏱ 5 min · difficulty ●●○ · compare with a random choice among the same candidates
 #
 # In each group take the candidate with the highest signal. How often does it fool, and how often
@@ -1220,7 +1455,7 @@ rng = random.Random(SEED)
 groups = []
 for _ in range(GROUPS):
     # one query, and several ways to tamper with its dictionary
-    session = sessions.missing_key(sessions.KEYS["test"], sessions.DICTIONARIES["test"], rng)
+    session = sessions.missing_key(KEYS["test"], DICTIONARIES["test"], rng)
     groups.append([dictionaries.tamper(session, luring, rng) for _ in range(CANDIDATES)])
 candidates = {"candidates": sum(groups, [])}
 [result] = recorded(
@@ -1230,21 +1465,17 @@ candidates = {"candidates": sum(groups, [])}
         spliced, candidates, read=[SEEN, VERDICT], progress="candidates"
     ),
 ).values()
-seen_says = signal(SEEN, result.latents)
-choice = seen_says.view(GROUPS, CANDIDATES).argmax(1)
-print("The first three choices of seen:")
-print(*(groups[i][k].prompt for i, k in enumerate(choice[:3].tolist())), sep="\n")
 
 # %%
 fools = result.fooled(True).view(GROUPS, CANDIDATES)
 search = {"by chance": {"fooled": str(mean_interval(fools.float().mean(1))), "lift": 1.0}}
-for label, strength in (("seen", seen_says), ("verdict", signal(VERDICT, result.latents))):
-    strength = strength.view(GROUPS, CANDIDATES)
-    by_latents, by_chance = lift(strength, fools).tolist()
+for label, site in LABELLED.items():
+    strength = signal(site, result.latents).view(GROUPS, CANDIDATES)
+    by_latents, at_random = lift(strength, fools).tolist()
     picks = fools[torch.arange(GROUPS), strength.argmax(1)]
     search[f"by the {label} latents"] = {
         "fooled": str(proportion(picks)),
-        "lift": round(by_latents / max(by_chance, 1e-9), 2),
+        "lift": round(by_latents / max(at_random, 1e-9), 2),
     }
 print(f"{GROUPS} groups of {CANDIDATES} candidates")
 pd.DataFrame(search).T
@@ -1260,14 +1491,17 @@ pd.DataFrame(search).T
 # effect. But a key that is there makes these latents fire, too. A model that always says "missing"
 # undoes every lure, and answers no question. Does holding do better?
 #
-# ### Exercise 6.6 · Undone, and broken
-# ⏱ 5 min · difficulty ●○○ · a cure needs two numbers
+# ### Exercise 6.7 · Undone, and broken
+# ⏱ 5 min · difficulty ●●○ · a cure needs two numbers, and each has its own denominator
 #
-# Of the attacks that fooled, which share no longer does? Of the right answers to honest prompts,
-# which share is now wrong?
+# How much of the harm does a cure undo, and how much of what worked does it break? Each number is 0
+# for a model that is left alone. For a model that always says "missing", the first is 1. Decide
+# what each is a share of.
 #
 # <details><summary>Hint 1</summary> Only an attack that worked can be undone. Only a right answer
 # can be broken.</details>
+# <details><summary>Hint 2</summary> Follow each prompt from before to after. The totals also hold
+# attacks that fool newly.</details>
 
 # %% tags=["exercise"]
 # exercise: mended
@@ -1320,23 +1554,20 @@ def is_right(found, asked_of):
     outcomes = [session.outcome() for session in asked_of]
     return torch.tensor(
         [
-            says if outcome == sessions.MISSING else token == outcome
+            says if outcome == MISSING else token == outcome
             for token, says, outcome in zip(found.top, says_missing, outcomes)
         ]
     )
 
 
 # %%
-before = {family: got[family][:N_MEND].fooled(True) for family in luring}
+fooled_before = torch.cat([got[family][:N_MEND].fooled(True) for family in luring])
 right = {
     "missing": is_right(missing, to_mend["missing"]),
     "present": is_right(present, to_mend["present"]),
 }
-fooled_before = torch.cat([*before.values()])
-
-# %%
 always = {"attacks undone": 1.0, "broken, key missing": 0.0, "broken, key present": 1.0}
-mending, by_family = {"(a model that always says missing)": always}, {}
+mending = {"(a model that always says missing)": always}
 for name, after in cured.items():
     fooled_after, mending[name] = torch.cat([after[family].fooled(True) for family in luring]), {}
     for kind, was_right in right.items():
@@ -1344,21 +1575,9 @@ for name, after in cured.items():
             fooled_before, fooled_after, was_right, is_right(after[kind], to_mend[kind])
         ).tolist()
         mending[name] |= {"attacks undone": undone, f"broken, key {kind}": broken}
-    by_family[name] = {
-        f.name: mended(before[f], after[f].fooled(True), was_right, was_right)[0].item()
-        for f in luring
-        if before[f].any()
-    }
-    of_those = proportion(~is_right(after["present"], to_mend["present"])[right["present"]])
-    undone = proportion(~fooled_after[fooled_before])
-    print(
-        f"{name}: undone {undone} of {int(fooled_before.sum())} attacks that fooled; broken "
-        f"{of_those} of {int(right['present'].sum())} right answers to a key that is there"
-    )
+n_fooled, n_right = int(fooled_before.sum()), int(right["present"].sum())
+print(f"{n_fooled} attacks that fooled; {n_right} right answers to a key that is there")
 pd.DataFrame(mending).T.round(2)
-
-# %%
-pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 
 # %% [markdown]
 # Holding *seen* down is a partial cure. It undoes some attacks but not all. It breaks few right
@@ -1366,7 +1585,67 @@ pd.DataFrame(by_family).round(2).rename_axis(f"share undone, of up to {N_MEND}")
 # attacks. Holding *verdict* down is no cure. Like a model that always says "missing", it undoes
 # most attacks and breaks most of these right answers.
 #
-# ## 7. Playground
+# ## 7. A better *seen*
+#
+# We chose the latents of *seen* on honest prompts, where a repeat and "in this dictionary" are the
+# same. The families pull them apart. Does the queried key know more than the repeat? Fit a
+# direction at this site to what the model says to the families, and score it on a family that the
+# fit has not met. **Predict**: will it rank all prompts better than *seen*? As well as *verdict*?
+#
+# ### Exercise 6.8 · Leave one family out
+# ⏱ 10 min · difficulty ●●● · a fit that has met a family knows how its prompts look
+#
+# Fit a difference of means, and score every prompt by a fit without its own family. Decide what is
+# held out, and from where scores are counted: they come from several fits, and one ranking is made
+# of all.
+#
+# <details><summary>Hint 1</summary> One fit per family: two means over all prompts of the others,
+# by what the model says.</details>
+# <details><summary>Hint 2</summary> The direction is the difference of the two means. Score = how
+# far a prompt lies along it from the point halfway.</details>
+# <details><summary>Hint 3</summary> `~own & there` picks rows of other families on which the model
+# says "there".</details>
+
+# %% tags=["exercise"]
+# exercise: held_out_scores
+
+# %%
+check(held_out_scores)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *Too good:* the family that is scored is in the fit. Leaving out the one prompt is not enough.
+# - *Good within each family, poor over all:* count scores from the point halfway.
+# </details>
+
+# %%
+either = ~torch.cat([got[family].says_neither for family in FAMILIES])
+valued = torch.cat([got[family].says_value for family in FAMILIES])[either]
+family_of = torch.arange(len(FAMILIES)).repeat_interleave(N_ATTACKS)[either]
+half_of = torch.arange(len(either))[either] % 2  # every second prompt of each family
+anew = {}
+for label, site in LABELLED.items():
+    f = torch.cat([got[family].latents[site] for family in FAMILIES])[either]
+    chosen = torch.cat([scores[label][family] for family in FAMILIES])[either]
+    anew[label] = {
+        "chosen on honest prompts": auc(chosen, valued),
+        "fit on half of each family": auc(held_out_scores(f, valued, half_of), valued),
+        "fit on the other families": auc(held_out_scores(f, valued, family_of), valued),
+    }
+n_scored, n_valued = len(valued), int(valued.sum())
+print(f"AUC over {n_scored} prompts, of which {n_valued} got a value and the others an error")
+pd.DataFrame(anew).T.round(2).rename_axis("at the place of")
+
+# %% [markdown]
+# The middle column is the usual way to hold out: half of the prompts of each family. By it, the fit
+# at the queried key seems to know more than the repeat. The right column says what it had learned:
+# how the prompts of each family look. On a family that it has not met, it is no better than a coin.
+# At the place of *verdict* the same fit loses nothing, so the method is not to blame. As far as a
+# difference of means can tell, these latents at the queried key know the repeat and not whether it
+# counts. (Names recur between families; only the kind of prompt is new.)
+#
+# ## 8. Playground
 #
 # Type a dictionary and a key, and ask. Orange at a token means that the two *seen* latents that
 # rise most take it for a repeat. (The darkest orange is their mean in an honest prompt with the
@@ -1438,46 +1717,67 @@ play(
 # ## What we saw
 
 # %%
-print(
-    f"AUC on test keys: seen {aucs['seen']:.3f}, verdict {aucs['verdict']:.3f} (n = {N_HONEST} "
-    "of each kind)"
+up, down = (
+    {label: forced[f"{label} held as for {how}"].value for label in LABELLED}
+    for how in ("a repeat: values", "none: errors")
 )
-for name in forced:
-    print(f"{name}: {forced[name]}")
-for family in FAMILIES:
-    print(
-        f"fooled by {family.name}: {fooled[family]}; twin {of_twins[family]}; predicted from "
-        f"seen {predicted(SEEN, family):.2f} (says there)"
-    )
-print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
+unmet = {label: row["fit on the other families"] for label, row in anew.items()}
+undone, broken = (
+    {label: mending[f"{label} held down"][column] for label in LABELLED}
+    for column in ("attacks undone", "broken, key present")
+)
+recap = [
+    "On keys on which they were not chosen, the signals tell missing from present keys with an AUC "
+    f"of {aucs['seen']:.2f} (seen) and {aucs['verdict']:.2f} (verdict).",
+    f"{n_shared} of their {n_telling} latents are in the learned circuit; chance gives "
+    f"{by_chance:.1f}.",
+    f"Held as for a repeat, seen turns {up['seen']:.0%} of the errors into values; held as for "
+    f"none, {down['seen']:.0%} of the values into errors. Verdict turns {up['verdict']:.0%} and "
+    f"{down['verdict']:.0%}.",
+    f"{n_often} of {n_luring} lures fool the model in more than three of four prompts, and "
+    f"their twins in {twins_of_often:.0%} at most.",
+    f"Prompt by prompt, verdict ranks what the families get with an AUC of "
+    f"{of_all['verdict']:.2f}, and seen with {of_all['seen']:.2f}.",
+]
+
+# %%
+recap += [
+    "A fit to other families, scored on one that it has not met, has an AUC of "
+    f"{unmet['seen']:.2f} at the place of seen, and {unmet['verdict']:.2f} at that of verdict.",
+    f"Holding seen down undoes {undone['seen']:.0%} of the attacks and breaks {broken['seen']:.0%} "
+    f"of the right answers to a key that is there; verdict, {undone['verdict']:.0%} and "
+    f"{broken['verdict']:.0%}.",
+]
+for number, sentence in enumerate(recap, start=1):
+    print(f"{number}. {sentence}")
+minutes = (time.perf_counter() - started) / 60
+print(f"This notebook took {minutes:.1f} minutes.")
 
 # %% [markdown]
 # **What was predicted.** The model finds a key by finding its name a second time. So anything that
 # repeats the name should fool it.
 #
-# **Where it held.** A few latents on the queried key detect a repeat, also with keys on which they
-# were not chosen. Held as for a repeat, they turn most errors into values; strangers turn few
-# answers. Most lures fool the model in most cases, far more often than their twins.
+# **Where it held.** Held as for a repeat, a few latents on the queried key turn most errors into
+# values, and strangers turn few answers. Most lures fool the model in most cases, far more often
+# than their twins.
 #
 # **Where it failed.** These latents are not necessary. With them held down, the model still finds
 # most keys that are there, and some attacks still work. Nor is a repeat always enough: a deleted
 # key and bytes repeat the name, and seldom fool. So *seen* alone is a poor guide to attacks, and
-# *verdict* a good one. Deleting another key was meant as a control, but it fools in more than half
-# of the prompts. We do not know why. Attribution, at its best, keeps more than half of the answer
-# here; the post found it far behind the mask.
+# *verdict* a good one. After `del` of another key the model mostly gives no answer; we do not know
+# why. Attribution, at its best, is not behind the mask here; the post found it far behind.
 #
 # **What was chosen on what.** Masks and scores: training prompts. Sizes, settings and attribution's
 # variant: dev. Latents and sites: training keys. Families: written while looking at dev keys. The
-# results of sections 1 to 3 are of test (but for the gaps that chose attribution's variant), and so
-# is everything from the histograms of section 4 on.
+# fit of section 7: test keys of other families. All else that is reported is of test keys.
 #
 # **What was not tested.** Another model, or this one with its full weights; larger dictionaries,
 # keys of several tokens, other formats, another draw of the prompts; whether the SAEs' errors carry
 # what *seen* lacks.
 #
 # **Key terms**: adversarial dictionary, attack family, attention, attribution, AUC, clamp, control,
-# hide, honest prompt, lift, logit difference, lure, mask, node, probability, seen, session, signal,
-# site, strangers, twin, verdict
+# hide, honest prompt, lift, logit difference, logit lens, lure, mask, node, probability, seen,
+# session, signal, site, strangers, twin, verdict
 #
 # The [glossary](../GLOSSARY.md) has a sentence on each.
 #

@@ -148,6 +148,11 @@ def test_integrated_gradients_of_a_layer_add_up_to_patching_the_whole_layer(head
         )
         expected = clean.logit_diff(task) - other.logit_diff(task)
         torch.testing.assert_close(scores[:, layer].sum((1, 2)), expected, atol=2e-3, rtol=2e-2)
+    some = head_ig(heads, task, "out", steps=64, layers=[2])
+    torch.testing.assert_close(some[:, 2], scores[:, 2])
+    assert some[:, [0, 1, 3]].isnan().all()
+    with pytest.raises(ValueError, match="one or more of 0 to 3"):
+        head_ig(heads, task, "out", layers=[4])
 
 
 def test_the_mean_of_sizes_is_no_smaller_than_the_size_of_the_mean(heads, task):

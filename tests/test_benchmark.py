@@ -2,16 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_lab
 
-from course_utils.circuits import optimize
 from course_utils.circuits.optimize import learn_masks
-from course_utils.circuits.splice import SplicedModel
-from tools import benchmark, count_passes
+from tools import benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "benchmarks" / "cpu.json"
@@ -91,106 +88,9 @@ def test_a_random_sae_fires_about_as_often_as_it_should():
     assert 10 < (f > 0).sum(1).float().mean() < 40
 
 
-def test_plain_units_are_seconds_per_prompt(bench):
-    units = benchmark.plain_units(bench, repeats=1)
-    assert set(units) == {"step", "both", "fwd", "single"}
-    assert min(units[name] for name in ("both", "fwd", "single")) > 0
-
-
 def test_the_ladder_has_a_time_for_every_change(bench):
     rungs = list(bench.ladder(repeats=1))
     assert rungs[:2] == ["as published", "no graph for the SAEs' weights"] and len(rungs) == 5
-
-
-def test_notebook_04_as_published_is_its_passes_times_what_each_takes(task, monkeypatch):
-    def learn_a_mask(cells):
-        optimize.learn_masks(spliced, task, steps=3, batch_size=4, progress=False)
-
-    lab = make_lab()
-    spliced = SplicedModel(lab)
-    units = {False: {"step": 2.0}, True: {"step": 0.5}}
-    monkeypatch.setattr(benchmark, "run_cells", learn_a_mask)
-    monkeypatch.setattr(benchmark, "load_task", lambda *args, **kwargs: task)
-    monkeypatch.setattr(benchmark, "Bench", lambda lab, task, sparsity: SimpleNamespace(task=task))
-    monkeypatch.setattr(
-        benchmark, "plain_units", lambda b, repeats, frozen: {"single": 0, **units[frozen]}
-    )
-    row = benchmark.notebook_04(lab, repeats=1)
-    assert row["plain_s"] == 3 * 4 * 2.0 and row["frozen"]["plain_s"] == 3 * 4 * 0.5
-    assert row["ratio"] == pytest.approx(4 * row["frozen"]["ratio"])
-
-
-CELLS = (
-    """
-from course_utils import Evaluation, SplicedModel, atp, integrated_gradients, learn_masks
-from course_utils.circuits.attribution import activation_patching, random_nodes, random_scores
-from course_utils.circuits.attribution import variants
-from course_utils.circuits.frontier import Frontier, score_frontier
-spliced = SplicedModel(lab)
-""",
-    """
-means = spliced.patch_means(task.patch)
-evaluation = Evaluation(spliced, task, means)
-scores = atp(spliced, task[:4])
-nodes = random_nodes(scores, 3, seed=0)
-activation_patching(spliced, task[:2], nodes)
-""",
-    """
-integrated_gradients(spliced, task[:4], steps=5)
-integrated_gradients(spliced, task[:4], steps=5, means=means, baseline="mean")
-variants(spliced, task[:1], means=means, steps=5)
-random_scores(spliced, task, seed=0)
-print("nobody sees this")
-assert display("nor this", display_id=True) is not None
-""",
-    """
-learn_masks(spliced, task, means=means, steps=2, batch_size=8, progress=False)
-frontier = Frontier.of(spliced, task)
-score_frontier(frontier, "AtP", scores, [3, 6], evaluation)
-saved = frontier.save()
-""",
-)
-
-
-@pytest.fixture
-def counted(task, tmp_path, monkeypatch):
-    """What the plain recipe would do in place of `CELLS`, with two SAEs and twelve prompts."""
-    monkeypatch.setattr(count_passes, "ROOT", tmp_path)
-    (tmp_path / "solutions").mkdir()
-    passes = count_passes.PlainPasses()
-    with passes.counting():
-        count_passes.run_cells(CELLS, lab=make_lab(), task=task)
-    return passes.counts
-
-
-def test_the_passes_of_the_plain_recipe_are_counted(counted, tmp_path, capsys):
-    both = 4 + 2 * 4 * 5 * 2  # AtP; IG twice: five points for two SAEs
-    both += 2 * (1 + 5 * 2)  # the variants of AtP and IG, to patch and means, on one prompt
-    forward = (
-        12 * (1 + 2 * 3)  # F(M), and F(C), F(S), F(∅) of two circuits
-        + 2 * (3 + 2)  # activation patching: clean, patch, and three nodes
-        + 4 * (1 + 2 + 1)  # the latents that AtP and IG compare
-        + 2
-        + 1
-        + 1  # the latents that the variants compare: of the patch, and where IG starts
-        + 2 * 12  # random scores
-    )
-    assert counted == {6: {"single": 12, "both": both, "fwd": forward, "step": 2 * 8}}
-    assert capsys.readouterr().out == ""
-    assert list(tmp_path.glob("build/benchmark/masks/*/frontier_*.json"))
-
-
-def test_a_cell_that_fails_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(count_passes, "ROOT", tmp_path)
-    (tmp_path / "solutions").mkdir()
-    with pytest.raises(ZeroDivisionError):
-        count_passes.run_cells(["1 / 0", "raise AssertionError"])
-
-
-def test_nothing_is_counted_any_more_afterwards(counted, task):
-    before = {length: dict(kinds) for length, kinds in counted.items()}
-    learn_masks(SplicedModel(make_lab()), task, steps=1, batch_size=2, progress=False)
-    assert counted == before
 
 
 def test_the_readme_shows_the_measured_table():

@@ -199,7 +199,7 @@ def test_separations_of_a_model_are_one_half_where_nothing_fires(spliced, task):
 def test_separations_need_two_groups_of_the_same_prompts():
     f = torch.rand(4, 2, 3)
     for yes in (torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="both groups need a prompt or more"):
+        with pytest.raises(ValueError, match="both groups need at least one prompt"):
             separations({ONE: f}, yes)
     with pytest.raises(ValueError, match=rf"{ONE}: latents of 4 prompts, and 3 in yes"):
         separations({ONE: f}, torch.tensor([True, False, True]))

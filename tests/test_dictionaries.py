@@ -7,7 +7,6 @@ import ast
 import random
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ from course_utils.studies.dictionaries import (
     start,
     tamper,
     tokenize,
-    twin,
+    twins,
 )
 
 SPLITS = ("train", "dev", "test")
@@ -633,8 +632,8 @@ def test_a_progress_bar_is_shown_where_it_has_something_to_say(lab, sessions, ca
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody_asks_for(family):
-    sessions = attacks(twin(family), 30, seed=1)
-    assert sessions == attacks(twin(family), 30, seed=1)
+    sessions = twins(family, 30, seed=1)
+    assert sessions == twins(family, 30, seed=1) and sessions[:7] == twins(family, 7, seed=1)
     for session in sessions:
         assert (session.outcome() == MISSING) == family.lures
         asked, above = name_in(session), session.prompt.rsplit("\n", 2)[0]
@@ -646,27 +645,50 @@ def test_a_twin_changes_a_session_as_its_family_does_but_with_a_name_that_nobody
     assert sum(is_honest(session) for session in sessions) < 5
 
 
+def without_entries(session: Session, places: set[int]) -> list[tuple[str, str]]:
+    return [entry for i, entry in enumerate(session.entries) if i not in places]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_twin_is_its_familys_own_change_with_an_unused_name_of_the_same_split(family, split):
-    n_made = 0
-    for seed in range(30):
-        honest, rng = honest_session(seed, split), random.Random(seed)
-        made = twin(family).make(honest, random.Random(seed))
-        used = {name_in(honest), *keys_of(honest)}
-        other = rng.choice([name for name in KEYS[split] if name not in used])
-        base = honest if family.lures else with_key(honest, rng)[0]
-        changed = family.make(replace(base, query=repr(other)), rng)
-        if twin(family).has(made):
-            n_made += 1
-            assert made == replace(changed, query=changed.query.replace(other, name_in(honest)))
-    assert n_made > 10
+def test_a_twin_shares_the_session_with_its_attack_but_for_the_name(family, split):
+    """A twin of a family that hides has the key in another entry, too."""
+    made = attacks(family, 30, split=split, seed=2)
+    for attack, twin in zip(made, twins(family, 30, split=split, seed=2), strict=True):
+        assert twin != attack and twin.query == attack.query and twin.variable == attack.variable
+        pairs = list(zip(attack.entries, twin.entries, strict=True))
+        places = {i for i, (one, other) in enumerate(pairs) if one != other}
+        at_most = 1 if family.lures else 2
+        if family.name != "as a value: 'Ann'":
+            assert [value for _, value in attack.entries] == [value for _, value in twin.entries]
+        assert len(places) <= at_most
+        for ours, theirs in ((attack.before, twin.before), (attack.between, twin.between)):
+            assert len(ours) == len(theirs)
+            assert [re.sub(r"\w+", "", line) for line in ours] == [
+                re.sub(r"\w+", "", line) for line in theirs
+            ]
+        words = [word for word in attack.comment.split() if word != name_in(attack)]
+        assert [word for word in twin.comment.split() if word in words] == words
 
 
-def test_a_name_that_python_would_split_after_b_has_no_twin_in_bytes():
-    bytes_family = BY_NAME["bytes: b'Ann'"]
-    sessions = attacks(twin(bytes_family), 60)
-    assert not any(name_in(s).lower().startswith(("s", "t", "m", "d")) for s in sessions)
+def test_a_twins_name_is_an_unused_one_of_the_split():
+    family = BY_NAME["in another dictionary"]
+    for split in SPLITS:
+        for session in twins(family, 30, split=split):
+            [name] = ast.literal_eval(session.before[0].split(" = ")[1])
+            assert name in KEYS[split] and name not in (name_in(session), *keys_of(session))
+
+
+def test_a_family_without_twins_is_an_error_and_not_an_endless_loop():
+    made = []
+
+    def once(session: Session, rng: random.Random) -> Session:
+        made.append(session)
+        return session if len(made) == 1 else with_key(session, rng)[0]
+
+    with pytest.raises(ValueError, match="100 names gave no twin of .*'once' made"):
+        twins(Family("once", once), 1)
+    assert len(made) == 1 + DRAWS_PER_SESSION
 
 
 def is_honest(session: Session) -> bool:
@@ -782,13 +804,15 @@ def test_latents_are_read_or_held_but_not_both(lab, sessions):
         )
 
 
-def test_a_model_is_fooled_if_it_says_the_opposite_of_python():
-    found = Answers(("Trace", "7", "Key", "Index", "Traceback", "'", " Trace"), torch.zeros(7))
-    missing = [True, False, True, True, False, False, False]
-    assert found.says_missing.tolist() == missing
-    assert found.fooled(lures=False).tolist() == missing
-    assert found.fooled(lures=True).tolist() == [not said for said in missing]
-    assert found.says_value.tolist() == [False, True, False, False, False, False, False]
+def test_a_model_is_fooled_if_it_gives_a_value_for_an_error_or_an_error_for_a_value():
+    tops = ("Trace", "7", "Key", "Index", "Traceback", "'", "'M", " Trace", ">>>", "None")
+    found = Answers(tops, torch.zeros(len(tops)))
+    missing, value = {"Trace", "Key", "Index"}, {"7", "'", "'M"}
+    assert found.says_missing.tolist() == [top in missing for top in tops]
+    assert found.says_value.tolist() == [top in value for top in tops]
+    assert found.fooled(lures=False).tolist() == found.says_missing.tolist()
+    assert found.fooled(lures=True).tolist() == found.says_value.tolist()
+    assert found.says_neither.tolist() == [top not in missing | value for top in tops]
 
 
 def test_reading_and_answering_leave_no_gradient(lab, sessions):

@@ -73,21 +73,6 @@ def test_show_gives_the_picture_alternative_text_and_closes_the_figure(monkeypat
     assert not plt.get_fignums()
 
 
-def test_a_figure_for_the_readme_is_saved_in_full_builds_only(monkeypatch, tmp_path):
-    monkeypatch.setattr(figures, "FIGURES_DIR", tmp_path / "figures")
-    monkeypatch.setattr(figures, "display", lambda what: None)
-    monkeypatch.setenv("COURSE_PROFILE", "full")
-    monkeypatch.delenv("COURSE_BUILD", raising=False)
-    figures.show(any_figure(), alt="a", save_as="history")
-    monkeypatch.setenv("COURSE_BUILD", "1")
-    monkeypatch.setenv("COURSE_PROFILE", "quick")
-    figures.show(any_figure(), alt="a", save_as="history")
-    assert not (tmp_path / "figures").exists()
-    monkeypatch.setenv("COURSE_PROFILE", "full")
-    figures.show(any_figure(), alt="a", save_as="history")
-    assert (tmp_path / "figures" / "history.png").read_bytes().startswith(b"\x89PNG")
-
-
 # -- estimates with intervals ------------------------------------------------------------------
 
 NUMBERS = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -710,7 +695,7 @@ def test_the_circuit_figure_refuses_masks_of_another_length_than_the_tasks(task,
 def test_a_circuit_without_nodes_has_no_cell_with_a_number(task):
     [axes] = figures.circuit_figure(masks_of(task, {A: []}), task, "t").axes
     assert set(texts(axes.texts)) == {"·"}
-    assert {text.get_color() for text in axes.texts} == {"white"}  # on the darkest colour
+    assert {text.get_color() for text in axes.texts} == {"grey"}  # on white
 
 
 def test_the_figure_at_a_size_marks_the_size_and_names_the_latents(task):
@@ -783,70 +768,6 @@ def test_the_node_map_says_so_when_no_latent_is_kept():
 def test_the_node_map_refuses_labels_of_another_length():
     with pytest.raises(MaskError, match="the mask has 3 positions, and there are labels for 2"):
         figures.node_map_figure(torch.ones(3, 10), ["<bos>", "a"], "t")
-
-
-# -- the graph ---------------------------------------------------------------------------------
-
-
-def test_the_circuit_graph_has_a_dot_a_node_and_an_arrow_a_strong_edge():
-    nodes = [(A, 1, 3), (A, 1, 4), (B, 2, 0)]
-    edges = torch.zeros(3, 3)
-    edges[0, 2], edges[1, 2] = -0.6, 0.01
-    kinds, labels = ["plural", "singular", "plural"], ["x", "y", "z"]
-    positions = ["<bos>", "noun", "the"]
-    figure = figures.circuit_graph_figure(nodes, kinds, labels, positions, "finding", edges=edges)
-    [axes] = figure.axes
-    dots = {c.get_label(): c.get_offsets().tolist() for c in axes.collections}
-    assert dots == {"singular": [[0, 1]], "plural": [[0, 0], [1, 2.8 + 0]]}
-    assert [text.get_text() for text in axes.texts if text.get_text()] == labels
-    [arrow] = [text for text in axes.texts if not text.get_text()]
-    assert (arrow.get_position(), tuple(arrow.xy)) == ((0, 0), (1, 2.8))
-    assert texts(axes.get_xticklabels()) == ["noun", "the"]
-    assert texts(axes.get_yticklabels()) == ["after layer 1", "after layer 3"]
-    assert figure.get_suptitle() == "finding"
-
-
-def test_the_circuit_graph_has_a_column_for_nodes_without_a_position():
-    nodes = [(A, None, 3), (B, 1, 0)]
-    figure = figures.circuit_graph_figure(nodes, ["k", "k"], ["x", "y"], ["<bos>", "noun"], "t")
-    [axes] = figure.axes
-    assert texts(axes.get_xticklabels()) == ["all positions", "noun"]
-    assert [x for x, _ in axes.collections[0].get_offsets().tolist()] == [0, 1]
-
-
-@few
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([A, B]), st.none() | st.integers(0, 4), st.integers(0, 9)),
-        min_size=1,
-        max_size=20,
-        unique=True,
-    )
-)
-def test_nodes_of_the_graph_stand_in_their_column_and_apart(nodes):
-    kinds = [f"kind {latent}" for _, _, latent in nodes]
-    figure = figures.circuit_graph_figure(
-        nodes, kinds, ["" for _ in nodes], [f"word {i}" for i in range(5)], "t"
-    )
-    [axes] = figure.axes
-    columns = texts(axes.get_xticklabels())
-    places = []
-    for kind, dots in {c.get_label(): c.get_offsets().tolist() for c in axes.collections}.items():
-        alike = [position for (_, position, _), own in zip(nodes, kinds) if own == kind]
-        wanted = ["all positions" if p is None else f"word {p}" for p in alike]
-        assert [columns[round(x)] for x, _ in dots] == wanted
-        places += [tuple(place) for place in dots]
-    assert len(places) == len(nodes)
-    for (x1, y1), (x2, y2) in itertools.combinations(places, 2):
-        assert x1 != x2 or abs(y1 - y2) >= 1 - 1e-9
-    plt.close(figure)
-
-
-def test_a_graph_of_no_nodes_or_of_nodes_beyond_the_labels_is_refused():
-    with pytest.raises(ValueError, match="nothing to draw"):
-        figures.circuit_graph_figure([], [], [], ["<bos>"], "t")
-    with pytest.raises(MaskError, match="a node at position 3, and labels for 2"):
-        figures.circuit_graph_figure([(A, 3, 0)], ["k"], ["x"], ["<bos>", "a"], "t")
 
 
 # -- lines -------------------------------------------------------------------------------------
@@ -925,6 +846,10 @@ def test_the_areas_figure_draws_each_method_on_both_scales_in_its_own_colour():
         assert [list(line.get_ydata()) for line in axes.lines[:2]] == list(curves.values())
         colours = [line.get_color() for line in axes.lines[:2]]
         assert colours == [style.METHOD_LOOKS[method].colour for method in curves]
+    marked = figures.areas_figure([0.01, 0.1, 1], curves, "t", mark=0.02, caption="n = 3")
+    assert [len(axes.lines) for axes in marked.axes] == [4, 5]  # the mark is on the log scale
+    assert marked.legends[0].get_title().get_text() == "n = 3"
+    assert marked.axes[1].xaxis.get_major_formatter()(0.02) == "2 %"
 
 
 def test_the_history_figure_plots_loss_and_nodes():
@@ -932,6 +857,8 @@ def test_the_history_figure_plots_loss_and_nodes():
     left, right = figures.history_figure(history, "t").axes
     assert list(left.lines[0].get_ydata()) == [1 / (i + 1) for i in range(4)]
     assert list(right.lines[0].get_ydata()) == [3, 2, 1, 0.5] and right.get_yscale() == "log"
+    smooth = left.lines[1].get_ydata()
+    assert smooth[0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)  # the step and two after it
 
 
 def test_the_running_mean_figure_plots_weights_in_per_cent_and_errors():
@@ -949,6 +876,17 @@ def test_the_scatter_figure_has_a_panel_for_each_estimate():
     panels = figures.scatter_figure(x, {"AtP": 2 * x, "IG": x}, "x", "y", "t").axes
     assert [panel.get_title() for panel in panels] == ["AtP", "IG"]
     assert panels[0].collections[0].get_offsets().tolist() == [[1, 2], [2, 4]]
+
+
+def test_a_scatter_figure_draws_methods_in_their_own_colours_and_others_in_turn():
+    x = torch.tensor([1.0, 2.0])
+    for labels, wanted in (
+        (["AtP", "IG"], [style.METHOD_LOOKS[name].colour for name in ("AtP", "IG")]),
+        (["a", "b"], [style.look(i).colour for i in (1, 2)]),
+    ):
+        panels = figures.scatter_figure(x, dict.fromkeys(labels, x), "x", "y", "t").axes
+        found = [to_hex(axes.collections[0].get_facecolor()[0]).upper() for axes in panels]
+        assert found == wanted
 
 
 def test_a_scatter_figure_names_the_points_that_lie_off_the_line_and_no_others():
@@ -1002,6 +940,96 @@ def test_the_histograms_share_a_scale_and_count_everything():
     assert [axes.lines[0].get_xdata()[0] for axes in (left, right)] == [4.5, 3]
 
 
+def test_the_kinds_figure_puts_the_kinds_of_a_panel_over_one_another_on_one_scale():
+    panels = {
+        "seen": {"missing": torch.arange(4.0), "present": torch.arange(6.0) + 5},
+        "verdict": {"missing": torch.zeros(3), "present": torch.ones(2)},
+    }
+    figure = figures.kinds_figure(panels, "signal", "finding", bins=11)
+    left, right = figure.axes
+    assert [axes.get_title() for axes in (left, right)] == list(panels)
+    assert sum(bar.get_height() for bar in left.patches) == 4 + 6
+    assert sum(bar.get_height() for bar in right.patches) == 3 + 2
+    assert left.get_xlim() == right.get_xlim() and figure.get_suptitle() == "finding"
+    assert texts(figure.legends[0].get_texts()) == ["missing (n = 4)", "present (n = 6)"]
+    assert len({bar.get_facecolor() for bar in left.patches}) == 2
+
+
+def test_the_dumbbells_figure_joins_the_estimates_of_a_case_and_keeps_series_apart():
+    cases = {
+        "a": {"attack": Interval(0.9, 0.8, 1.0), "twin": Interval(0.1, 0.0, 0.2)},
+        "b": {"attack": Interval(0.5, 0.4, 0.6)},
+    }
+    axis = ValueAxis("share", percent=True)
+    figure = figures.dumbbells_figure(cases, axis, "finding", over="prompts")
+    [axes] = figure.axes
+    drawn = series_of(axes, "x")
+    assert drawn["attack"][0] == [0.9, 0.5] and drawn["twin"][0] == [0.1]
+    assert drawn["attack"][2] != drawn["twin"][2]
+    assert texts(axes.get_yticklabels()) == ["a", "b"] and axes.get_ylim() == (1.5, -0.5)
+    joins = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [list(map(float, ends)) for ends in joins[:2]] == [[0.1, 0.9], [0.5, 0.5]]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.dumbbells_figure({}, axis, "t")
+
+
+def test_histograms_count_what_is_above_the_end_in_the_last_bar_and_say_so():
+    values = {"a": torch.cat([torch.arange(10.0), torch.tensor([50.0, 300.0])])}
+    figure = figures.histograms_figure(values, "x", "n", "t", bins=5, upto=10, level=7)
+    [axes] = figure.axes
+    assert axes.patches[-1].get_height() == 2 + 2 and axes.get_xlim()[1] < 11
+    assert [line.get_xdata()[0] for line in axes.lines] == [pytest.approx(395 / 12), 7]
+    assert figure._supxlabel.get_text() == "the last bar holds all from 8 up"
+
+
+def test_histograms_of_shares_are_on_a_logarithmic_axis_in_per_cent():
+    values = {"a": torch.tensor([0.001, 0.01, 0.01, 0.1])}
+    [axes] = figures.histograms_figure(values, "x", "n", "t", bins=2, log_shares=True).axes
+    assert axes.get_xscale() == "log" and [bar.get_height() for bar in axes.patches] == [1, 3]
+    assert axes.xaxis.get_major_formatter()(0.01) == "1 %"
+
+
+def test_kinds_of_saes_look_alike_in_all_figures():
+    colour = style.SERIES_LOOKS["JumpReLU"].colour
+    x = torch.tensor([1.0, 2.0])
+    [scatter] = figures.scatter_figure(x, {"JumpReLU": x}, "x", "y", "t").axes
+    [histogram] = figures.histograms_figure({"JumpReLU": x}, "x", "y", "t").axes
+    [curves] = figures.curves_figure({"loss": {"JumpReLU": [2, 1]}}, "step", "t").axes
+    drawn = (
+        scatter.collections[0].get_facecolor()[0],
+        histogram.patches[0].get_facecolor(),
+        curves.lines[0].get_color(),
+    )
+    assert {to_hex(one).upper() for one in drawn} == {colour}
+
+
+def test_a_scatter_figure_can_leave_out_the_empty_part_of_its_x_axis():
+    x = torch.tensor([1.0, 2.0])
+    [axes] = figures.scatter_figure(x, {"y": x}, "x", "y", "t", x_limits=(0.9, 2.1)).axes
+    assert axes.get_xlim() == (0.9, 2.1)
+
+
+def test_curves_begin_at_zero_unless_their_axis_is_logarithmic():
+    curves = {"share": {"a": [5.0, 4.0]}, "loss": {"a": [5.0, 4.0]}}
+    share, loss = figures.curves_figure(curves, "step", "t", log=["loss"]).axes
+    assert share.get_ylim()[0] == 0 < loss.get_ylim()[0]
+
+
+def test_panels_of_lines_on_one_scale_have_the_same_ends():
+    small, large = [Interval(1.0, 0.9, 1.1)], [Interval(5.0, 4.0, 6.0)]
+    quantities = {"a": {"x": small}, "b": {"x": large}, "c": {"x": small}}
+    a, b, c = figures.lines_figure(quantities, [1], "x", "t", one_scale=["a", "b"]).axes
+    assert a.get_ylim() == b.get_ylim() != c.get_ylim() and list(a.get_xticks()) == [1]
+
+
+def test_one_legend_serves_panels_that_lack_some_of_the_first_ones_lines():
+    kinds, one = ["the SAE's error", "random direction"], [Interval(1.0, 0.9, 1.1)]
+    quantities = {"kl": dict.fromkeys(kinds, one), "ratio": {kinds[1]: one}}
+    figure = figures.lines_figure(quantities, [1], "x", "t")
+    assert texts(figure.legends[0].get_texts()) == kinds
+    assert not any(axes.get_legend() for axes in figure.axes)
+
+
 def test_more_panels_than_colours_are_all_drawn():
     values = {str(i): torch.arange(5.0) for i in range(8)}
     histograms = figures.histograms_figure(values, "x", "n", "t").axes
@@ -1018,4 +1046,5 @@ def test_the_directions_figure_joins_the_features_that_are_stored_and_rings_what
     corners = {tuple(corner) for corner in sparse.patches[0].get_xy().tolist()}
     assert corners == {(1, 0), (0, 1), (-1, 0)}
     assert sparse.collections[0].get_offsets().tolist() == [[1, 0]] and not dense.collections
-    assert len(sparse.texts) == 4
+    assert [number for number in texts(sparse.texts) if number] == ["1", "2", "3"]
+    assert len(sparse.texts) == 4 + 3  # the short one has an arrow, too

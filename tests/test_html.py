@@ -113,28 +113,45 @@ def test_a_likely_tokens_bar_is_as_long_as_it_is_likely():
     assert re.findall(r"width: ([\d.]+)em", page) == ["6.00", "3.00"]
 
 
-def test_a_coloured_prompt_in_a_built_notebook_carries_no_bundle(monkeypatch):
-    shown = []
-    monkeypatch.setattr(html, "display", shown.append)
-    monkeypatch.setenv("COURSE_BUILD", "1")
-    html.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2])
-    assert "athletes" in shown[0].data and len(shown[0].data) < 2000
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed."""
+    pages = []
+    monkeypatch.setattr(html, "display", lambda page: pages.append(page.data))
+    return pages
 
 
-def test_coloured_contexts_in_a_built_notebook_carry_no_bundle(monkeypatch):
-    shown = []
-    monkeypatch.setattr(html, "display", shown.append)
-    monkeypatch.setenv("COURSE_BUILD", "1")
-    contexts = [Context(["The", " athletes"], [0.0, 2.0], 1), Context([" are"], [1.0], 0)]
+def test_a_coloured_prompt_shows_every_token_with_its_value(shown):
+    html.coloured_prompt(["<bos>", "The", "athletes"], [0, 1, 2.5])
+    page = Reader(shown[0])
+    assert page.text == " <bos> The athletes"
+    assert [one["title"] for one in page.attributes if "title" in one] == ["0.00", "1.00", "2.50"]
+    assert list(shades_of(shown[0]).values()) == [0.0, 0.24, 0.6]
+
+
+def test_coloured_contexts_have_a_line_each_with_the_peak_in_bold(shown):
+    contexts = [
+        Context(["The", " athletes"], [0.0, 2.0], 1),
+        Context([" are", "\n"], [1.0, 0.5], 0),
+    ]
     html.coloured_contexts(contexts)
-    assert len(shown) == 2 and "athletes" in shown[0].data and len(shown[0].data) < 2000
+    [page] = shown
+    assert Reader(page).names.count("li") == 2 and Reader(page).text == "The athletes are⏎"
+    assert "<b> athletes</b>" in page and "<b> are</b>" in page and page.count("<b>") == 2
 
 
-@pytest.mark.parametrize("build", ["", "1"])
-def test_coloured_tokens_show_every_token_with_its_value(monkeypatch, build):
-    shown = []
-    monkeypatch.setattr(html, "display", shown.append)
-    monkeypatch.setenv("COURSE_BUILD", build)
-    html.coloured_prompt(["The", "athletes"], [1, 2.5])
-    page = shown[0].data if build else str(shown[0])
-    assert '[" The", " athletes"]' in page and "[1.0, 2.5]" in page
+def test_coloured_tokens_work_on_a_page_without_a_network(shown):
+    html.coloured_prompt(["The"], [1.0])
+    html.coloured_contexts([Context(["The", " <script>"], [0.0, 2.0], 1)])
+    for page in shown:
+        assert set(Reader(page).names) <= {"ol", "li", "span", "b"} and len(page) < 2000
+        assert "http" not in page and not {"src", "href"} & {
+            key for attributes in Reader(page).attributes for key in attributes
+        }
+
+
+@given(st.lists(st.tuples(TEXTS, st.floats(-1, 5)), max_size=5))
+def test_no_text_of_coloured_tokens_becomes_markup(tokens):
+    texts, values = [token for token, _ in tokens], [value for _, value in tokens]
+    page = Reader(html.tokens_html(texts, values, 0))
+    assert set(page.names) <= {"span", "b"} and page.text == "".join(texts).replace("\n", "⏎")

@@ -62,7 +62,7 @@ def test_an_unknown_hook_point_lists_the_known_ones(masks):
 @pytest.mark.parametrize(
     ("hook_points", "tensors", "message"),
     [
-        ([A], [], "1 hook points and 0 masks"),
+        ([A], [], "hook points: 1, masks: 0"),
         ([A, A], [torch.ones(2)] * 2, "twice"),
         ([A], [torch.ones(1, 2, 3)], r"\[1, 2, 3\]"),
     ],
@@ -76,11 +76,8 @@ def test_statistics_say_shape_total_on_and_average(masks, capsys):
     on = [int(mask.sum()) for mask in masks.masks]
     masks.print_mask_statistics()
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == (
-        f"{A}: shape [5, 8], total latents 40, latents on {on[0]}, "
-        f"average on per token {on[0] / 5:.2f}"
-    )
-    assert printed[-1] == f"all hook points: {sum(on)} latents on"
+    assert printed[0] == (f"{A}: {on[0]} of 40 nodes on, {on[0] / 5:.2f} per token (mask [5, 8])")
+    assert printed[-1] == f"all hook points: {sum(on)} on"
     assert masks.get_num_latents() == sum(on) == len(masks.nodes())
 
 

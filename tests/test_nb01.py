@@ -103,10 +103,10 @@ WRONG: WrongVersions = {
                 + l1 * (f * W_dec.norm(dim=1)).sum(1).mean()
             )
         """,
-        "length of the error, not its square": """
+        "norm of the error, not its square": """
             return ((x - x_hat).norm(dim=1) + l1 * (f * W_dec.norm(dim=1)).sum(1)).mean()
         """,
-        "the decoder's length is squared": """
+        "the decoder's norm is squared": """
             return ((x - x_hat) ** 2).sum(1).mean() + l1 * (f @ W_dec.pow(2).sum(1)).mean()
         """,
         "that rewards many latents": """
@@ -117,7 +117,7 @@ WRONG: WrongVersions = {
             sizes = torch.cat([sizes[:3].detach(), sizes[3:]])
             return (((x - x_hat) ** 2).sum(1) + l1 * sizes).mean()
         """,
-        "length of the decoder rows is missing": """
+        "norm of the decoder rows is missing": """
             return ((x - x_hat) ** 2).sum(1).mean() + l1 * f.sum(1).mean()
         """,
         "summed over the batch": """
@@ -182,6 +182,114 @@ WRONG: WrongVersions = {
             return torch.where(pre > v, pre, 0).relu()
         """,
         "that is ReLU": "return pre.relu()",
+    },
+    "step": {
+        "on and off have changed places": "return (pre <= threshold).float()",
+        "not above 0": "return (pre > 0).float()",
+        "that is JumpReLU": "return pre * (pre > threshold)",
+        "let it be a tensor minus itself": """
+            near = (pre - threshold).abs() < width / 2
+            return (pre > threshold).float() + near / width * threshold
+        """,
+        "no gradient reaches threshold": "return (pre > threshold).float()",
+        "a gradient reaches pre": """
+            on, near = (pre > threshold).float(), (pre - threshold).abs() < width / 2
+            away = pre - threshold
+            return on + near / width * (away - away.detach())
+        """,
+        "its sign is turned": """
+            near = (pre - threshold).abs() < width / 2
+            return (pre > threshold).float() + near / width * (threshold - threshold.detach())
+        """,
+        "the factor 1 / width is missing": """
+            near = (pre - threshold).abs() < width / 2
+            return (pre > threshold).float() + near * (threshold.detach() - threshold)
+        """,
+        "it reaches width to each side": """
+            near = (pre - threshold).abs() < width
+            return (pre > threshold).float() + near / width * (threshold.detach() - threshold)
+        """,
+        "it is everywhere": """
+            return (pre > threshold).float() + (threshold.detach() - threshold) / width
+        """,
+        "only for pre-activations above the threshold": """
+            near = (pre > threshold) & (pre - threshold < width / 2)
+            return (pre > threshold).float() + near / width * (threshold.detach() - threshold)
+        """,
+    },
+    "aux_loss": {
+        "the live latents took part": """
+            return ((x - x_hat).detach() - topk(pre, k) @ W_dec).pow(2).sum(1).mean()
+        """,
+        "live and dead have changed places": """
+            return ((x - x_hat).detach() - topk(pre * ~dead, k) @ W_dec).pow(2).sum(1).mean()
+        """,
+        "competed with live ones": """
+            return ((x - x_hat).detach() - (topk(pre, k) * dead) @ W_dec).pow(2).sum(1).mean()
+        """,
+        "all dead latents write, and k": """
+            return ((x - x_hat).detach() - (pre * dead).relu() @ W_dec).pow(2).sum(1).mean()
+        """,
+        "negative pre-activations came through": """
+            v, i = pre.masked_fill(~dead, -1e9).topk(k)
+            rebuilt = torch.zeros_like(pre).scatter(1, i, v) @ W_dec
+            return ((x - x_hat).detach() - rebuilt).pow(2).sum(1).mean()
+        """,
+        "the dead latents rebuild x; what": """
+            return (x - topk(pre * dead, k) @ W_dec).pow(2).sum(1).mean()
+        """,
+        "a gradient goes back to x̂": """
+            return ((x - x_hat) - topk(pre * dead, k) @ W_dec).pow(2).sum(1).mean()
+        """,
+        "you averaged over d_in, too": """
+            return ((x - x_hat).detach() - topk(pre * dead, k) @ W_dec).pow(2).mean()
+        """,
+        "no gradient reaches pre and W_dec": """
+            return ((x - x_hat) - topk(pre * dead, k) @ W_dec).detach().pow(2).sum(1).mean()
+        """,
+    },
+    "share_recovered": {
+        "that is the share that is lost": """
+            return (spliced.mean() - model.mean()) / (ablated.mean() - model.mean())
+        """,
+        "you took the ratio for each piece": """
+            return ((ablated - spliced) / (ablated - model)).mean()
+        """,
+        "one number for each piece": "return (ablated - spliced) / (ablated - model)",
+        "divide by what ablating adds": "return (ablated - spliced).mean() / ablated.mean()",
+        "0 is to be the ablated loss": "return model.mean() / spliced.mean()",
+        "it is a float, and a tensor": """
+            return solutions["share_recovered"](model, spliced, ablated).item()
+        """,
+    },
+    "strongest": {
+        "a text comes twice": """
+            flat = f.flatten().topk(k).indices
+            return torch.stack([flat // f.shape[1], flat % f.shape[1]], dim=1)
+        """,
+        "never on are there": """
+            highest, where = f.max(dim=1)
+            texts = highest.argsort(descending=True, stable=True)[:k]
+            return torch.stack([texts, where[texts]], dim=1)
+        """,
+        "it is weakest": """
+            highest, where = f.max(dim=1)
+            texts = highest.argsort()[:k]
+            texts = texts[highest[texts] > 0]
+            return torch.stack([texts, where[texts]], dim=1)
+        """,
+        "the columns have changed places": "return solutions['strongest'](f, k).flip(1)",
+        "rows and columns have": "return solutions['strongest'](f, k).T",
+        "ranked texts by their mean": """
+            texts = f.mean(1).argsort(descending=True)[:k]
+            return torch.stack([texts, f.argmax(1)[texts]], dim=1)
+        """,
+        "the peaks do not belong to their texts": """
+            highest, where = f.max(dim=1)
+            texts = highest.argsort(descending=True)[:k]
+            texts = texts[highest[texts] > 0]
+            return torch.stack([texts, where[: len(texts)]], dim=1)
+        """,
     },
     "explained_variance": {
         "your baseline is zero": "return 1 - (x - x_hat).pow(2).sum() / x.pow(2).sum()",
@@ -255,11 +363,27 @@ RIGHT = {
         on = f != 0
         return on.sum().item() / len(f), f.shape[1] - on.any(0).sum().item()
     """,
+    "step": """
+        away = (pre.detach() - threshold.detach()).abs()
+        ramp = torch.where(away < width / 2, -threshold / width, 0)
+        return (pre > threshold).to(pre.dtype) + ramp - ramp.detach()
+    """,
+    "aux_loss": """
+        values, index = torch.where(dead, pre, 0.0).topk(k)
+        rebuilt = torch.zeros_like(pre).scatter(1, index, values.relu()) @ W_dec
+        return (x - x_hat.detach() - rebuilt).square().sum() / len(x)
+    """,
+    "share_recovered": "return 1 - (spliced - model).sum() / (ablated - model).sum()",
+    "strongest": """
+        peaks = sorted(((row.max().item(), i, row.argmax().item()) for i, row in enumerate(f)))
+        found = [(i, where) for value, i, where in peaks[::-1][:k] if value > 0]
+        return torch.tensor(found)
+    """,
 }
 
 
-def test_there_are_six_exercises_with_at_least_three_wrong_versions_each():
-    assert set(book.solutions) == set(book.checkers) == set(WRONG) and len(WRONG) == 6
+def test_there_are_ten_exercises_with_at_least_three_wrong_versions_each():
+    assert set(book.solutions) == set(book.checkers) == set(WRONG) and len(WRONG) == 10
     assert all(len(wrong) >= 3 for wrong in WRONG.values())
 
 

@@ -16,6 +16,7 @@ from course_utils.teaching.nb02 import (
     cross_entropy,
     mean_error,
     place,
+    run_with,
     splice,
     splice_with_error,
 )
@@ -58,6 +59,55 @@ WRONG: WrongVersions = {
             return solutions["splice"](x, sae),
         """,
         "it is float64, and float32 is wanted": "return solutions['splice'](x, sae).double()",
+    },
+    "run_with": {
+        "functions made in a loop see its last value": """
+            pairs = []
+            for layer in changes:
+                pairs.append((hook_point(layer), lambda x, hook: changes[layer](x)))
+            return model.run_with_hooks(tokens, fwd_hooks=pairs)
+        """,
+        "no hook changed anything": """
+            def hook_after(layer):
+                def hook(x, hook):
+                    changes[layer](x)
+                return hook_point(layer), hook
+            return model.run_with_hooks(tokens, fwd_hooks=[hook_after(n) for n in changes])
+        """,
+        "only the first layer was changed": """
+            for layer in changes:
+                pair = (hook_point(layer), lambda x, hook: changes[layer](x))
+                return model.run_with_hooks(tokens, fwd_hooks=[pair])
+            return model.run_with_hooks(tokens)
+        """,
+        "only the last layer was changed": """
+            logits = model.run_with_hooks(tokens)
+            for layer in changes:
+                pair = (hook_point(layer), lambda x, hook: changes[layer](x))
+                logits = model.run_with_hooks(tokens, fwd_hooks=[pair])
+            return logits
+        """,
+        "one layer too late": """
+            pairs = [
+                (hook_point(layer + 1), lambda x, hook, layer=layer: changes[layer](x))
+                for layer in changes
+            ]
+            return model.run_with_hooks(tokens, fwd_hooks=pairs)
+        """,
+        "went unnoticed": """
+            pairs = [
+                (hook_point(layer), lambda x, hook, layer=layer: changes[layer](x))
+                for layer in changes
+            ]
+            return model.run_with_hooks(tokens, fwd_hooks=pairs)
+        """,
+        "the logits at the last position": """
+            return solutions["run_with"](model, changes, tokens)[:, -1]
+        """,
+        "unexpected keyword argument 'hook'": """
+            pairs = [(hook_point(layer), changes[layer]) for layer in changes]
+            return model.run_with_hooks(tokens, fwd_hooks=pairs)
+        """,
     },
     "splice_with_error": {
         "you took the error of the x that came in": "return splice(x, sae) + (x - splice(x, sae))",
@@ -153,15 +203,17 @@ def test_every_exercise_has_wrong_versions():
     assert set(WRONG) == set(book.solutions) and all(len(wrong) >= 3 for wrong in WRONG.values())
 
 
-def test_the_spliced_hook_is_the_spliced_model(lab, task):
-    hooks = [
-        (hook_point(layer), lambda x, hook, sae=sae: splice(x, sae))
-        for layer, sae in lab.saes.items()
-    ]
-    by_hand = lab.model.run_with_hooks(task.clean, fwd_hooks=hooks)
+def test_splicing_by_hooks_gives_the_spliced_model(lab, task):
+    splices = {layer: lambda x, sae=sae: splice(x, sae) for layer, sae in lab.saes.items()}
+    by_hand = run_with(lab.model, splices, task.clean)
     torch.testing.assert_close(
         by_hand[:, -1], SplicedModel(lab).run(task.clean).logits, atol=1e-4, rtol=1e-4
     )
+
+
+def test_a_layer_that_the_model_lacks_is_noticed(lab, task):
+    with pytest.raises(RuntimeError, match=r"no hook ran after \{99\}"):
+        run_with(lab.model, {99: lambda x: x}, task.clean)
 
 
 def test_mean_error_is_the_spliced_models(lab, task):

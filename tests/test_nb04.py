@@ -22,6 +22,17 @@ from course_utils.teaching.nb04 import (
 )
 
 
+def scored(
+    score: str = "(gradient * (clean - patch)).mean(0)", *, at: str = "clean", number: str = "sum"
+) -> str:
+    """`attribution_scores` with another end, point, or number to differentiate."""
+    return f"""
+f = {at}.detach().clone().requires_grad_()
+gradient = torch.autograd.grad(logit_diff_of(f).{number}(), f)[0]
+return {score}
+"""
+
+
 def walk(share: str, end: str = "/ steps * (clean - patch)") -> str:
     """`integrated_gradient` with points that are such a share of the way, and such an end."""
     return f"""
@@ -67,20 +78,38 @@ return {{name: part.view_as(scores[name]) for name, part in zip(scores, parts)}}
 
 WRONG: WrongVersions = {
     "attribution_scores": {
-        "sign is turned round": "return (gradient * (patch - clean)).mean(0)",
-        "averaged over positions too": "return (gradient * (clean - patch)).mean((0, 1))",
-        "summed over prompts": "return (gradient * (clean - patch)).sum(0)",
-        "size of each prompt's score": "return (gradient * (clean - patch)).abs().mean(0)",
-        "gradient alone": "return gradient.mean(0)",
-        "multiplied by the clean value": "return (gradient * clean).mean(0)",
-        "each prompt's own product": "return gradient.mean(0) * (clean - patch).mean(0)",
-        "every prompt has its score still": "return gradient * (clean - patch)",
-        "over positions, and not over prompts": "return (gradient * (clean - patch)).mean(1)",
-        "multiplied by the patch value": "return (gradient * patch).mean(0)",
-        "a bracket is missing": "return (gradient * clean - patch).mean(0)",
-        "clean and patch are added": "return (gradient * (clean + patch)).mean(0)",
-        "the change alone": "return (clean - patch).mean(0)",
-        "gradient was changed in place": "return gradient.mul_(clean - patch).mean(0)",
+        "sign is turned round": scored("(gradient * (patch - clean)).mean(0)"),
+        "averaged over positions too": scored("(gradient * (clean - patch)).mean((0, 1))"),
+        "summed over prompts": scored("(gradient * (clean - patch)).sum(0)"),
+        "size of each prompt's score": scored("(gradient * (clean - patch)).abs().mean(0)"),
+        "gradient alone": scored("gradient.mean(0)"),
+        "multiplied by the clean value": scored("(gradient * clean).mean(0)"),
+        "each prompt's own product": scored("gradient.mean(0) * (clean - patch).mean(0)"),
+        "every prompt has its score still": scored("gradient * (clean - patch)"),
+        "over positions, and not over prompts": scored("(gradient * (clean - patch)).mean(1)"),
+        "multiplied by the patch value": scored("(gradient * patch).mean(0)"),
+        "a bracket is missing": scored("(gradient * clean - patch).mean(0)"),
+        "clean and patch are added": scored("(gradient * (clean + patch)).mean(0)"),
+        "the change alone": scored("(clean - patch).mean(0)"),
+        "gradient of the mean logit difference": scored(number="mean"),
+        "at the patch latents": scored(at="patch"),
+        "at latents of 0": scored(at="torch.zeros_like(clean)"),
+        "clean and patch are swapped": scored("(gradient * (patch - clean)).mean(0)", at="patch"),
+        "activation patching, with one run for each": """
+            whole, scores = logit_diff_of(clean), torch.zeros(clean.shape[1:])
+            for position in range(clean.shape[1]):
+                for latent in range(clean.shape[2]):
+                    f = clean.clone()
+                    f[:, position, latent] = patch[:, position, latent]
+                    scores[position, latent] = (whole - logit_diff_of(f)).mean()
+            return scores
+        """,
+        "all prompts at once": """
+            f = clean[0].detach().requires_grad_()
+            gradient = torch.autograd.grad(logit_diff_of(f).sum(), f)[0]
+            return gradient * (clean - patch)[0]
+        """,
+        "patch was changed in place": scored("(gradient * patch.sub_(clean).neg_()).mean(0)"),
     },
     "integrated_gradient": {
         "did not divide by the number of points": walk("j / steps", "* (clean - patch)"),
@@ -252,10 +281,16 @@ WRONG: WrongVersions = {
 
 RIGHT = {
     "attribution_scores": [
-        "return torch.einsum('bpl,bpl->pl', gradient, clean - patch) / len(clean)",
+        scored("torch.einsum('bpl,bpl->pl', gradient, clean - patch) / len(clean)"),
         """
-        with torch.no_grad():
-            return (gradient * clean).mean(0) - (gradient * patch).mean(0)
+        f = clean.clone().requires_grad_()
+        logit_diff_of(f).mean().backward()
+        return (f.grad * (clean - patch)).sum(0)
+        """,
+        """
+        f = clean.clone().requires_grad_()
+        rows = [torch.autograd.grad(logit_diff_of(f)[i], f)[0][i] for i in range(len(clean))]
+        return (torch.stack(rows) * (clean - patch)).mean(0)
         """,
     ],
     "integrated_gradient": [
@@ -377,9 +412,8 @@ def test_integrated_gradients_sum_to_what_the_patch_changes_and_begin_with_attri
     change = weight * (clean**3 - patch**3) / 3  # of the function whose gradient that is
     torch.testing.assert_close(scores, change, atol=5e-3, rtol=5e-3)
     one_step = integrated_gradient(gradient_at, clean, patch, 1)
-    torch.testing.assert_close(
-        one_step.mean(0), attribution_scores(gradient_at(clean), clean, patch)
-    )
+    by_atp = attribution_scores(lambda f: (weight * f**3 / 3).sum((1, 2)), clean, patch)
+    torch.testing.assert_close(one_step.mean(0), by_atp)
 
 
 @given(steps=st.integers(2, 300), tau_max=st.floats(1.5, 500))

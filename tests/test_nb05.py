@@ -10,7 +10,7 @@ import pytest
 import torch
 from readers import WrongVersions, attempt, cases
 
-from course_utils.circuits.evaluate import areas, jaccard
+from course_utils.circuits.evaluate import Reference, areas, jaccard, paired_difference
 from course_utils.circuits.masks import only, without
 from course_utils.teaching import nb05
 from course_utils.teaching.fixtures import (
@@ -36,6 +36,18 @@ def test_every_solution_is_right_and_every_stub_is_open(name):
 @pytest.mark.parametrize("name", list(book.solutions))
 def test_every_exercise_has_a_checker_and_a_docstring(name):
     assert name in book.checkers and len(inspect.getdoc(book.solutions[name])) > 100
+
+
+def draws(n, n_draws, seed):
+    return torch.randint(n, (n_draws, n), generator=torch.Generator().manual_seed(seed))
+
+
+def ends_of(value, drawn):
+    return torch.stack([value, drawn.quantile(0.025), drawn.quantile(0.975)])
+
+
+NAMES = {"draws": draws, "ends_of": ends_of}
+"""What wrong and right versions may call besides what the module sees."""
 
 
 WRONG: WrongVersions = {
@@ -108,113 +120,107 @@ WRONG: WrongVersions = {
             return torch.stack([(c - e) / (m - e), (c - e) / (s - e), (c - e) / (s - e)])
         """,
     },
-    "knock_out": {
-        "the nodes are toggled": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 1 - copies[h][p, i]
-            return SAEMasks(list(copies), list(copies.values()))
+    "paired_gap": {
+        "the sign is turned round": """
+            return -solutions["paired_gap"](off_a, off_b, off_empty, n_draws, seed)
         """,
-        "you took 1 away from each node": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] -= 1
-            return SAEMasks(list(copies), list(copies.values()))
+        "is not divided by the mean of off_empty": """
+            gap = solutions["paired_gap"](off_a, off_b, off_empty, n_draws, seed)
+            return gap * off_empty.mean()
         """,
-        "every hook point lost these nodes": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for _, p, i in nodes:
-                for mask in copies.values():
-                    mask[p, i] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "A gap is a ratio of two means": """
+            each = (off_a - off_b) / off_empty
+            rows = draws(len(each), n_draws, seed)
+            means = each[rows].mean(1)
+            return torch.stack([each.mean(), means.quantile(0.025), means.quantile(0.975)])
         """,
-        "you switched off all latents at these positions": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "each circuit got prompts of its own": """
+            a, b = (off / off_empty.mean() for off in (off_a, off_b))
+            drawn = a[draws(len(a), n_draws, seed)].mean(1) - b[draws(len(b), n_draws, 7)].mean(1)
+            return ends_of((a - b).mean(), drawn)
         """,
-        "position and latent have changed places": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][i, p] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "its own, too": """
+            rows = [draws(len(off_a), n_draws, i) for i in range(3)]
+            a, b, e = (off[row].mean(1) for off, row in zip((off_a, off_b, off_empty), rows))
+            return ends_of((off_a - off_b).mean() / off_empty.mean(), (a - b) / e)
         """,
-        "Is the return inside the loop": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-                return SAEMasks(list(copies), list(copies.values()))
-            return masks
+        "the denominator is not drawn again": """
+            off = (off_a - off_b) / off_empty.mean()
+            return ends_of(off.mean(), off[draws(len(off), n_draws, seed)].mean(1))
         """,
-        "Copy once, before the loop": """
-            for h, p, i in nodes:
-                copies = {name: m.clone() for name, m in masks.items()}
-                copies[h][p, i] = 0
-                result = SAEMasks(list(copies), list(copies.values()))
-            return result if nodes else masks
+        "the denominator has prompts of its own": """
+            n = len(off_a)
+            off, e = (off_a - off_b)[draws(n, n_draws, seed)], off_empty[draws(n, n_draws, 7)]
+            return ends_of((off_a - off_b).mean() / off_empty.mean(), off.mean(1) / e.mean(1))
         """,
-        "the other nodes became 1": """
-            copies = {h: (m > 0).float() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "Are prompts drawn with replacement": """
+            rows = torch.stack([torch.randperm(len(off_a)) for _ in range(n_draws)])
+            a, b, e = (off[rows].mean(1) for off in (off_a, off_b, off_empty))
+            return ends_of((off_a - off_b).mean() / off_empty.mean(), (a - b) / e)
         """,
-        "it is float64, and float32 is wanted": """
-            copies = {h: m.double() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "how far single prompts spread": """
+            each = (off_a - off_b) / off_empty
+            return ends_of((off_a - off_b).mean() / off_empty.mean(), each)
         """,
-        "keep them in the order": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            return SAEMasks(list(copies)[::-1], list(copies.values())[::-1])
+        "those of a 90 % interval": """
+            rows = draws(len(off_a), n_draws, seed)
+            a, b, e = (off[rows].mean(1) for off in (off_a, off_b, off_empty))
+            drawn, value = (a - b) / e, (off_a - off_b).mean() / off_empty.mean()
+            return torch.stack([value, drawn.quantile(0.05), drawn.quantile(0.95)])
         """,
-        "the mask of blocks.3.hook_resid_post is half": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            copies[LATE] /= 2
-            return SAEMasks(list(copies), list(copies.values()))
+        "the standard deviation of the draws": """
+            rows = draws(len(off_a), n_draws, seed)
+            a, b, e = (off[rows].mean(1) for off in (off_a, off_b, off_empty))
+            spread, value = ((a - b) / e).std(), (off_a - off_b).mean() / off_empty.mean()
+            return torch.stack([value, value - spread, value + spread])
         """,
-        "masks was changed in place": """
-            for h, p, i in nodes:
-                masks[h][p, i] = 0
-            return masks
+        "the upper end comes before the lower": """
+            return solutions["paired_gap"](off_a, off_b, off_empty, n_draws, seed)[[0, 2, 1]]
         """,
-        "switched the latents off at every position": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][:, i] = 0
-            return SAEMasks(list(copies), list(copies.values()))
+        "another seed gives the same ends": """
+            return solutions["paired_gap"](off_a, off_b, off_empty, n_draws, 5)
         """,
-        "the other way round": """
-            copies = {h: torch.zeros_like(m) for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = masks[h][p, i]
-            return SAEMasks(list(copies), list(copies.values()))
+        "Three numbers are wanted": """
+            return solutions["paired_gap"](off_a, off_b, off_empty, n_draws, seed)[1:]
         """,
-        "nothing is knocked out": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            return SAEMasks(list(copies), list(copies.values()))
+        "is to be a tensor, not tuple": """
+            value, low, high = solutions["paired_gap"](off_a, off_b, off_empty, n_draws, seed)
+            return value, low, high
         """,
-        "to return SAEMasks, not dict": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            return copies
+    },
+    "left_without": {
+        "that is its faithfulness": """
+            c, s, e = (evaluate(masks).mean() for masks in (circuit, everything, nothing))
+            return (c - e) / (s - e)
         """,
-        "it is None. Is the return missing": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            return SAEMasks(list(copies), list(copies.values())) if nodes else None
+        "you took the circuit's nodes out of the circuit itself": """
+            rest = evaluate(knock_out(circuit, circuit.nodes())).mean()
+            s, e = evaluate(everything).mean(), evaluate(nothing).mean()
+            return (rest - e) / (s - e)
         """,
-        "those without a knocked-out node too": """
-            copies = {h: m.clone() for h, m in masks.items()}
-            for h, p, i in nodes:
-                copies[h][p, i] = 0
-            return SAEMasks([EARLY], [copies[EARLY]])
+        "no node is out": """
+            s, e = evaluate(everything).mean(), evaluate(nothing).mean()
+            return (s - e) / (s - e)
+        """,
+        "this is what is lost": """
+            return 1 - solutions["left_without"](evaluate, circuit, everything, nothing)
+        """,
+        "you divided by what the circuit does": """
+            rest = evaluate(knock_out(everything, circuit.nodes())).mean()
+            c, e = evaluate(circuit).mean(), evaluate(nothing).mean()
+            return (rest - e) / (c - e)
+        """,
+        "the mean of the prompts' shares": """
+            rest = evaluate(knock_out(everything, circuit.nodes()))
+            s, e = evaluate(everything), evaluate(nothing)
+            return ((rest - e) / (s - e)).mean()
+        """,
+        "this is F without the circuit": """
+            return evaluate(knock_out(everything, circuit.nodes())).mean()
+        """,
+        "F(∅) is missing below": """
+            rest = evaluate(knock_out(everything, circuit.nodes())).mean()
+            return (rest - evaluate(nothing).mean()) / evaluate(everything).mean()
         """,
     },
     "completeness_points": {
@@ -583,7 +589,7 @@ WRONG: WrongVersions = {
 
 @pytest.mark.parametrize(("name", "body", "says"), cases(WRONG))
 def test_a_wrong_version_is_refused_for_the_right_reason(name, body, says):
-    checked = book.checked(attempt(nb05, name, body))
+    checked = book.checked(attempt(nb05, name, body, **NAMES))
     assert checked.status == "wrong" and says in checked.says, checked.says
 
 
@@ -598,13 +604,31 @@ RIGHT: WrongVersions = {
             return torch.tensor([(c - e) / (m - e), (c - e) / (s - e), c / s])
         """,
     },
-    "knock_out": {
-        "one node at a time, by itself": """
-            for h, p, i in nodes:
-                copies = {name: m.clone() for name, m in masks.items()}
-                copies[h][p, i] = 0
-                masks = SAEMasks(list(copies), list(copies.values()))
-            return masks
+    "paired_gap": {
+        "a loop over the draws, and prompts by choice": """
+            generator = torch.Generator().manual_seed(seed)
+            weight, drawn = torch.ones(len(off_a)), []
+            for _ in range(n_draws):
+                rows = weight.multinomial(len(off_a), replacement=True, generator=generator)
+                drawn.append((off_a[rows].mean() - off_b[rows].mean()) / off_empty[rows].mean())
+            return ends_of((off_a - off_b).mean() / off_empty.mean(), torch.stack(drawn))
+        """,
+        "sums in place of means": """
+            rows = draws(len(off_a), n_draws, seed)
+            a, b, e = (off[rows].sum(1) for off in (off_a, off_b, off_empty))
+            return ends_of((off_a - off_b).sum() / off_empty.sum(), (a - b) / e)
+        """,
+    },
+    "left_without": {
+        "one minus what is lost": """
+            rest = evaluate(knock_out(everything, circuit.nodes())).mean()
+            s, e = evaluate(everything).mean(), evaluate(nothing).mean()
+            return 1 - (s - rest) / (s - e)
+        """,
+        "all masks but the circuit's": """
+            rest = SAEMasks(everything.hook_points, [1 - mask for mask in circuit.masks])
+            s, e = evaluate(everything).mean(), evaluate(nothing).mean()
+            return (evaluate(rest).mean() - e) / (s - e)
         """,
     },
     "chance_jaccard": {
@@ -631,7 +655,7 @@ RIGHT: WrongVersions = {
 
 @pytest.mark.parametrize(("name", "body", "which"), cases(RIGHT))
 def test_another_right_version_is_accepted(name, body, which):
-    checked = book.checked(attempt(nb05, name, body))
+    checked = book.checked(attempt(nb05, name, body, **NAMES))
     assert checked.status == "right", (which, checked.says)
 
 
@@ -660,12 +684,21 @@ def test_a_part_is_named_where_the_whole_is_not():
     assert nb05.compare_parts(right, right, {}, parts, what="it") is None
 
 
-def test_knocked_out_nodes_are_those_that_the_library_takes_out():
-    circuit = toy_circuit(FIRST, IDLE, LAST, HARM)
-    knocked_out = nb05.knock_out(circuit, [FIRST, LAST])
-    assert knocked_out.to_json() == without(circuit, [FIRST, LAST]).to_json()
-    assert set(knocked_out.nodes()) == {IDLE, HARM}
-    assert set(circuit.nodes()) == {FIRST, IDLE, LAST, HARM}  # stays as it was
+def test_a_paired_interval_is_the_librarys():
+    generator = torch.Generator().manual_seed(0)
+    ld = torch.randn(4, 30, generator=generator) + torch.tensor([[2.0], [1.7], [3.0], [0.0]])
+    reference = Reference(ld[2], ld[2], ld[3])
+    off_a, off_b, off_empty = ((row - ld[2]).abs() for row in (ld[0], ld[1], ld[3]))
+    ours = nb05.paired_gap(off_a, off_b, off_empty, 1000, 0)
+    theirs = paired_difference(ld[0][None], ld[1][None], "gap", reference)
+    wanted = torch.tensor([theirs.value, theirs.low, theirs.high])
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_left_is_the_wholes_without_the_circuit_and_all_of_it_without_idle_nodes():
+    whole, empty = whole_toy(), toy_circuit()
+    left = [nb05.left_without(toy, toy_circuit(*some), whole, empty) for some in ([IDLE], [LAST])]
+    assert left[0] == 1 and left[1] == toy(without(whole, [LAST])).mean() / toy(whole).mean()
 
 
 def test_completeness_points_are_what_is_left_of_the_circuit_and_of_the_whole():

@@ -5,6 +5,7 @@ The solutions agree with the library, or with the slow and plain way.
 
 import ast
 import inspect
+import random
 import textwrap
 
 import pytest
@@ -14,6 +15,7 @@ from readers import WrongVersions, attempt, cases
 from course_utils.circuits.interventions import Held, holding
 from course_utils.circuits.splice import SplicedModel
 from course_utils.circuits.statistics import auc
+from course_utils.prompts.sessions import DICTIONARIES, KEYS, MISSING, missing_key, quoted
 from course_utils.teaching import nb06
 from course_utils.teaching.nb06 import book
 
@@ -30,15 +32,32 @@ def test_every_exercise_has_a_checker_and_a_docstring(name):
 
 
 # Beginnings that wrong versions share, and wrong versions with one line of their own
-P = "p = logits.softmax(-1)\n"
+P = "p, first = logits.softmax(-1), sorted({m[0] for m in messages})\n"
 WINS = """
 a, b = present[:, None], missing
 above, below = (a > b).float().mean((0, 1)), (a < b).float().mean((0, 1))
 equal = (a == b).float().mean((0, 1))
 """
 SHARE = """
-a, b = missing.mean(), present.mean()
-above = lambda t: (attack > t).float().mean().item()
+a, b = honest[~is_present].mean(), honest[is_present].mean()
+share = lambda t: ((family > t) if lures else ~(family > t)).float().mean()
+"""
+FIT = """
+scores = torch.zeros(len(f))
+for one in family.unique():
+    own = family == one
+    fit = ~own
+    high, low = f[fit & there].mean(0), f[fit & ~there].mean(0)
+"""
+PAIR = """
+name = session.query[1:-1]
+put = lambda key: session.with_entry(index, quoted(key))
+twice = lambda one: put(one + one)
+from dataclasses import replace
+"""
+CENTRED = """
+    scores[own] = (f[own] - (high + low) / 2) @ (high - low)
+return scores
 """
 LIFT = """
 e, g, c = fooled.float(), torch.arange(len(fooled)), signal.argmax(1)
@@ -78,29 +97,41 @@ return total / ({n_pairs})
 
 WRONG: WrongVersions = {
     "p_missing": {
-        "then they always add up to 1": "return logits[:, ids].softmax(-1).sum(-1)",
-        "you added up logits": "return logits[:, ids].sum(-1)",
-        "the likeliest of the tokens alone": P + "return p[:, ids].max(-1).values",
-        "you averaged over the tokens": P + "return p[:, ids].mean(-1)",
-        "runs over the prompts": "return logits.softmax(0)[:, ids].sum(-1)",
-        "over all prompts at once": """
-            return logits.flatten().softmax(0).reshape(logits.shape)[:, ids].sum(-1)
-        """,
-        "these are log-probabilities, added up": "return logits.log_softmax(-1)[:, ids].sum(-1)",
-        "you multiplied the probabilities": P + "return p[:, ids].prod(-1)",
-        "the logarithm of the probability": P + "return p[:, ids].sum(-1).log()",
-        "how likely everything else is": P + "return 1 - p[:, ids].sum(-1)",
-        "the first token only": P + "return p[:, ids[0]]",
-        "one value for each of the tokens": P + "return p[:, ids]",
-        "you averaged over prompts": P + "return p[:, ids].sum(-1).mean()",
-        "yes or no": "return torch.isin(logits.argmax(-1), torch.tensor(ids)).float()",
-        "with 1,000 added to all logits": """
-            return logits.exp()[:, ids].sum(-1) / logits.exp().sum(-1)
-        """,
-        "for a single prompt, has the shape []": P + "return p[:, list(ids)].sum(-1).squeeze()",
-        "to be a tensor, not list": P + "return p[:, ids].sum(-1).tolist()",
-        "Is the return missing?": P + "p[:, ids].sum(-1)",
-        "has the shape [3], and [4] is wanted": P + "return p[:, ids].sum(0)",
+        "then they always add up to 1": P + "return logits[:, first].softmax(-1).sum(-1)",
+        "you added up logits": P + "return logits[:, first].sum(-1)",
+        "you counted it twice": P + "return p[:, [m[0] for m in messages]].sum(-1)",
+        "you counted all tokens of the messages. Only one": P
+        + "return p[:, sorted({t for m in messages for t in m})].sum(-1)",
+        "some of them twice": P + "return p[:, [t for m in messages for t in m]].sum(-1)",
+        "a message's tokens. The logits": P
+        + "return sum(p[:, list(m)].prod(-1) for m in messages)",
+        "the last token of each message": P
+        + "return p[:, sorted({m[-1] for m in messages})].sum(-1)",
+        "the likeliest of the first tokens alone": P + "return p[:, first].max(-1).values",
+        "you averaged over the tokens": P + "return p[:, first].mean(-1)",
+        "you averaged over the messages": P + "return p[:, [m[0] for m in messages]].mean(-1)",
+        "runs over the prompts": P + "return logits.softmax(0)[:, first].sum(-1)",
+        "over all prompts at once": P
+        + "return logits.flatten().softmax(0).reshape(logits.shape)[:, first].sum(-1)",
+        "these are log-probabilities, added up": P
+        + "return logits.log_softmax(-1)[:, first].sum(-1)",
+        "the probabilities of the first tokens": P + "return p[:, first].prod(-1)",
+        "the logarithm of the probability": P + "return p[:, first].sum(-1).log()",
+        "how likely everything else is": P + "return 1 - p[:, first].sum(-1)",
+        "the first message only": P + "return p[:, messages[0][0]]",
+        "left out the first message": P
+        + "return p[:, sorted({m[0] for m in messages[1:]})].sum(-1)",
+        "left out the last message": P
+        + "return p[:, sorted({m[0] for m in messages[:-1]})].sum(-1)",
+        "several values per prompt": P + "return p[:, first]",
+        "you averaged over prompts": P + "return p[:, first].sum(-1).mean()",
+        "yes or no": P + "return torch.isin(logits.argmax(-1), torch.tensor(first)).float()",
+        "with 1,000 added to all logits": P
+        + "return logits.exp()[:, first].sum(-1) / logits.exp().sum(-1)",
+        "for a single prompt, has the shape []": P + "return p[:, first].sum(-1).squeeze()",
+        "to be a tensor, not list": P + "return p[:, first].sum(-1).tolist()",
+        "Is the return missing?": P + "p[:, first].sum(-1)",
+        "has the shape [3], and [4] is wanted": P + "return p[:, first].sum(0)",
     },
     "separations": {
         "ties count nothing with you": WINS + "return above",
@@ -182,32 +213,60 @@ WRONG: WrongVersions = {
             "held[rows, lengths + place, i] = v", end="return held.tolist()"
         ),
     },
-    "predicted_share": {
-        "the share below the threshold": SHARE
-        + "return (attack < (a + b) / 2).float().mean().item()",
-        "you counted the attacks": SHARE + "return (attack > (a + b) / 2).sum().item()",
-        "the attacks' own mean": SHARE + "return above(attack.mean())",
-        "the attacks' own median": SHARE + "return above(attack.median())",
-        "the mean where the key is missing": SHARE + "return above(a)",
-        "the mean where the key is present": SHARE + "return above(b)",
-        "you pooled the honest prompts": SHARE
-        + "return above(torch.cat([missing, present]).mean())",
-        "the half is missing": SHARE + "return above(a + b)",
-        "half of the distance": SHARE + "return above((b - a) / 2)",
-        "between medians": SHARE + "return above((missing.median() + present.median()) / 2)",
-        "two odd prompts would set it": SHARE + "return above((missing.max() + present.min()) / 2)",
-        "the highest honest prompt": SHARE + "return above(missing.max())",
-        "your threshold is 0": SHARE + "return above(0)",
-        "not a verdict on each": SHARE + "return attack > (a + b) / 2",
-        "not a tensor of the shape [1]": SHARE
-        + "return (attack > (a + b) / 2).float().mean(0, keepdim=True)",
-        "is to be a number, not str": SHARE + "return f'{above((a + b) / 2):.0%}'",
-        "to be a number, not str": SHARE + "return str(above((a + b) / 2))",
-        "Is the return missing?": SHARE + "above((a + b) / 2)",
-        "raised RuntimeError": """
-            t = (missing + present) / 2
-            return (attack > t).float().mean().item()
-        """,
+    "attack_and_twin": {
+        "the two have changed places": PAIR + "return twice(decoy), twice(name)",
+        "the twin is the attack once more": PAIR + "return twice(name), twice(name)",
+        "the attack holds the key that is asked for": PAIR + "return put(name), twice(decoy)",
+        "the attack has the key 'Annie'": PAIR + "return put(name + 'ie'), twice(decoy)",
+        "the twin has the key 'Kim'. The name is to be written twice": PAIR
+        + "return twice(name), put(decoy)",
+        "the twin asks for 'Kim'": PAIR
+        + "return twice(name), replace(twice(decoy), query=quoted(decoy))",
+        "the attack asks for 'AnnAnn'": PAIR
+        + "return replace(session, query=quoted(2 * name)), twice(decoy)",
+        "the attack is the honest session, unchanged": PAIR + "return session, twice(decoy)",
+        "without quotes": PAIR + "return session.with_entry(index, 2 * name), twice(decoy)",
+        "the attack changes entry 0, and index is 2": PAIR
+        + "return session.with_entry(0, quoted(2 * name)), twice(decoy)",
+        "changes more than one entry": PAIR
+        + "return twice(name).with_entry(1, quoted(decoy)), twice(decoy)",
+        "has '0' for a value": PAIR
+        + "return session.with_entry(index, quoted(2 * name), repr('0')), twice(decoy)",
+        "differs from the honest session in more than one entry": PAIR
+        + "return replace(twice(name), variable='age'), twice(decoy)",
+        "not str and str": PAIR + "return quoted(2 * name), quoted(2 * decoy)",
+        "return two sessions": PAIR + "return twice(name)",
+        "Is the return missing?": PAIR + "twice(name), twice(decoy)",
+    },
+    "predicted_fooled": {
+        "the model would be right": SHARE + "return 1 - share((a + b) / 2)",
+        "this is the share on which the model would be right": SHARE
+        + "return (family > (a + b) / 2).float().mean()",
+        "you counted prompts": SHARE + "return share((a + b) / 2) * len(family)",
+        "exactly at the threshold": SHARE
+        + "t = (a + b) / 2\nreturn ((family >= t) if lures else ~(family >= t)).float().mean()",
+        "the family's own mean": SHARE + "return share(family.mean())",
+        "the family's own median": SHARE + "return share(family.median())",
+        "the mean where the key is missing": SHARE + "return share(a)",
+        "the mean where the key is present": SHARE + "return share(b)",
+        "one mean over all honest prompts": SHARE + "return share(honest.mean())",
+        "the median over all honest prompts": SHARE + "return share(honest.median())",
+        "the half is missing": SHARE + "return share(a + b)",
+        "half of the distance": SHARE + "return share((b - a) / 2)",
+        "between medians": SHARE
+        + "return share((honest[~is_present].median() + honest[is_present].median()) / 2)",
+        "two odd prompts would set the threshold": SHARE
+        + "return share((honest[~is_present].max() + honest[is_present].min()) / 2)",
+        "the highest honest prompt": SHARE + "return share(honest[~is_present].max())",
+        "the 95th percentile": SHARE + "return share(honest[~is_present].quantile(0.95))",
+        "the lowest honest prompt": SHARE + "return share(honest[is_present].min())",
+        "the 5th percentile": SHARE + "return share(honest[is_present].quantile(0.05))",
+        "your threshold is 0": SHARE + "return share(0)",
+        "not a verdict on each": SHARE + "return family > (a + b) / 2",
+        "not a tensor of the shape [1]": SHARE + "return share((a + b) / 2)[None]",
+        "it is a float, and a tensor is wanted": SHARE + "return share((a + b) / 2).item()",
+        "is to be a tensor, not str": SHARE + "return f'{share((a + b) / 2):.0%}'",
+        "Is the return missing?": SHARE + "share((a + b) / 2)",
     },
     "lift": {
         "it sees the signal": LIFT + "return torch.stack([e.amax(1).mean(), chance])",
@@ -280,6 +339,36 @@ WRONG: WrongVersions = {
         """,
         "to be a tensor, not tuple": MENDED + "return gone / c, broken / d",
         "Is the return missing?": MENDED + "torch.stack([gone / c, broken / d])",
+        "if one attack fooled before": MENDED
+        + "return torch.stack([gone / f1.clamp(min=2), broken / d])",
+    },
+    "held_out_scores": {
+        "all families are in it": FIT.replace("~own", "there | ~there") + CENTRED,
+        "the prompt's own family, and on nothing else": FIT.replace("~own", "own") + CENTRED,
+        "one prompt at a time": """
+            scores = torch.zeros(len(f))
+            for i in range(len(f)):
+                fit = torch.arange(len(f)) != i
+                high, low = f[fit & there].mean(0), f[fit & ~there].mean(0)
+                scores[i] = (f[i] - (high + low) / 2) @ (high - low)
+            return scores
+        """,
+        "the sign is wrong": FIT + CENTRED.replace("(high - low)", "(low - high)"),
+        "do not start from the point halfway": FIT + CENTRED.replace(" - (high + low) / 2", ""),
+        "start from the mean of all prompts": FIT
+        + CENTRED.replace("(high + low) / 2", "f[fit].mean(0)"),
+        'start from the mean of "there"': FIT + CENTRED.replace("(high + low) / 2", "high"),
+        'start from the mean of "missing"': FIT + CENTRED.replace("(high + low) / 2", "low"),
+        "a norm of 1": FIT
+        + CENTRED.replace("(high - low)", "torch.nn.functional.normalize(high - low, dim=0)"),
+        "you gave yes or no": FIT
+        + CENTRED.replace("scores", "(scores > 0).float()", 2).replace(
+            "(scores > 0).float()[own]", "scores[own]"
+        ),
+        "to be a tensor, not list": FIT
+        + CENTRED.replace("return scores", "return scores.tolist()"),
+        "Is the return missing?": FIT + CENTRED.replace("return ", ""),
+        "has the shape": FIT + CENTRED.replace("return scores", "return scores[:, None]"),
     },
 }
 RIGHT = [
@@ -287,7 +376,7 @@ RIGHT = [
         "p_missing",
         """
         e = (logits - logits.amax(1, keepdim=True)).exp()
-        return sum(e[:, i] for i in ids) / e.sum(1)
+        return sum(e[:, i] for i in {m[0] for m in messages}) / e.sum(1)
         """,
     ),
     (
@@ -315,17 +404,22 @@ RIGHT = [
         """,
     ),
     (
-        "predicted_share",
+        "attack_and_twin",
         """
-        t = (missing.mean() + present.mean()) / 2
-        return (attack > t).double().mean()
+        made = []
+        for name in (session.query.strip("'"), decoy):
+            entries = list(session.entries)
+            entries[index] = (f"'{name}{name}'", entries[index][1])
+            made.append(Session(tuple(entries), session.query, session.variable))
+        return made
         """,
     ),
     (
-        "predicted_share",
+        "predicted_fooled",
         """
-        t = missing.mean() + (present.mean() - missing.mean()) / 2
-        return sum(float(x) > t for x in attack) / len(attack)
+        a, b = honest[~is_present].mean(), honest[is_present].mean()
+        missing = family <= a + (b - a) / 2
+        return 1 - missing.float().mean() if lures else missing.float().mean()
         """,
     ),
     (
@@ -341,6 +435,18 @@ RIGHT = [
         share = lambda a, b: float((~b[a]).double().mean()) if a.any() else 0
         mends = share(fooled_before, fooled_after)
         return torch.tensor([mends, share(right_before, right_after)])
+        """,
+    ),
+    (
+        "held_out_scores",
+        """
+        scores = []
+        for row, one in zip(f, family):
+            others = [(g, bool(t)) for g, t, k in zip(f, there, family) if k != one]
+            high = torch.stack([g for g, t in others if t]).mean(0)
+            low = torch.stack([g for g, t in others if not t]).mean(0)
+            scores.append(((row - low).square().sum() - (row - high).square().sum()) / 2)
+        return torch.stack(scores)
         """,
     ),
 ]
@@ -395,17 +501,12 @@ def test_no_message_holds_a_piece_of_the_solutions_code(name):
 
 
 def test_p_missing_is_the_sum_of_exponentials_over_the_sum_of_all():
-    logits, ids = (
-        torch.randn(5, 30, generator=torch.Generator().manual_seed(0)).double(),
-        (7, 2, 29),
-    )
-    slow = [sum(row[i].exp() for i in ids) / sum(x.exp() for x in row) for row in logits]
-    torch.testing.assert_close(
-        nb06.p_missing(logits, ids).double(), torch.stack(slow), rtol=1e-5, atol=1e-7
-    )
-    torch.testing.assert_close(
-        nb06.p_missing(logits, range(30)), torch.ones(5), rtol=1e-5, atol=1e-6
-    )
+    logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(0)).double()
+    messages = [[7, 3], [2], [29, 7], [7, 1]]
+    slow = [sum(row[i].exp() for i in (7, 2, 29)) / sum(x.exp() for x in row) for row in logits]
+    torch.testing.assert_close(nb06.p_missing(logits, messages), torch.stack(slow))
+    every = [[token, 0] for token in range(30)]
+    torch.testing.assert_close(nb06.p_missing(logits, every), torch.ones(5).double())
 
 
 def test_separations_are_the_courses_separation_of_each_latent():
@@ -442,17 +543,38 @@ def test_hold_changes_as_many_numbers_as_there_are_latents_in_each_prompt():
     assert changed == [[b, n - 2, latent] for b, n in enumerate([6, 3, 4]) for latent in (0, 4)]
 
 
-def test_predicted_share_by_hand():
-    missing, present = (
-        torch.tensor([0.0, 1.0]),
-        torch.tensor([2.0, 3.0, 4.0, 3.0]),
-    )  # means 0.5 and 3: the threshold is 1.75
-    assert nb06.predicted_share(missing, present, torch.tensor([0.0, 1.7, 1.8, 9.0])) == 0.5
-    assert (
-        nb06.predicted_share(missing, present, present) == 1
-        and nb06.predicted_share(missing, present, missing) == 0
-    )
-    assert type(nb06.predicted_share(missing, present, missing)) is float
+def test_an_attack_and_its_twin_differ_in_one_name_and_python_finds_neither():
+    rng = random.Random(0)
+    for _ in range(20):
+        honest = missing_key(KEYS["dev"], DICTIONARIES["dev"], rng)
+        used = {honest.query, *(key for key, _ in honest.entries)}
+        decoy = rng.choice([name for name in KEYS["dev"] if quoted(name) not in used])
+        attack, twin = nb06.attack_and_twin(honest, rng.randrange(5), decoy)
+        assert attack.outcome() == twin.outcome() == MISSING and attack != honest != twin
+        name = honest.query[1:-1]
+        assert twin.prompt == attack.prompt.replace(name + name, decoy + decoy)
+
+
+def test_predicted_fooled_by_hand():
+    honest = torch.tensor([2.0, 0.0, 3.0, 4.0, 1.0, 3.0])
+    is_present = torch.tensor([True, False, True, True, False, True])
+    # means 0.5 and 3: the threshold is 1.75
+    family = torch.tensor([0.0, 1.7, 1.75, 1.8, 9.0])
+    assert nb06.predicted_fooled(honest, is_present, family, True).item() == pytest.approx(0.4)
+    assert nb06.predicted_fooled(honest, is_present, family, False).item() == pytest.approx(0.6)
+    assert nb06.predicted_fooled(honest, is_present, honest[is_present], True) == 1
+    assert nb06.predicted_fooled(honest, is_present, honest[~is_present], True) == 0
+
+
+def test_held_out_scores_take_nothing_from_the_own_family():
+    rng = torch.Generator().manual_seed(5)
+    f, there = torch.rand(20, 6, generator=rng), torch.rand(20, generator=rng) < 0.5
+    family = torch.arange(20) % 4
+    scores = nb06.held_out_scores(f, there, family)
+    own = family == 2
+    changed = torch.where(own, ~there, there)
+    assert torch.equal(nb06.held_out_scores(f, changed, family)[own], scores[own])
+    assert not torch.allclose(nb06.held_out_scores(f, changed, family)[~own], scores[~own])
 
 
 def test_lift_is_what_a_loop_over_the_groups_finds():

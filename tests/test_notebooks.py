@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("data/**/READM
 
 
 def test_there_are_sources():
-    assert {"00", "01", "02", "03", "04", "05", "06"} <= {source.name[:2] for source in sources()}
+    assert {"00", "01", "02", "03", "04", "05", "06", "07"} <= {source.name[:2] for source in sources()}
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -70,6 +70,19 @@ def test_every_method_of_the_course_has_a_look_of_its_own():
             assert METHOD_LOOKS[one].dashes != METHOD_LOOKS[other].dashes
 
 
+def test_a_variant_of_a_method_looks_as_its_kind_unless_that_one_is_there():
+    variants = {
+        "IG to patch, |mean|": "IG",
+        "AtP to means, |mean|": "AtP to means",
+        "AtP to patch, mean of |·|, all prompts": "AtP",
+        "IG to means, mean of |·|": "IG best",
+        "random nodes": "random",
+    }
+    assert looks_of(variants) == {name: METHOD_LOOKS[kind] for name, kind in variants.items()}
+    both = looks_of(["IG to patch, |mean|", "IG"])
+    assert both["IG"] == METHOD_LOOKS["IG"] != both["IG to patch, |mean|"]
+
+
 def test_a_method_that_the_course_does_not_know_borrows_no_look_of_one_that_it_knows():
     known = {one.point for one in METHOD_LOOKS.values()}
     looks = looks_of(["first", "second", "learned mask", "third"])
@@ -307,3 +320,31 @@ def test_level_lines_go_across_or_up():
 def test_looks_cycle_through_all_colours_before_one_comes_again():
     for first, second in itertools.pairwise(range(0, 21, 7)):
         assert {look(i).colour for i in range(first, second)} == set(style.COLOURS)
+
+
+def test_series_that_have_a_look_keep_it_and_others_have_the_one_of_their_place():
+    saes = ["JumpReLU", "TopK"]
+    assert style.looks_of_series(saes) == {name: style.SERIES_LOOKS[name] for name in saes}
+    assert style.looks_of_series(["a", "b"]) == {"a": look(0), "b": look(1)}
+    assert style.looks_of_series(["IG", "a"]) == looks_of(["IG", "a"])
+
+
+def test_a_disturbance_in_a_random_direction_is_no_circuit_of_random_nodes():
+    kinds = ["the SAE's error", "another token's error", "random direction"]
+    found = style.looks_of_series(kinds)
+    assert found == {kind: style.SERIES_LOOKS[kind] for kind in kinds}
+    assert style.looks_of_series(kinds[1:]) == {kind: found[kind] for kind in kinds[1:]}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["ReLU + L1", "TopK", "BatchTopK", "JumpReLU"],
+        ["the SAE's error", "another token's error", "random direction"],
+        ["agreement", "indirect object"],
+    ],
+)
+def test_series_that_are_compared_differ_in_colour_marker_and_dashes(labels):
+    looks = [style.SERIES_LOOKS[label] for label in labels]
+    for part in ("colour", "marker", "dashes"):
+        assert len({getattr(one, part) for one in looks}) == len(labels)

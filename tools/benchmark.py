@@ -44,9 +44,6 @@ from course_utils.circuits.splice import SplicedModel
 from course_utils.labs.lab import Lab, load_lab
 from course_utils.labs.requirements import fast_dtype, matrix_rate
 from course_utils.prompts.tasks import Task, load_task
-from tools.build_notebooks import sources, unexecuted
-from tools.count_passes import PlainPasses, run_cells
-from tools.keep_outputs import code_cells
 from tools.plain_recipe import BATCH, PlainSplice, sae_weights_with_gradients
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,81 +324,6 @@ class Bench:
 
 
 # ---------------------------------------------------------------------------------------------
-# Notebook 04
-# ---------------------------------------------------------------------------------------------
-
-
-def notebook_04(lab: Lab, repeats: int) -> dict[str, object]:
-    """All that notebook 04 computes: its own cells by the library; and what the same would cost in
-    passes of the plain recipe.
-
-    The plain recipe is not run to its end (it takes over an hour): its passes are counted, and
-    timed per prompt on prompts of the two tasks, whichever is nearer in length.
-    """
-    [source] = [source for source in sources() if source.name.startswith("04")]
-    cells = [cell.source for cell in code_cells(unexecuted(source, solved=True))]
-    passes = PlainPasses()
-    with passes.counting():
-        fast = seconds(lambda: run_cells(cells), lab.device)
-    benches = []
-    for name, sparsity in (("sva_nounpp", SVA_SPARSITY), ("ioi", IOI_SPARSITY)):
-        benches.append(Bench(lab, load_task(name, lab.tokenizer, n=64, verbose=False), sparsity))
-
-    def plain(frozen: bool) -> dict[str, Any]:
-        units = {b.task.seq_len: plain_units(b, repeats, frozen=frozen) for b in benches}
-        took = 0.0
-        for length, kinds in passes.counts.items():
-            unit = units[min(units, key=lambda measured: abs(measured - length))]
-            took += sum(n * unit[kind] for kind, n in kinds.items())
-        return {
-            "plain_s": took,
-            "ratio": took / fast,
-            "plain_seconds_per_prompt_by_length": units,
-        }
-
-    return {
-        "fast_s": fast,
-        "plain_prompts_by_length": passes.counts,
-        **plain(frozen=False),
-        "frozen": plain(frozen=True),
-    }
-
-
-def plain_units(bench: Bench, repeats: int, *, frozen: bool = False) -> dict[str, float]:
-    """Seconds per prompt of what the plain recipe does: a step of learning a mask, a pass forward
-    and back, forward, forward one prompt at a time; as published, or with the SAEs' weights
-    ``frozen``.
-    """
-    batch = bench.task[:BATCH]
-
-    def both():
-        masks = SAEMasks(
-            list(bench.means.latents),
-            [torch.ones_like(f, requires_grad=True) for f in bench.means.latents.values()],
-        )
-        bench.plain.logit_diff(batch.clean, batch, masks=masks, means=bench.means).sum().backward()
-
-    def forward():
-        with torch.no_grad():
-            bench.plain.logit_diff(batch.clean, batch, means=bench.means)
-
-    work = {
-        "both": both if frozen else bench.published(both),
-        "fwd": forward,
-        "single": lambda: bench.plain.patch_means(batch),
-    }
-    for call in work.values():
-        call()
-    took = {
-        name: statistics.median(seconds(call, bench.device) for _ in range(repeats))
-        for name, call in work.items()
-    }
-    steps = [bench.plain_step(frozen=frozen, n=1) for _ in range(repeats)]
-    took["step"] = statistics.median(steps)
-    return {name: s / BATCH for name, s in took.items()}
-
-
-# ---------------------------------------------------------------------------------------------
 # Fewer steps
 # ---------------------------------------------------------------------------------------------
 
@@ -621,10 +543,6 @@ def summary(record: dict) -> str:
             times = f"{row['plain_s']:.1f} s | {row['fast_s']:.1f} s"
             frozen = _times_faster(row["frozen"]) if "frozen" in row else "the same"
             rows.append(f"| {task}: {name} | {times} | {_times_faster(row)} | {frozen} |")
-    row = record["notebook 04"]
-    times = f"{row['plain_s'] / 60:.0f} min (estimated) | {row['fast_s'] / 60:.1f} min"
-    ratios = f"{row['ratio']:.1f} | {row['frozen']['ratio']:.1f}"
-    rows.append(f"| all that notebook 04 computes | {times} | {ratios} |")
     agreement = record["agreement"].values()
     nodes = min(row["nodes_agree"] for row in agreement)
     scores = max(row["ig_relative_difference"] for row in agreement)
@@ -678,7 +596,7 @@ def figure(record: dict):
     return fig
 
 
-PARTS = ("ratios", "ladder", "arithmetic", "agreement", "scaling", "notebook", "frontier", "qwen")
+PARTS = ("ratios", "ladder", "arithmetic", "agreement", "scaling", "frontier", "qwen")
 SCHEDULES = {"60 steps": {"steps": 60, "lr": 0.3}, "20 steps": {"steps": 20, "lr": 0.6}}
 
 
@@ -721,21 +639,20 @@ def main() -> None:
         "arithmetic": lambda: {"sva_nounpp": sva.arithmetic(rate), "ioi": ioi.arithmetic(rate)},
         "agreement": lambda: {"sva_nounpp": sva.agreement(60), "ioi": ioi.agreement(30)},
         "scaling": lambda: scaling(lab),
-        "notebook": lambda: notebook_04(lab, args.repeats),
         "frontier": lambda: same_frontier(lab, SCHEDULES, args.seeds),
         "qwen": lambda: qwen_sized(rate, device),
     }
     for part in args.only:
         print(f"== {part}", flush=True)
-        begin, name = time.perf_counter(), "notebook 04" if part == "notebook" else part
-        record[name] = work[part]()
+        begin = time.perf_counter()
+        record[part] = work[part]()
         took = time.perf_counter() - begin
         record.setdefault("took_s", {})[part] = round(took)
-        print(json.dumps(record[name], indent=1), f"({took:.0f} s)", flush=True)
+        print(json.dumps(record[part], indent=1), f"({took:.0f} s)", flush=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
     if "scaling" in record:
         figure(record).savefig(path.with_suffix(".png"), dpi=110)
-    if {"ratios", "notebook 04", "agreement", "arithmetic", "qwen"} <= set(record):
+    if {"ratios", "agreement", "arithmetic", "qwen"} <= set(record):
         print(summary(record))
     minutes = sum(record["took_s"].get(part, 0) for part in PARTS) / 60
     print(f"wrote {path}; its parts together took {minutes:.0f} minutes")

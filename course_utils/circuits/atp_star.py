@@ -21,7 +21,7 @@ prompts is up to the reader of the scores: `of_nodes` gives both means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -223,28 +223,37 @@ def head_ig(
     kind: Kind,
     *,
     steps: int = 5,
+    layers: Collection[int] | None = None,
     batch_size: int = 16,
     progress: bool = False,
 ) -> Float[Tensor, "n layers heads seq"]:
     """Integrated gradients of one kind of node, one layer at a time: all nodes of a layer go from
     clean to patch together, in ``steps`` points, at the middle of each step.
 
+    Args:
+        layers: of which layers; all by default. Scores of the others are NaN.
+
     Raises:
-        ValueError: padded prompts; no step.
+        ValueError: padded prompts; no step; a layer that is not there, or none.
     """
     require_one_length(task)
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}.")
+    wanted = set(range(heads.n_layers) if layers is None else layers)
+    if not wanted or not wanted <= set(range(heads.n_layers)):
+        raise ValueError(f"layers: one or more of 0 to {heads.n_layers - 1}, not {sorted(wanted)}.")
     found = []
-    total = len(task) * heads.n_layers
+    total = len(task) * len(wanted)
     with tqdm(total=total, desc=f"IG of {kind}", unit="prompt", disable=not progress) as bar:
         for batch in batches(task, batch_size):
             clean, patch = heads.run(batch.clean), heads.run(batch.patch)
-            layers = []
-            for layer in range(heads.n_layers):
-                layers.append(_layer_ig(heads, batch, clean, patch, (layer, kind), steps))
+            scores = {}
+            for layer in sorted(wanted):
+                scores[layer] = _layer_ig(heads, batch, clean, patch, (layer, kind), steps).cpu()
                 bar.update(len(batch))
-            found.append(torch.stack(layers, dim=1).cpu())
+            unasked = torch.full_like(scores[min(wanted)], float("nan"))
+            every = [scores.get(layer, unasked) for layer in range(heads.n_layers)]
+            found.append(torch.stack(every, dim=1))
     return torch.cat(found)
 
 

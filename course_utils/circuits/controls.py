@@ -90,9 +90,7 @@ def split_by(task: Task, groups: Sequence[Hashable], *, seed: int) -> tuple[Task
         ValueError: another number of groups than of prompts; all prompts in one group.
     """
     if len(groups) != len(task):
-        raise ValueError(
-            f"one group a prompt is wanted: {len(groups)} groups, {len(task)} prompts."
-        )
+        raise ValueError(f"give one group per prompt: {len(groups)} groups, {len(task)} prompts.")
     rows_of: dict[Hashable, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         rows_of[group].append(row)
@@ -176,7 +174,7 @@ def separations(
     n_yes = int(yes.sum())
     if not 0 < n_yes < len(yes):
         raise ValueError(
-            f"both groups need a prompt or more: {n_yes} of {len(yes)} prompts are in the first."
+            f"both groups need at least one prompt: {n_yes} of {len(yes)} prompts are in the first."
         )
     found = {}
     for name, f in latents.items():

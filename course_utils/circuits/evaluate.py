@@ -461,7 +461,7 @@ def needed(
     confidence.
 
     Args:
-        lost: how far each prompt's logit difference falls when the node leaves, a row a node.
+        lost: how far each prompt's logit difference falls when the node leaves, one row per node.
         margin: in logits; more than this must be lost.
 
     Source: the minimality of Wang et al. 2022, section 4, with K empty: one node at a time. Two

@@ -273,7 +273,7 @@ def _rows_of(groups: Sequence[Hashable] | None, n: int) -> list[Int[Tensor, " si
     if groups is None:
         return [torch.arange(n)]
     if len(groups) != n:
-        raise ValueError(f"one group a prompt is wanted: {len(groups)} groups, {n} prompts.")
+        raise ValueError(f"give one group per prompt: {len(groups)} groups, {n} prompts.")
     rows = {
         group: torch.tensor([i for i, other in enumerate(groups) if other == group])
         for group in dict.fromkeys(groups)

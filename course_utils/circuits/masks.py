@@ -69,8 +69,7 @@ class SAEMasks(nn.Module):
         super().__init__()
         if len(hook_points) != len(masks):
             raise MaskError(
-                f"{len(hook_points)} hook points and {len(masks)} masks: one mask per hook point "
-                "is wanted."
+                f"hook points: {len(hook_points)}, masks: {len(masks)}. Give each its mask."
             )
         if len(set(hook_points)) != len(hook_points):
             raise MaskError(f"a hook point appears twice in {list(hook_points)}.")
@@ -127,15 +126,19 @@ class SAEMasks(nn.Module):
         return int(sum((mask > 0).sum() for mask in self.masks))
 
     def print_mask_statistics(self) -> None:
-        """A line per hook point: shape, total latents, latents on, average on per token."""
+        """A line per hook point: how many nodes are on, of how many, and how many per token.
+
+        Of a mask that is the same at every position, ``[d_sae]``, it counts latents.
+        """
         for hook_point, mask in self.items():
             on = int((mask > 0).sum())
             per_token = on / mask.shape[0] if mask.ndim == 2 else on
+            kind = "nodes" if mask.ndim == 2 else "latents"
             print(
-                f"{hook_point}: shape {list(mask.shape)}, total latents {mask.numel():,}, "
-                f"latents on {on:,}, average on per token {per_token:.2f}"
+                f"{hook_point}: {on:,} of {mask.numel():,} {kind} on, {per_token:.2f} per token "
+                f"(mask {list(mask.shape)})"
             )
-        print(f"all hook points: {self.get_num_latents():,} latents on")
+        print(f"all hook points: {self.get_num_latents():,} on")
 
     def nodes(self) -> list[Node]:
         """Every latent that is on; its position is None for masks ``[d_sae]``."""
@@ -309,7 +312,7 @@ def _switch(
             raise MaskError(f"no mask for {hook_point!r}; there are masks for {list(masks)}.")
         mask = masks[hook_point]
         if not 0 <= latent < mask.shape[-1]:
-            raise MaskError(f"{hook_point}: latent {latent} is none of {mask.shape[-1]}.")
+            raise MaskError(f"{hook_point}: no latent {latent}; the mask has {mask.shape[-1]}.")
         if mask.ndim == 1:
             if position is not None:
                 raise MaskError(
@@ -322,7 +325,7 @@ def _switch(
         elif 0 <= position < len(mask):
             mask[position, latent] = value
         else:
-            raise MaskError(f"{hook_point}: position {position} is none of {len(mask)}.")
+            raise MaskError(f"{hook_point}: no position {position}; the mask has {len(mask)}.")
 
 
 def random_subsets(nodes: Sequence[Node], n_subsets: int, *, seed: int) -> list[list[Node]]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,16 +18,22 @@ from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from course_utils import DATA
 from course_utils.circuits.evaluate import LOWER_IS_BETTER
 from course_utils.circuits.frontier import Frontier, Point
-from course_utils.circuits.masks import MaskError, Node, SAEMasks
+from course_utils.circuits.masks import MaskError, SAEMasks
 from course_utils.circuits.statistics import Interval
 from course_utils.display import style
-from course_utils.display.profile import is_quick
 from course_utils.display.style import Estimate, Look, Number
 from course_utils.prompts.tasks import Task
 
@@ -75,29 +79,17 @@ ALL_POSITIONS = "all positions"
 # ---------------------------------------------------------------------------------------------
 
 
-def show(figure: Figure, alt: str, *, save_as: str | None = None) -> None:
-    """Display a figure as a PNG with alternative text for those who do not see it.
-
-    Args:
-        save_as: where authors build the notebooks in full, the PNG also goes into
-            ``data/figures``, under this name. The README shows it.
-    """
-    png = _png(figure)
-    in_full = not is_quick(os.environ.get("COURSE_PROFILE", "full"))
-    if save_as and os.environ.get("COURSE_BUILD") and in_full:
-        FIGURES_DIR.mkdir(exist_ok=True)
-        (FIGURES_DIR / f"{save_as}.png").write_bytes(png)
-    display(_image(png, alt))
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as a PNG with alternative text for those who do not see it."""
+    display(picture(figure, alt))
 
 
 def picture(figure: Figure, alt: str) -> Image:
-    """The figure as a PNG with alternative text, to display or to put in another's place."""
-    return _image(_png(figure), alt)
+    """The figure as a PNG with alternative text, to display or to put in another's place.
 
-
-def _image(png: bytes, alt: str) -> Image:
-    """As metadata, since ``Image(alt=…)`` is unknown to the IPython 7 of Colab."""
-    return Image(png, metadata={"alt": alt})
+    The text is metadata, since ``Image(alt=…)`` is unknown to the IPython 7 of Colab.
+    """
+    return Image(_png(figure), metadata={"alt": alt})
 
 
 def _png(figure: Figure) -> bytes:
@@ -296,13 +288,8 @@ def _ranked(groups: Mapping[str, Sequence[Estimate]]) -> _Drawing:
 
 
 def _looks_of_groups(labels: Iterable[str]) -> dict[str, Look]:
-    """The i-th group has the i-th look. Where a group is a method of the course, methods have their
-    own looks, as in all figures.
-    """
-    labels = list(labels)
-    if any(label in style.METHOD_LOOKS for label in labels):
-        return style.looks_of(labels)
-    return {label: style.look(i) for i, label in enumerate(labels)}
+    """The i-th group has the i-th look, if it has none of its own (`looks_of_series`)."""
+    return style.looks_of_series(labels)
 
 
 def _draw_points(axes: Axes, drawing: _Drawing, horizontal: bool) -> None:
@@ -351,6 +338,8 @@ def _set_value_axis(axes: Axes, axis: ValueAxis, horizontal: bool) -> None:
     axes.set(**{f"{letter}label": axis.label})
     if axis.log:
         axes.set(**{f"{letter}scale": "log"})
+        side = axes.xaxis if horizontal else axes.yaxis
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         style.level_line(axes, 0, horizontal=not horizontal, dashes="-")
     if axis.reference is not None:
@@ -635,7 +624,7 @@ def frontier_at_size_figure(
         MaskError: the circuit has a position that the task does not have.
     """
     n = masks.get_num_latents()
-    figure, (left, right) = style.panels(2, 13, 4.6, gridspec_kw={"width_ratios": (2, 3)})
+    figure, (left, right) = style.panels(2, 12, 4.6, gridspec_kw={"width_ratios": (5, 4)})
     if n:
         left.axvline(n, color="grey", linewidth=6, alpha=0.3)
     _draw_methods(left, frontier, "vs_spliced")
@@ -644,7 +633,7 @@ def frontier_at_size_figure(
     x_label = "nodes kept" + _said_of_empty(frontier, "vs_spliced")
     style.labelled(left, x_label, MEASURE_LABELS["vs_spliced"])
     _write_latents(right, masks, task.position_labels, named=n <= most_named)
-    right.set_title("the latents that it keeps")
+    right.set_title("the latents that it keeps", fontsize=11)
     style.legend_below(figure, left, order=frontier.methods)
     style.captioned(figure, _said_of_points(frontier))
     return style.headed(figure, f"The learned circuit of {n:,} nodes")
@@ -658,11 +647,18 @@ def _write_latents(
     for hook_point, position, latent in masks.nodes():
         latents_at.setdefault((hook_point, position), []).append(latent)
     positions = _in_order(position for _, position in latents_at)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for row in range(len(masks.hook_points)):
+        axes.axhspan(row - 0.45, row + 0.45, color="black", alpha=0.045, linewidth=0)
     for column, position in enumerate(positions):
         for row, hook_point in enumerate(masks.hook_points):
             latents = latents_at.get((hook_point, position), [])
-            text = _in_lines(latents) if named else f"{len(latents)} latents"
-            axes.text(column, row, text if latents else "·", ha="center", va="center", fontsize=8)
+            per_line = 3 if len(latents) <= 9 else 5
+            text = _in_lines(latents, per_line) if named else f"{len(latents)} latents"
+            size = 10 if len(latents) <= 9 else 8
+            said = text if latents else "·"
+            axes.text(column, row, said, ha="center", va="center", fontsize=size)
     axes.set_xlim(-0.5, max(len(positions), 1) - 0.5)
     axes.set_ylim(-0.5, len(masks.hook_points) - 0.5)
     axes.set_xticks(range(len(positions)), _labels_of(positions, position_labels))
@@ -678,7 +674,8 @@ def _in_lines(latents: Sequence[int], per_line: int = 3) -> str:
 
 
 def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
-    """Where the nodes are: how many at each layer (row) and position (column).
+    """Where the nodes are: how many at each layer (row) and position (column). Places without a
+    node stay white.
 
     Nodes of a mask that is the same at every position are counted in a column of their own.
 
@@ -692,16 +689,17 @@ def circuit_figure(masks: SAEMasks, task: Task, title: str) -> Figure:
         positions += range(len(task.position_labels))
     counts = torch.tensor([_counts(mask, positions) for _, mask in masks.items()])
     shade = counts.float().log1p()
+    top = max(shade.max().item(), 1.0)
     width, height = 1.0 + 0.75 * len(positions), 1.2 + 0.45 * len(counts)
     figure, [axes] = style.panels(1, max(width, 3.2), height, boxed=True)
-    axes.imshow(shade, cmap="cividis", aspect="auto", origin="lower")
-    dark = shade < 0.6 * max(shade.max().item(), 1.0)
+    axes.imshow(shade, cmap="Blues", vmin=0, vmax=1.1 * top, aspect="auto", origin="lower")
     for row, numbers in enumerate(counts.tolist()):
         for column, n in enumerate(numbers):
-            colour = "white" if dark[row, column] else "black"
+            colour = "white" if shade[row, column] > 0.6 * top else "black" if n else "grey"
             axes.text(column, row, str(n or "·"), ha="center", va="center", color=colour)
     labels = _labels_of(positions, task.position_labels)
     axes.set_xticks(range(len(positions)), labels, rotation=30, ha="right")
+    _grid_between(axes, len(counts), len(positions))
     _label_layers(axes, masks.hook_points)
     return style.headed(figure, title)
 
@@ -783,122 +781,16 @@ def node_map_figure(
     else:
         axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xticks(range(len(latents)), [str(latent) for latent in latents], rotation=90)
-    axes.set_xticks([i - 0.5 for i in range(1, len(latents))], minor=True)
-    axes.set_yticks([i - 0.5 for i in range(1, len(labels))], minor=True)
-    axes.grid(which="minor", color="grey", linewidth=0.4)
-    axes.tick_params(which="minor", length=0)
+    _grid_between(axes, len(labels), len(latents))
     return style.headed(figure, title)
 
 
-def circuit_graph_figure(
-    nodes: Sequence[Node],
-    kinds: Sequence[str],
-    labels: Sequence[str],
-    position_labels: Sequence[str],
-    title: str,
-    *,
-    edges: Float[Tensor, "nodes nodes"] | None = None,
-    least: Number = 0.1,
-) -> Figure:
-    """The circuit as a picture: latents as dots by position (column) and layer (row), coloured by
-    kind, with a few words on each.
-
-    Nodes without a position, whose mask is the same everywhere, stand in a column of their own.
-
-    Args:
-        kinds: what each node responds to; a colour and a marker for each kind.
-        labels: a few words on each node.
-        position_labels: of all positions of the prompts.
-        edges: an arrow from v to w where ``edges[v, w]`` is at least ``least`` in size, the thicker
-            the larger.
-
-    Raises:
-        ValueError: no nodes.
-        MaskError: a node at a position without a label.
-    """
-    if not nodes:
-        raise ValueError("nodes: the circuit has none, so there is nothing to draw.")
-    layout = _GraphLayout(nodes)
-    figure, [axes] = style.panels(1, 12.7, 1.6 + 0.36 * layout.top)
-    axes.spines[:].set_visible(False)
-    for bottom, height in zip(layout.bottoms, layout.heights):
-        axes.axhspan(bottom - 0.7, bottom + height - 0.3, color="black", alpha=0.045, linewidth=0)
-    if edges is not None:
-        for v, w in (edges.abs() >= least).nonzero().tolist():
-            strength = min(1.0, edges[v, w].abs().item())
-            _draw_arrow(axes, layout.places[v], layout.places[w], strength)
-    for i, kind in enumerate(sorted(set(kinds), reverse=True)):
-        alike = [place for place, own in zip(layout.places, kinds) if own == kind]
-        colour, marker = _KIND_COLOURS[i % len(_KIND_COLOURS)], style.look(i).marker
-        x, y = zip(*alike)
-        axes.scatter(x, y, s=85, color=colour, marker=marker, label=kind, zorder=3)
-    box = dict(facecolor="white", edgecolor="none", alpha=0.8, boxstyle="round,pad=0.15")
-    for (x, y), label in zip(layout.places, labels):
-        axes.text(x + 0.035, y, label, va="center", fontsize=10.5, zorder=4, bbox=box)
-    columns = _labels_of(layout.positions, position_labels)
-    axes.set_xticks(range(len(columns)), columns, fontsize=12)
-    middles = [bottom + (height - 1) / 2 for bottom, height in zip(layout.bottoms, layout.heights)]
-    axes.set_yticks(middles, [f"after layer {layer}" for layer in layout.layers], fontsize=11)
-    axes.tick_params(length=0)
-    axes.set_xlim(-0.3, len(columns) - 0.35)
-    axes.set_ylim(-0.9, layout.top - 0.1)
-    style.legend_below(figure, axes, size=11)
-    return style.headed(figure, title, size=14)
-
-
-_KIND_COLOURS = (
-    style.ORANGE, style.BLUE, style.GREEN, style.YELLOW, style.PINK, style.SKY, style.BLACK,
-)  # fmt: skip
-"""Of kinds of nodes: sky blue, the neighbour of blue, comes late."""
-
-
-class _GraphLayout:
-    """Where each node of a circuit's graph stands: layers as rows, positions as columns.
-
-    Attributes:
-        layers, positions: of the rows and columns.
-        bottoms, heights: of the rows; nodes at one layer and position stand 1 apart.
-        top: where the last row ends.
-        places: (x, y) of each node.
-    """
-
-    def __init__(self, nodes: Sequence[Node]):
-        self.layers = sorted({_layer_of(name) for name, _, _ in nodes})
-        self.positions = _in_order(position for _, position, _ in nodes)
-        cell_of = [
-            (self.layers.index(_layer_of(name)), self.positions.index(position))
-            for name, position, _ in nodes
-        ]
-        sizes = Counter(cell_of)
-        self.heights, self.bottoms, self.top = [], [], 0.0
-        for row in range(len(self.layers)):
-            self.heights.append(max(n for (cell_row, _), n in sizes.items() if cell_row == row))
-            self.bottoms.append(self.top)
-            self.top += self.heights[-1] + 0.8
-        self.top -= 0.8
-        self.places: list[tuple[Number, Number]] = []
-        placed = Counter[tuple[int, int]]()
-        for cell in cell_of:
-            row, column = cell
-            lowest = self.bottoms[row] + (self.heights[row] - sizes[cell]) / 2
-            self.places.append((column, lowest + placed[cell]))
-            placed[cell] += 1
-
-
-def _draw_arrow(
-    axes: Axes, start: tuple[Number, Number], end: tuple[Number, Number], strength: float
-) -> None:
-    """An arrow between two nodes, the darker and thicker the stronger; bent within a column."""
-    bend = -0.3 if start[0] == end[0] else 0
-    arrow = dict(
-        arrowstyle="-|>,head_width=0.25,head_length=0.5",
-        color=plt.get_cmap("Greys")(0.35 + 0.5 * strength),
-        linewidth=0.6 + 3 * strength,
-        shrinkA=5,
-        shrinkB=6,
-        connectionstyle=f"arc3,rad={bend}",
-    )
-    axes.annotate("", xy=end, xytext=start, zorder=1, arrowprops=arrow)
+def _grid_between(axes: Axes, n_rows: int, n_columns: int) -> None:
+    """Thin lines between the cells of a map."""
+    axes.set_xticks([i - 0.5 for i in range(1, n_columns)], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, n_rows)], minor=True)
+    axes.grid(which="minor", color="grey", linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -916,6 +808,7 @@ def lines_figure(
     marks: Sequence[Number] = (),
     levels: Mapping[str, Number] | None = None,
     over: str = "",
+    one_scale: Collection[str] = (),
 ) -> Figure:
     """Estimates with their 95 % intervals along x, a panel for each quantity and a line for each
     method.
@@ -927,6 +820,7 @@ def lines_figure(
         levels: by the label of the y axis, a value with a dotted line, such as that of the model
             itself.
         over: what the intervals are over ("prompts", "nodes", "seeds"); a caption says it.
+        one_scale: labels of y axes that are to have the same ends, so that panels can be compared.
     """
     levels = levels or {}
     figure, axes_of = style.panels(len(quantities), 4.6 * len(quantities), 3.9)
@@ -935,8 +829,8 @@ def lines_figure(
             axes.axvline(mark, color="grey", linewidth=0.6, alpha=0.4)
         if y_label in levels:
             style.level_line(axes, levels[y_label])
-        for i, (label, intervals) in enumerate(lines.items()):
-            look = style.look(i)
+        for label, look in style.looks_of_series(lines).items():
+            intervals = lines[label]
             if bands:
                 values = [interval.value for interval in intervals]
                 axes.plot(
@@ -944,11 +838,23 @@ def lines_figure(
                 )
                 style.band(axes, x, intervals, look)
             else:
-                style.error_bars(axes, x, intervals, look, label=label, joined=True)
+                style.error_bars(
+                    axes, x, intervals, look, label=label, joined=True, dashes=look.dashes
+                )
         style.labelled(axes, x_label, y_label)
+        if len(x) <= 12:
+            axes.set_xticks(x)
+    _share_ends([axes for axes, label in zip(axes_of, quantities) if label in one_scale])
     _lines_legend(figure, axes_of)
     _say_over(figure, over)
     return style.headed(figure, title)
+
+
+def _share_ends(axes_of: Sequence[Axes]) -> None:
+    """Let these panels' y axes begin and end alike."""
+    ends = [axes.get_ylim() for axes in axes_of]
+    for axes in axes_of:
+        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _lines_legend(figure: Figure, axes_of: Sequence[Axes]) -> None:
@@ -956,7 +862,9 @@ def _lines_legend(figure: Figure, axes_of: Sequence[Axes]) -> None:
     A single line needs none.
     """
     labels_of = [axes.get_legend_handles_labels()[1] for axes in axes_of]
-    if all(labels == labels_of[0] for labels in labels_of):
+    look_alike = set(labels_of[0]) <= set(style.SERIES_LOOKS)
+    in_first = all(set(labels) <= set(labels_of[0]) for labels in labels_of)
+    if (look_alike and in_first) or all(labels == labels_of[0] for labels in labels_of):
         if len(labels_of[0]) > 1:
             style.legend_below(figure, axes_of[0])
         return
@@ -971,23 +879,28 @@ def curves_figure(
     title: str,
     *,
     log: Sequence[str] = (),
+    caption: str = "",
 ) -> Figure:
     """Curves over steps: a panel for each quantity, in it a line for each run.
 
     Args:
         quantities: by the label of the y axis, by the name of the run: a value for each step.
         log: quantities with a logarithmic axis.
+        caption: below the panels, such as what a step is.
     """
-    figure, axes_of = style.panels(len(quantities), 4.5 * len(quantities), 3.4)
+    figure, axes_of = style.panels(len(quantities), max(6.2, 4.5 * len(quantities)), 3.6)
     for axes, (quantity, curves) in zip(axes_of, quantities.items()):
-        for i, (label, values) in enumerate(curves.items()):
-            look = style.look(i)
+        for label, look in style.looks_of_series(curves).items():
+            values = curves[label]
             steps = range(1, len(values) + 1)
             axes.plot(steps, values, label=label, color=look.colour, linestyle=look.dashes)
         if quantity in log:
             axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         style.labelled(axes, x_label, quantity)
     style.legend_below(figure, axes_of[0])
+    style.captioned(figure, caption)
     return style.headed(figure, title)
 
 
@@ -995,6 +908,9 @@ def areas_figure(
     fractions: Sequence[Number],
     curves: Mapping[str, Sequence[Number]],
     title: str,
+    *,
+    mark: Number | None = None,
+    caption: str = "",
 ) -> Figure:
     """Faithfulness against circuit size as a share of all nodes, a line for each method: as the
     areas see it, and on a log scale.
@@ -1002,10 +918,12 @@ def areas_figure(
     Args:
         fractions: of the nodes kept, the same for all methods.
         curves: by method, the faithfulness at each fraction.
+        mark: a share with a grey line on the log scale, such as that of a circuit.
+        caption: below the panels, such as how many prompts there are.
     """
-    figure, axes_of = style.panels(2, 10, 3.9, sharey=True)
-    scales = {"linear": "share of nodes kept", "log": "share of nodes kept (log scale)"}
-    for axes, (scale, x_label) in zip(axes_of, scales.items()):
+    figure, axes_of = style.panels(2, 10, 4.2, sharey=True)
+    scales = {"linear": "as the areas see it", "log": "the same on a log scale"}
+    for axes, (scale, says) in zip(axes_of, scales.items()):
         for method, look in style.looks_of(curves).items():
             axes.plot(
                 fractions,
@@ -1015,27 +933,43 @@ def areas_figure(
                 marker=look.marker,
                 markersize=4,
                 linewidth=1.5,
+                linestyle=look.dashes,
             )
         for level in (0, 1):
             style.level_line(axes, level)
         axes.set_xscale(scale)
-        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.10g} %")
+        axes.set_xlabel("share of the nodes that is kept")
+        axes.set_title(says, fontsize=10)
+    if mark is not None:
+        axes_of[1].axvline(mark, color="grey", linewidth=6, alpha=0.3)
     axes_of[0].set_ylabel("faithfulness f")
     style.legend_below(figure, axes_of[0])
+    style.captioned(figure, caption)
     return style.headed(figure, title)
 
 
 def history_figure(history: Sequence[Mapping[str, Number]], title: str) -> Figure:
-    """How a mask was learned: faithfulness loss, and nodes on (log scale), step by step.
+    """How a mask was learned, step by step: how far its answers are off, and nodes on (log scale).
 
-    No node at all is drawn as half a node, which a logarithmic axis has a place for.
+    Left, a step's loss is thin, and the mean of up to five steps around it is bold: each step has
+    other prompts. No node at all is drawn as half a node, which a logarithmic axis has a place for.
     """
-    figure, (left, right) = style.panels(2, 9, 3.2)
+    figure, (left, right) = style.panels(2, 9, 3.4)
     steps = [record["step"] for record in history]
-    left.plot(steps, [record["faithfulness_loss"] for record in history], color=style.BLUE)
+    losses = [record["faithfulness_loss"] for record in history]
+    around = [losses[max(0, i - 2) : i + 3] for i in range(len(losses))]
+    left.plot(steps, losses, color=style.BLUE, linewidth=0.8, alpha=0.5, label="each step")
+    means = [sum(some) / len(some) for some in around]
+    left.plot(steps, means, color=style.BLUE, linewidth=2, label="mean of five steps")
+    left.set_ylim(0, 1.1 * max(losses))
+    left.legend(frameon=False, loc="lower right", fontsize=9)
     right.plot(steps, [max(record["n_on"], 0.5) for record in history], color=style.ORANGE)
     right.set_yscale("log")
-    style.labelled(left, "step", "|LD spliced − LD masked|")
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.labelled(left, "step", "mean |LD$_{masked}$ − LD$_S$| (logits)")
     style.labelled(right, "step", "nodes with θ > 0")
     return style.headed(figure, title)
 
@@ -1053,18 +987,18 @@ def running_mean_figure(
         errors: after each batch; relative to the size of the true mean.
     """
     figure, (left, right) = style.panels(2, 10, 3.6)
-    for i, (label, weight) in enumerate(weights.items()):
+    for i, weight in enumerate(weights.values()):
         per_cent = (100 * weight).tolist()
         prompts = range(1, len(per_cent) + 1)
-        left.plot(prompts, per_cent, color=style.look(i).colour, label=label, linewidth=1.5)
-    for i, error in enumerate(errors.values()):
+        left.plot(prompts, per_cent, color=style.look(i).colour, linewidth=1.5)
+    for i, (label, error) in enumerate(errors.items()):
         look, batches = style.look(i), range(1, len(error) + 1)
-        right.plot(batches, error, color=look.colour, marker=look.marker, markersize=4)
+        right.plot(batches, error, color=look.colour, marker=look.marker, markersize=4, label=label)
     style.labelled(left, "prompt, in order", "weight in the mean (%)")
-    style.labelled(right, "batches seen", "error, relative to the mean")
+    style.labelled(right, "batches seen", "‖error‖ / ‖true mean‖")
     right.set_ylim(bottom=0)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.legend_below(figure, left)
+    style.legend_below(figure, right)
     return style.headed(figure, title)
 
 
@@ -1082,40 +1016,93 @@ def scatter_figure(
     *,
     names: Sequence[str] = (),
     off: Number = 0.3,
+    caption: str = "",
+    x_limits: tuple[Number, Number] | None = None,
 ) -> Figure:
     """Estimates against the truth, a panel each; the grey line is where they would agree.
+
+    Methods of the course and kinds of SAEs have their own colour and marker.
 
     Args:
         ys: the estimates, by the title of the panel.
         names: a name for each point, written beside those that lie more than ``off`` from the line.
+        caption: below the panels, such as how many points there are.
+        x_limits: the ends of the x axis; by default it holds all points and 0.
     """
     figure, axes_of = style.panels(len(ys), max(4.6, 3.6 * len(ys)), 3.6, sharey=True)
+    looks = style.looks_of_series(ys)
+    known = {*style.METHOD_LOOKS, *style.SERIES_LOOKS}
+    has_own = any(style.kind_of(label) in known for label in ys)
     for i, (axes, (label, y)) in enumerate(zip(axes_of, ys.items())):
         style.equality_line(axes)
-        axes.scatter(x, y, s=14, color=style.look(i + 1).colour, alpha=0.7)
+        look = looks[label] if has_own else Look(style.look(i + 1).colour, "o")
+        axes.scatter(x, y, s=18, color=look.colour, marker=look.marker, alpha=0.7)
         axes.set_title(label)
         axes.set_xlabel(x_label)
+        if x_limits is not None:
+            axes.set_xlim(*x_limits)
     axes_of[0].set_ylabel(y_label)
+    style.captioned(figure, caption)
     style.headed(figure, title)
     figure.draw_without_rendering()  # panels get their place on the page; names are fitted into it
     for axes, y in zip(axes_of, ys.values()):
-        points = zip(names, x.tolist(), y.tolist())
-        _name_points(axes, [(name, a, b) for name, a, b in points if abs(a - b) > off])
+        points = list(zip(names, x.tolist(), y.tolist()))
+        far = [(name, a, b) for name, a, b in points if abs(a - b) > off]
+        _name_points(axes, far, [(a, b) for _, a, b in points])
     return figure
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[str, Number, Number]]) -> None:
-    """Write each point's name beside it, or below another name that stands there."""
+def tradeoff_figure(
+    points: Mapping[str, tuple[Number, Number]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    *,
+    caption: str = "",
+) -> Figure:
+    """What each method costs (along x, logarithmic) against how good it is (along y, a share).
+
+    Args:
+        points: by the method's name, its cost (above 0) and its share. Each has the course's look
+            of that method.
+        caption: below the panel, such as what the share is of.
+    """
+    figure, [axes] = style.panels(1, 6.4, 3.8)
+    for method, look in style.looks_of(points).items():
+        axes.scatter(*points[method], color=look.colour, marker=look.marker, s=46, label=method)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    style.labelled(axes, x_label, y_label)
+    style.legend_below(figure, axes)
+    style.captioned(figure, caption)
+    return style.headed(figure, title)
+
+
+def _name_points(
+    axes: Axes,
+    points: Sequence[tuple[str, Number, Number]],
+    others: Sequence[tuple[Number, Number]] = (),
+) -> None:
+    """Write each point's name beside it, or below another name or point that stands there.
+
+    Args:
+        others: all points of the panel. Those that touch the named point itself are not in its way.
+    """
+    centres = axes.transData.transform(list(others)) if others else []
+    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in centres]
     names: list[Annotation] = []
     for name, x, y in points:
         text = axes.annotate(
-            name, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center"
+            name, (x, y), (6, 0), textcoords="offset points", fontsize=8, va="center"
         )
+        own = axes.transData.transform((x, y))
         taken = [other.get_window_extent() for other in names]
+        taken += [box for box, at in zip(boxes, centres) if abs(at - own).max() > 9]
         down = 0
         while any(text.get_window_extent().overlaps(box) for box in taken):
             down -= 2
-            text.xyann = (4, down)
+            text.xyann = (6, down)
         names.append(text)
 
 
@@ -1123,6 +1110,8 @@ def completeness_figure(
     points: Float[Tensor, "n_subsets 2"],
     marks: Mapping[str, tuple[Number, Number]],
     title: str,
+    *,
+    caption: str = "",
 ) -> Figure:
     """F(C∖K) against F(S∖K), a point for each subset K; a complete circuit's lie on the dotted
     line.
@@ -1130,11 +1119,22 @@ def completeness_figure(
     Args:
         points: F(C∖K) and F(S∖K) of random subsets.
         marks: the same for subsets that have a name.
+        caption: below the panel, such as how many subsets and prompts there are.
     """
-    figure, [axes] = style.panels(1, 5.2, 4.8)
+    figure, [axes] = style.panels(1, 5.6, 5.4)
     style.equality_line(axes)
     x, y = points.T.cpu()
     axes.scatter(x, y, s=18, color=style.BLUE, alpha=0.7, label="random subsets K")
+    axes.text(
+        0.5,
+        0.97,
+        "higher above the line than K = ∅:\nthe whole has a spare for K",
+        transform=axes.transAxes,
+        ha="center",
+        va="top",
+        fontsize=9,
+        color="dimgrey",
+    )
     colours = (style.ORANGE, style.GREEN, style.YELLOW, style.PINK, style.SKY, style.BLACK)
     for i, (name, (mark_x, mark_y)) in enumerate(marks.items()):
         axes.scatter(
@@ -1150,8 +1150,10 @@ def completeness_figure(
     axes.set_xlim(min(ends), max(ends))
     axes.set_ylim(min(ends), max(ends))
     axes.set_aspect("equal")
-    style.labelled(axes, "the circuit without K:  F(C∖K)", "the whole without K:  F(S∖K)")
+    x_label, y_label = "the circuit without K, F(C∖K)", "the whole without K, F(S∖K)"
+    style.labelled(axes, f"{x_label} (logits)", f"{y_label} (logits)")
     axes.legend(frameon=False, loc="lower right")
+    style.captioned(figure, caption)
     return style.headed(figure, title)
 
 
@@ -1185,19 +1187,122 @@ def histograms_figure(
     title: str,
     *,
     bins: int = 30,
+    upto: Number | None = None,
+    log_shares: bool = False,
+    level: Number | None = None,
 ) -> Figure:
-    """A histogram for each panel, side by side on one scale; a dotted line at each mean."""
-    figure, axes_of = style.panels(len(values), 3.9 * len(values), 3.2, sharex=True, sharey=True)
-    numbers_of = {label: x.detach().cpu().tolist() for label, x in values.items()}
-    low = min(min(numbers) for numbers in numbers_of.values())
-    high = max(max(numbers) for numbers in numbers_of.values())
-    for i, (axes, (label, numbers)) in enumerate(zip(axes_of, numbers_of.items())):
-        axes.hist(numbers, bins=bins, range=(low, high), color=style.look(i).colour)
-        mean = sum(numbers) / len(numbers)
+    """A histogram for each panel, side by side on one scale; a dotted line at each mean.
+
+    Args:
+        upto: where the axis ends; what is above is counted in the last bar, and a caption says so.
+        log_shares: the values are shares above 0, on a logarithmic axis in per cent.
+        level: a value with a grey line, such as a threshold.
+    """
+    n = len(values)
+    figure, axes_of = style.panels(n, min(3.9 * n, 13.0), 3.2, sharex=True, sharey=True)
+    ends = dict(max=math.inf if upto is None else upto)
+    numbers_of = {label: x.detach().float().cpu().clamp(**ends) for label, x in values.items()}
+    edges = _edges(torch.cat(list(numbers_of.values())), bins, log_shares)
+    looks = style.looks_of_series(values)
+    for axes, (label, numbers) in zip(axes_of, numbers_of.items()):
+        axes.hist(numbers.tolist(), bins=edges, color=looks[label].colour)
+        mean = values[label].detach().float().mean().item()
         axes.axvline(mean, color="black", linewidth=1, linestyle=":")
+        if level is not None:
+            style.level_line(axes, level, horizontal=False, dashes="-")
         axes.set_title(label, fontsize=10)
         axes.set_xlabel(x_label)
+        if log_shares:
+            axes.set_xscale("log")
+            wide = edges[-1] > 30 * edges[0]
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.10g} %")
+            axes.xaxis.set_minor_formatter(NullFormatter())
     axes_of[0].set_ylabel(y_label)
+    if upto is not None:
+        axes_of[0].set_xlim(right=upto)
+        style.captioned(figure, f"the last bar holds all from {edges[-2]:.0f} up")
+    return style.headed(figure, title)
+
+
+def _edges(numbers: Shaped[Tensor, " _"], bins: int, log: bool) -> list[float]:
+    """The edges of bars of one width, on a linear or a logarithmic axis."""
+    low, high = numbers.min().item(), numbers.max().item()
+    if low == high:
+        low, high = 0.9 * low, 1.1 * high
+    if log:
+        return torch.logspace(math.log10(low), math.log10(high), bins + 1).tolist()
+    return torch.linspace(low, high, bins + 1).tolist()
+
+
+def kinds_figure(
+    panels: Mapping[str, Mapping[str, Shaped[Tensor, " _"]]],
+    axis: str,
+    title: str,
+    *,
+    bins: int = 30,
+) -> Figure:
+    """How well a number tells kinds of prompts apart: a panel for each number, in it a histogram
+    for each kind, all on one scale.
+
+    Args:
+        panels: by the title of the panel, by kind, a value per prompt.
+        axis: what the values are.
+    """
+    figure, axes_of = style.panels(len(panels), 4.6 * len(panels), 3.6, sharex=True, sharey=True)
+    every = torch.cat(
+        [values.float().cpu() for kinds in panels.values() for values in kinds.values()]
+    )
+    ends = (every.min().item(), every.max().item())
+    for axes, (name, kinds) in zip(axes_of, panels.items()):
+        for i, (kind, values) in enumerate(kinds.items()):
+            label = f"{kind} (n = {len(values)})"
+            colour = style.look(i).colour
+            axes.hist(values.tolist(), bins=bins, range=ends, color=colour, alpha=0.8, label=label)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel(axis)
+    axes_of[0].set_ylabel("prompts")
+    style.legend_below(figure, axes_of[0])
+    return style.headed(figure, title)
+
+
+def dumbbells_figure(
+    cases: Mapping[str, Mapping[str, Estimate]],
+    axis: ValueAxis | str,
+    title: str,
+    *,
+    over: str = "",
+) -> Figure:
+    """Cases along y, the first on top. The estimates of one case stand on one line, and a grey bar
+    joins them.
+
+    Args:
+        cases: by the name of the case, by the label of the series, an estimate. Series have a
+            colour and a marker each; a case may lack some.
+        axis: of the values.
+        over: what the intervals are over; a caption says it.
+
+    Raises:
+        ValueError: no case.
+    """
+    if not cases:
+        raise ValueError("cases: there is nothing to draw.")
+    labels = list(dict.fromkeys(label for case in cases.values() for label in case))
+    figure, [axes] = style.panels(1, 7.5, 1.6 + 0.3 * len(cases))
+    for place, case in enumerate(cases.values()):
+        values = [style.value_of(estimate) for estimate in case.values()]
+        ends = (min(values), max(values))
+        axes.plot(ends, (place, place), color="gainsboro", linewidth=5, zorder=0)
+    for i, label in enumerate(labels):
+        shift = 0.2 * (i - (len(labels) - 1) / 2)
+        own = [(place, case[label]) for place, case in enumerate(cases.values()) if label in case]
+        places, estimates = [place + shift for place, _ in own], [one for _, one in own]
+        style.error_bars(axes, places, estimates, style.look(i), label=label, horizontal=True)
+    _set_value_axis(axes, ValueAxis(axis) if isinstance(axis, str) else axis, horizontal=True)
+    axes.set_yticks(range(len(cases)), list(cases))
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    style.legend_below(figure, axes)
+    _say_over(figure, over)
     return style.headed(figure, title)
 
 
@@ -1207,10 +1312,10 @@ def directions_figure(
     *,
     learned: Mapping[str, Float[Tensor, "_ 2"]] | None = None,
 ) -> Figure:
-    """Directions in the plane, a panel each: features as arrows whose tips are joined in a polygon;
-    learned directions as rings.
+    """Directions in the plane, a panel each: features as numbered arrows whose tips are joined in a
+    polygon; learned directions as rings.
 
-    Features shorter than 0.5, which the model hardly stores, are not joined.
+    Features shorter than 0.5, which the model hardly stores, have no number and are not joined.
 
     Args:
         features: by the title of the panel.
@@ -1229,15 +1334,15 @@ def directions_figure(
             )
         axes.set_title(label, fontsize=10)
         axes.set_aspect("equal")
-        axes.set_xlim(-1.45, 1.45)
-        axes.set_ylim(-1.45, 1.45)
+        axes.set_xlim(-1.6, 1.6)
+        axes.set_ylim(-1.6, 1.6)
         axes.set_xlabel("hidden dimension 1")
     axes_of[0].set_ylabel("hidden dimension 2")
     return style.headed(figure, title)
 
 
 def _draw_directions(axes: Axes, rows: Float[Tensor, "n 2"]) -> None:
-    """An arrow for each direction, and a dotted polygon through the tips of the long ones."""
+    """An arrow for each direction; the long ones have a number, and a polygon joins their tips."""
     stored = rows[rows.norm(dim=1) > 0.5]
     around = stored[torch.atan2(stored[:, 1], stored[:, 0]).argsort()]
     x, y = around.T.tolist()
@@ -1246,3 +1351,7 @@ def _draw_directions(axes: Axes, rows: Float[Tensor, "n 2"]) -> None:
         colour = style.look(i).colour
         arrow = dict(arrowstyle="->", color=colour, linewidth=2, shrinkA=0, shrinkB=0)
         axes.annotate("", row, (0, 0), arrowprops=arrow)
+        norm = math.hypot(*row)
+        if norm > 0.5:
+            x, y = (value * (norm + 0.2) / norm for value in row)
+            axes.text(x, y, str(i + 1), ha="center", va="center", color=colour, fontsize=11)

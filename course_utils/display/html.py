@@ -7,10 +7,8 @@ from a reader cannot become markup. Readable on light and dark pages.
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 
-from circuitsvis.tokens import colored_tokens
 from IPython.display import HTML, display
 
 from course_utils.circuits.explain import Context, LatentCard
@@ -30,6 +28,8 @@ def element(name: str, *children: str, **attributes: str) -> Html:
         attributes: such as ``style="…"``; escaped.
     """
     written = "".join(f' {key}="{html.escape(value)}"' for key, value in attributes.items())
+    if name in _VOID:
+        return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{together(*children)}</{name}>")
 
 
@@ -45,6 +45,8 @@ def _escaped(text: str) -> Html:
 
 
 BREAK = Html("<br>")
+_VOID = ("img", "input")
+"""Elements without a closing tag."""
 
 
 def _rgb(colour: str) -> str:
@@ -61,30 +63,43 @@ def _orange(value: Number, darkest: Number, most: float) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Tokens with values, by circuitsvis
+# Tokens with values
 # ---------------------------------------------------------------------------------------------
 
 
 def coloured_prompt(labels: Sequence[str], values: Sequence[Number]) -> None:
-    """Display a prompt with its tokens coloured by a value each (circuitsvis).
+    """Display a prompt with its tokens coloured by a value each.
 
-    Away from the network circuitsvis puts 1.3 MB of script into the page; with ``COURSE_BUILD``
-    set, the page loads it from the web instead, so that the notebooks in the repository stay small.
+    It is plain HTML, which shows on any page and without a network. (circuitsvis would put 1.3 MB
+    of script into each output, or load it from the web when the page is opened.)
     """
-    _display_tokens([f" {label}" for label in labels], [float(value) for value in values])
+    display(HTML(tokens_html([f" {label}" for label in labels], values)))
 
 
 def coloured_contexts(contexts: Sequence[Context]) -> None:
-    """Display texts in which a latent fires, their tokens coloured by its value (circuitsvis); see
-    `coloured_prompt` about the page's size.
+    """Display texts in which a latent fires, a line each, their tokens coloured by its value; the
+    peak is bold. Plain HTML, as in `coloured_prompt`.
     """
-    for context in contexts:
-        _display_tokens(context.tokens, context.values)
+    lines = [tokens_html(context.tokens, context.values, context.peak) for context in contexts]
+    display(HTML(element("ol", *(element("li", line) for line in lines))))
 
 
-def _display_tokens(tokens: list[str], values: list[float]) -> None:
-    rendered = colored_tokens(tokens, values)
-    display(HTML(rendered.cdn_src) if os.environ.get("COURSE_BUILD") else rendered)
+def tokens_html(tokens: Sequence[str], values: Sequence[Number], peak: int | None = None) -> Html:
+    """Tokens one after the other, the more orange the larger their value; pointing at one shows it.
+
+    Args:
+        values: of the tokens; 0 and below are left plain.
+        peak: which token is bold.
+    """
+    strongest = max(values, default=0) or 1
+    pieces = []
+    for i, (token, value) in enumerate(zip(tokens, values)):
+        text = _escaped(token.replace("\n", "⏎"))
+        if i == peak:
+            text = element("b", text)
+        colour = _orange(value, strongest, 0.6)
+        pieces.append(element("span", text, title=f"{value:.2f}", style=colour))
+    return element("span", *pieces, style="white-space: pre-wrap; font-family: monospace")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -98,30 +113,40 @@ def card_html(card: LatentCard) -> Html:
 
     Orange marks how strongly it fires; the peak is bold too, for pages that drop colours.
     """
-    contexts = [element("li", _context_html(context)) for context in card.contexts]
-    if not contexts:
-        contexts = [element("li", element("i", "it fires in none of the texts"))]
     return together(
         element("h4", card.name),
         element("p", card.says),
-        element(
-            "p",
-            element("b", "promotes"),
-            f" {_quoted(card.promotes)}",
-            BREAK,
-            element("b", "suppresses"),
-            f" {_quoted(card.suppresses)}",
-        ),
+        lens_html(card),
         _fires_html(card.fires),
-        element("ol", *contexts),
+        contexts_html(card),
     )
+
+
+def lens_html(card: LatentCard) -> Html:
+    """What a latent promotes and suppresses, by the logit lens."""
+    return element(
+        "p",
+        element("b", "promotes"),
+        f" {_quoted(card.promotes)}",
+        BREAK,
+        element("b", "suppresses"),
+        f" {_quoted(card.suppresses)}",
+    )
+
+
+def contexts_html(card: LatentCard) -> Html:
+    """A list of a latent's strongest contexts."""
+    contexts = [element("li", context_html(context)) for context in card.contexts]
+    if not contexts:
+        contexts = [element("li", element("i", "it fires in none of the texts"))]
+    return element("ol", *contexts)
 
 
 def _quoted(tokens: Sequence[str]) -> str:
     return ", ".join(repr(token) for token in tokens)
 
 
-def _context_html(context: Context) -> Html:
+def context_html(context: Context) -> Html:
     """A stretch of text, its tokens orange where the latent fires, and the value at the peak."""
     strongest = max(context.values, default=0) or 1
     pieces = []

@@ -88,24 +88,68 @@ marker and the dashes tell them apart.
 """
 
 
+SERIES_LOOKS: Mapping[str, Look] = {
+    "ReLU + L1": Look(ORANGE, "o"),
+    "TopK": Look(BLUE, "s", "--"),
+    "BatchTopK": Look(SKY, "D", "-."),
+    "JumpReLU": Look(GREEN, "^", (0, (5, 1))),
+    "the SAE's error": Look(ORANGE, "o"),
+    "another token's error": Look(BLUE, "s", "--"),
+    "random direction": Look(PINK, "P", ":"),
+    "agreement": Look(YELLOW, "v"),
+    "indirect object": Look(BLACK, "X", "--"),
+}
+"""The look of kinds of SAEs, of disturbances and of tasks: what notebooks compare that is no method
+of finding a circuit.
+"""
+
+
+def looks_of_series(labels: Iterable[str]) -> dict[str, Look]:
+    """A look for each series of a figure. Methods of the course have their own, and so do the
+    series of `SERIES_LOOKS`; of any others, the i-th has the i-th look.
+    """
+    labels = list(dict.fromkeys(labels))
+    if all(label in SERIES_LOOKS for label in labels):
+        return {label: SERIES_LOOKS[label] for label in labels}
+    if any(kind_of(label) in METHOD_LOOKS for label in labels):
+        return looks_of(labels)
+    return {label: look(i) for i, label in enumerate(labels)}
+
+
 def looks_of(methods: Iterable[str]) -> dict[str, Look]:
     """A look for each method of a figure, no two alike (up to 49 methods).
 
-    Methods in `METHOD_LOOKS` have the look that stands there. Other methods get looks that no
-    method of the course has, in order, those first whose colour is new to the figure; the same
-    methods in the same order always look the same. So does a method whose look another one of the
-    figure has.
+    Methods in `METHOD_LOOKS` have the look that stands there, and a variant of one has the look of
+    its kind (`kind_of`). Other methods get looks that no method of the course has, in order, those
+    first whose colour is new to the figure; the same methods in the same order always look the
+    same. So does a method whose look another one of the figure has.
     """
     methods = list(dict.fromkeys(methods))
     looks: dict[str, Look] = {}
-    for method in methods:
-        own = METHOD_LOOKS.get(method)
-        if own is not None and own not in looks.values():
-            looks[method] = own
+    for name_of in (str, kind_of):  # methods by their own name come before variants
+        for method in methods:
+            own = METHOD_LOOKS.get(name_of(method))
+            if own is not None and method not in looks and own not in looks.values():
+                looks[method] = own
     for method in methods:
         if method not in looks:
             looks[method] = _look_beside(list(looks.values()))
     return {method: looks[method] for method in methods}
+
+
+def kind_of(method: str) -> str:
+    """The method in `METHOD_LOOKS` that a variant is of; its own name where it is of none.
+
+    "IG to patch, |mean|" is IG, "AtP to means, |mean|" is AtP to means, "random nodes" are random.
+    Integrated gradients to the means, by the mean of |score|, are "IG best": the variant that
+    notebook 04 chooses.
+    """
+    base, _, how = method.partition(", ")
+    if base == "IG to means" and how == "mean of |·|":
+        return "IG best"
+    if base.startswith("random "):
+        return "random"
+    return base.removesuffix(" to patch")
 
 
 def _look_beside(taken: Sequence[Look]) -> Look:
@@ -280,7 +324,8 @@ def log_counts(axes: Axes) -> None:
 def count_ticks(axes: Axes, counts: Iterable[Number], *, apart: Number = 0.07) -> None:
     """Ticks of a logarithmic x axis at these counts, in place of round numbers.
 
-    All have a tick. Those get a label that are far enough from the labelled one before.
+    All have a tick. Those get a label that are far enough from the labelled one before. A
+    single count stands in the middle of an axis from its half to its double.
 
     Args:
         apart: the least distance of two labels, as a share of the axis.
@@ -288,6 +333,8 @@ def count_ticks(axes: Axes, counts: Iterable[Number], *, apart: Number = 0.07) -
     counts = sorted(set(counts))
     if not counts:
         return
+    if counts[0] == counts[-1]:
+        axes.set_xlim(counts[0] / 2, 2 * counts[0])
     least = apart * (math.log(counts[-1]) - math.log(counts[0]))
     labelled_counts = counts[:1]
     for count in counts[1:]:

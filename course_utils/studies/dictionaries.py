@@ -218,39 +218,6 @@ HONEST = (
 """What nothing was done to: the families are measured against these."""
 
 
-def twin(family: Family) -> Family:
-    """The family's own control: the same change, made with a name that nobody asks for.
-
-    A lure's twin has nothing to lure with, and the key is missing as before; the twin of a family
-    that hides, hides another entry, and the key that is asked for stands there for all to see. If
-    the twin fools as often, the change itself confuses the model.
-    """
-    return Family(f"twin of {family.name}", _Twin(family), family.lures)
-
-
-@dataclass(frozen=True)
-class _Twin:
-    """Makes the sessions of a family's `twin`; an honest one of the other kind where it cannot."""
-
-    family: Family
-
-    def __call__(self, session: Session, rng: random.Random) -> Session:
-        decoy = _unused_key(session, rng)
-        honest = session if self.family.lures else _present(session, rng)
-        changed = self.family.make(replace(honest, query=decoy), rng)
-        split_up = changed.query.startswith("b") and _split_after_b(_name(session))
-        if split_up or not self.family.has(changed):
-            return _present(session, rng) if self.family.lures else session
-        return replace(changed, query=changed.query.replace(decoy, session.query))
-
-
-def _unused_key(session: Session, rng: random.Random) -> str:
-    """A key of the same split that the session does not use, as Python source."""
-    [names] = [names for names in KEYS.values() if _name(session) in names]
-    used = {key for key, _ in session.entries} | {session.query}
-    return rng.choice([quoted(name) for name in names if quoted(name) not in used])
-
-
 def tamper(honest: Session, families: Sequence[Family], rng: random.Random) -> Session:
     """An attack on one honest session (whose key is missing), of a family drawn at random.
 
@@ -281,23 +248,87 @@ def attacks(family: Family, n: int, *, split: str = "dev", seed: int = 0) -> lis
         ValueError: unknown split; the family makes too few sessions on which Python's answer is the
             one that it is about.
     """
+    return [drawn.attack for drawn in _drawn(family, n, split, seed)]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """How an attack came about.
+
+    Attributes:
+        honest: the session that it was made from.
+        state: of the random numbers, before the family took some.
+        attack: what the family made.
+    """
+
+    honest: Session
+    state: tuple
+    attack: Session
+
+
+def _drawn(family: Family, n: int, split: str, seed: int) -> list[_Drawn]:
+    """``n`` different attacks of a family, each with where it came from."""
     rng = generator_of(family.name, split, seed)
-    sessions: dict[Session, None] = {}  # a set that keeps its order
+    found: dict[Session, _Drawn] = {}
     n_draws = DRAWS_PER_SESSION * n
     for _ in range(n_draws):
-        session = family.make(missing_key(KEYS[split], DICTIONARIES[split], rng), rng)
-        if family.has(session):
-            sessions[session] = None
-        if len(sessions) == n:
+        honest, state = missing_key(KEYS[split], DICTIONARIES[split], rng), rng.getstate()
+        attack = family.make(honest, rng)
+        if family.has(attack):
+            found.setdefault(attack, _Drawn(honest, state, attack))
+        if len(found) == n:
             break
-    if len(sessions) < n:
+    if len(found) < n:
         kind = "missing" if family.lures else "there"
         raise ValueError(
-            f"{n_draws:,} draws of the family {family.name!r} gave {len(sessions)} different "
+            f"{n_draws:,} draws of the family {family.name!r} gave {len(found)} different "
             f"sessions in which Python says that the key is {kind}, not {n}. Ask for fewer, or "
             "change what the family's `make` returns."
         )
-    return list(sessions)
+    return list(found.values())
+
+
+def twins(family: Family, n: int, *, split: str = "dev", seed: int = 0) -> list[Session]:
+    """The twin of each of ``attacks(family, n, split=split, seed=seed)``, in their order.
+
+    A twin is the same change to the same session, made with a name that nobody asks for. A lure's
+    twin has nothing to lure with, and the key is missing as before; the twin of a family that hides
+    hides another entry, and the key that is asked for stands there for all to see. If the twin
+    fools as often, the change itself confuses the model, and not the name.
+
+    The two share variable, entries, values, and what is drawn at random for the change, so that
+    they can be compared pair by pair.
+
+    Raises:
+        ValueError: see `attacks`; an attack of which no name makes a twin.
+    """
+    rng = generator_of(f"twin of {family.name}", split, seed)
+    return [_twin_of(family, drawn, rng) for drawn in _drawn(family, n, split, seed)]
+
+
+def _twin_of(family: Family, drawn: _Drawn, rng: random.Random) -> Session:
+    """The family's change once more, with the same random numbers and another name."""
+    for _ in range(DRAWS_PER_SESSION):
+        decoy = _unused_key(drawn.honest, rng)
+        base = drawn.honest if family.lures else _present(drawn.honest, rng)
+        again = random.Random()
+        again.setstate(drawn.state)
+        changed = family.make(replace(base, query=decoy), again)
+        made = replace(changed, query=changed.query.replace(decoy, drawn.honest.query))
+        # Python's answer is to be the family's for the decoy, or its change did nothing
+        if family.has(changed) and family.has(made):
+            return made
+    raise ValueError(
+        f"{DRAWS_PER_SESSION} names gave no twin of {drawn.attack.prompt!r}, which the family "
+        f"{family.name!r} made. Change what the family's `make` returns."
+    )
+
+
+def _unused_key(session: Session, rng: random.Random) -> str:
+    """A key of the same split that the session does not use, as Python source."""
+    [names] = [names for names in KEYS.values() if _name(session) in names]
+    used = {key for key, _ in session.entries} | {session.query}
+    return rng.choice([quoted(name) for name in names if quoted(name) not in used])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,19 +358,27 @@ class Answers:
 
     @property
     def says_value(self) -> Bool[Tensor, " n"]:
-        """Whether it begins with a digit.
+        """Whether it begins a value: with a digit, or with the quote of a string.
 
-        So do all values of the families' sessions but those of ``as a value``.
+        The values of the families' sessions are digits; one of ``as a value`` is a string.
         """
-        return torch.tensor([token.isdigit() for token in self.top], dtype=torch.bool)
+        begins = [token.isdigit() or token[:1] in ("'", '"') for token in self.top]
+        return torch.tensor(begins, dtype=torch.bool)
+
+    @property
+    def says_neither(self) -> Bool[Tensor, " n"]:
+        """Whether it gives neither a value nor an error message, but ``>>>``, say."""
+        return ~(self.says_missing | self.says_value)
 
     def fooled(self, lures: bool) -> Bool[Tensor, " n"]:
-        """Whether it opens an error message where Python gives a value, or none where Python does.
+        """Whether it gives a value where Python has an error, or an error where Python has a value.
+
+        An answer of neither kind (`says_neither`) fools nobody, and is counted apart.
 
         Args:
             lures: whether Python says "missing".
         """
-        return ~self.says_missing if lures else self.says_missing
+        return self.says_value if lures else self.says_missing
 
     def __getitem__(self, rows: slice) -> Answers:
         """The answers to some of the sessions."""

@@ -1,8 +1,8 @@
 """Answers of a full run, kept in a file, so that a quick run can show them.
 
-A model of 1.5 thousand million parameters answers one prompt a second on a CPU core. A quick run
-that asked only three prompts of each kind would print numbers that mean nothing. It reads what the
-full run was told, and what it computes from that is what the text says.
+A model of 1.5 billion parameters answers a few prompts per second on a CPU. A quick run that asked
+three prompts of each kind would print numbers that mean nothing. So it reads what the full run was
+told, and computes from that what the text says.
 
 One file holds many lists of answers, by name, each with a hash of its prompts: answers to other
 prompts are refused. Latents are kept where they are not 0, in float16.

@@ -1,11 +1,11 @@
-"""The exercises of notebook 01: a toy model's loss; an SAE, its loss and what is measured of it."""
+"""The exercises of notebook 01: a toy model, an SAE, its training, and what is measured of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils.teaching.fixtures import normal, require_two
@@ -75,7 +75,7 @@ def _(attempt: Callable) -> None:
         "that is the size of the error, not its square.": (importance * (x - out).abs())
         .sum(1)
         .mean(),
-        "that is the length of the error, not its square.": error.sum(1).sqrt().mean(),
+        "that is the norm of the error, not its square.": error.sum(1).sqrt().mean(),
         "that is the loss of each example; average over the batch.": error.sum(1),
         "that is the importance alone: the error is missing.": importance.sum(),
     }
@@ -181,7 +181,7 @@ def l1_loss(
     """The loss of a ReLU SAE: squared error plus ``l1`` times sparsity.
 
     The squared error is summed over d_in. The sparsity is the sum over latents of f times the
-    length of the latent's decoder row: what it writes, however the SAE shares that out between the
+    norm of the latent's decoder row: what it writes, however the SAE shares that out between the
     two. Both are averaged over the batch.
     """
     squared_error = (x - x_hat).pow(2).sum(dim=-1)
@@ -217,14 +217,14 @@ def _(attempt: Callable) -> None:
         "round.": with_error(squared.sum(0).mean()),
         "the sparsity is summed over the batch and averaged over latents: it is the other way "
         "round.": with_sparsity(weighed.sum(0).mean()),
-        "the length of the decoder rows is missing from the sparsity.": with_sparsity(
+        "the norm of the decoder rows is missing from the sparsity.": with_sparsity(
             f.sum(1).mean()
         ),
-        "the decoder's length is squared.": with_sparsity((f * norm**2).sum(1).mean()),
-        "you divided by the length of the decoder rows; multiply by it.": with_sparsity(
+        "the decoder's norm is squared.": with_sparsity((f * norm**2).sum(1).mean()),
+        "you divided by the norm of the decoder rows; multiply by it.": with_sparsity(
             (f / norm).sum(1).mean()
         ),
-        "you multiplied by the length of the whole decoder; each latent has its own "
+        "you multiplied by the norm of the whole decoder; each latent has its own "
         "row.": with_sparsity((f * W_dec.norm()).sum(1).mean()),
         "l1 is missing: the sparsity counts fully.": error + sparsity,
         "the sparsity is missing.": error,
@@ -237,9 +237,7 @@ def _(attempt: Callable) -> None:
         "instead of few.": with_sparsity((f**2 * norm).sum(1).mean()),
         "the sizes of the latents are missing: you counted latents (L0), and a count has no "
         "gradient.": with_sparsity(((f > 0) * norm).sum(1).mean()),
-        "that is the length of the error, not its square.": with_error(
-            squared.sum(1).sqrt().mean()
-        ),
+        "that is the norm of the error, not its square.": with_error(squared.sum(1).sqrt().mean()),
         "that is the size of the error, not its square.": with_error(
             (x - x_hat).abs().sum(1).mean()
         ),
@@ -321,8 +319,8 @@ def _(attempt: Callable) -> None:
         "you returned the k values alone, negative ones too; put them back into their places among "
         "zeros.": values,
         "that is where the k largest are; their values are wanted, among zeros.": index.float(),
-        "you kept k + 1 a row.": at(one_more.indices, one_more.values.relu()),
-        "you kept fewer than k a row: the k-th largest stays too.": at(
+        "you kept k + 1 per row.": at(one_more.indices, one_more.values.relu()),
+        "you kept fewer than k per row: the k-th largest stays too.": at(
             index[:, :-1], values[:, :-1].relu()
         ),
         "that is ReLU: all positive ones stayed.": pre.relu(),
@@ -340,7 +338,95 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.5 Explained variance
+# 1.5 A step with a gradient
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def step(
+    pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], width: float
+) -> Float[Tensor, "batch d_sae"]:
+    """Which latents are on: 1 where a pre-activation is above its latent's threshold, 0 elsewhere.
+
+    The true gradient of a step is 0 nearly everywhere. In its place, the threshold gets a gradient
+    of −1 / width for each pre-activation that is less than width / 2 away from it, and of 0 for all
+    others. The pre-activations get none. (The straight-through estimator of Rajamanoharan et al.
+    2024b, with a rectangle as its kernel.)
+    """
+    on = (pre > threshold).float()
+    near = (pre - threshold).abs() < width / 2
+    return on + near / width * (threshold.detach() - threshold)
+
+
+@book.checker(step, gradient=("threshold",))
+def _(attempt: Callable) -> None:
+    pre, threshold, width = normal(40, 6, seed=0), 0.2 + 0.1 * normal(6, seed=1).abs(), 0.6
+    on, near = (pre > threshold).float(), ((pre - threshold).abs() < width / 2).float()
+    carried = near / width * threshold
+    wrong = {
+        "on and off have changed places: a latent is on above its threshold.": 1 - on,
+        "the threshold is not used: a latent is on above its threshold, not above 0.": (
+            pre > 0
+        ).float(),
+        "you returned the pre-activations above the threshold (that is JumpReLU); which they are "
+        "is wanted, as 1 and 0.": pre * on,
+        "the term that carries the gradient is not 0: let it be a tensor minus itself, one of them "
+        "detached.": on + carried,
+        "the term that carries the gradient is not 0: it took the threshold away.": on - carried,
+        "this is where the gradient is to be, near the threshold; the value is the step.": near,
+        "only latents near their threshold are on; those far above it are on too.": on * near,
+    }
+    compare(attempt(pre, threshold, width), on, wrong, what="the step")
+
+    pull = normal(40, 6, seed=2)
+    theta, x = threshold.clone().requires_grad_(), pre.clone().requires_grad_()
+    answer = attempt(x, theta, width)
+    if not (isinstance(answer, Tensor) and answer.requires_grad):
+        return  # what is said of a gradient that is lost is said elsewhere
+    of_pre, of_theta = torch.autograd.grad((pull * answer).sum(), (x, theta), allow_unused=True)
+    if of_pre is not None and of_pre.any():
+        raise Wrong(
+            "the values are right, but a gradient reaches pre: the step itself gives it none. "
+            "Compare, and use what you compare as a number."
+        )
+    if of_theta is None:
+        return
+    right = -(pull * near / width).sum(0)
+
+    def within(reach: float) -> Tensor:
+        return -(pull * ((pre - threshold).abs() < reach) / width).sum(0)
+
+    above, below = pre > threshold, pre < threshold
+    wrong = {
+        "its sign is turned: a higher threshold turns latents off, so it is below 0.": -right,
+        "the factor 1 / width is missing.": right * width,
+        "it is multiplied by width; divide by it.": right * width**2,
+        "it is divided by 2 / width too: the slope is 1 / width.": right * 2,
+        "it is half as large as it should be.": right / 2,
+        "it reaches width to each side; width / 2 is wanted.": within(width),
+        "it reaches 2 · width to each side; width / 2 is wanted.": within(2 * width),
+        "it is everywhere, and is wanted only near the threshold.": within(torch.inf),
+        "it is there only for pre-activations above the threshold; those just below count, too.": -(
+            pull * near * above / width
+        ).sum(0),
+        "it is there only for pre-activations below the threshold; those just above count, too.": -(
+            pull * near * below / width
+        ).sum(0),
+        "it is there for everything far below the threshold, too: take the distance, without its "
+        "sign.": -(pull * (pre - threshold < width / 2) / width).sum(0),
+        "it is there for everything far above the threshold, too: take the distance, without its "
+        "sign.": -(pull * (threshold - pre < width / 2) / width).sum(0),
+        "it is where the squared distance is small; the distance is wanted.": -(
+            pull * ((pre - threshold).square() < width / 2) / width
+        ).sum(0),
+        "it is where latents are far from their threshold; near is wanted.": within(torch.inf)
+        - right,
+    }
+    compare(of_theta, right, wrong, what="the threshold's gradient")
+
+
+# ---------------------------------------------------------------------------------------------
+# 1.6 Explained variance
 # ---------------------------------------------------------------------------------------------
 
 
@@ -386,7 +472,7 @@ def _(attempt: Callable) -> None:
         "your mean is one number for all dimensions; each has its own (mean "
         "over tokens only).": against(x.mean()),
         "your mean is over dimensions; take it over tokens.": against(x.mean(1, keepdim=True)),
-        "your baseline is the mean of x̂; it is the mean of x, which an SAE has no say in.": against(
+        "your baseline is the mean of x̂; the mean of x does not depend on the SAE.": against(
             x_hat.mean(0)
         ),
         "your baseline is the sum over tokens; their mean is wanted.": against(x.sum(0)),
@@ -410,10 +496,10 @@ def _(attempt: Callable) -> None:
         "you averaged over dimensions, where a small one counts like a large one; sum first, then "
         "divide.": of_dimensions.mean(),
         "you averaged over tokens; sum first, then divide.": of_tokens.mean(),
-        "that is one number a dimension; sum over them before you divide.": of_dimensions,
-        "that is one number a token; sum over them before you divide.": of_tokens,
+        "that is one number per dimension; sum over them before you divide.": of_dimensions,
+        "that is one number per token; sum over them before you divide.": of_tokens,
         "that compares the variance of x̂ with that of x, which a wrong x̂ can match.": of_x_hat,
-        "you divided lengths; their squares are wanted.": 1 - unexplained.sqrt(),
+        "you divided norms; their squares are wanted.": 1 - unexplained.sqrt(),
         "you added up sizes; their squares are wanted.": 1
         - off.abs().sum() / off_centre.abs().sum(),
         "the squared error is not divided by the variance.": 1 - error.sum(),
@@ -428,7 +514,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 1.6 L0 and dead latents
+# 1.7 L0 and dead latents
 # ---------------------------------------------------------------------------------------------
 
 
@@ -465,8 +551,8 @@ def _(attempt: Callable) -> None:
         "you averaged over latents: that is how many tokens a "
         "latent is on for.": tokens_of_each.mean(),
         "you did not average over tokens.": on.sum(),
-        "that is one number a token; average over tokens.": each,
-        "that is one number a latent; count latents, and average over tokens.": tokens_of_each,
+        "that is one number per token; average over tokens.": each,
+        "that is one number per latent; count latents, and average over tokens.": tokens_of_each,
         "you counted the latents that are off.": off.mean(),
         "the two have changed places: L0 comes first, then the number of dead "
         "latents.": dead.sum().float(),
@@ -496,3 +582,240 @@ def _(attempt: Callable) -> None:
             "the values are right, but both are to be plain numbers: `.item()` makes one out of a "
             "tensor."
         )
+
+
+# ---------------------------------------------------------------------------------------------
+# 1.8 Dead latents get a gradient
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def aux_loss(
+    x: Float[Tensor, "batch d_in"],
+    x_hat: Float[Tensor, "batch d_in"],
+    pre: Float[Tensor, "batch d_sae"],
+    dead: Bool[Tensor, " d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    k: int,
+) -> Float[Tensor, ""]:
+    """How badly the dead latents rebuild what the live ones leave out: the auxiliary loss.
+
+    For each example, the ``k`` dead latents with the largest pre-activations write their rows of
+    W_dec, each times its pre-activation if that is above 0. What they are to rebuild is the error
+    x − x̂, as it is: no gradient goes back to x̂, that is, to the live latents.
+
+    Returns the squared error of that, summed over d_in, averaged over the batch. (Gao et al. 2024.)
+    """
+    error = (x - x_hat).detach()
+    rebuilt = topk(pre * dead, k) @ W_dec
+    return (error - rebuilt).pow(2).sum(dim=-1).mean()
+
+
+@book.checker(aux_loss, gradient=("pre", "W_dec"))
+def _(attempt: Callable) -> None:
+    x, x_hat = normal(9, 4, seed=0), normal(9, 4, seed=1)
+    pre, W_dec, k = normal(9, 10, seed=2), normal(10, 4, seed=3), 2
+    pre[0, 5:] = -pre[0, 5:].abs()  # no dead latent is above 0
+    dead = torch.arange(10) >= 5
+    error = x - x_hat
+
+    def off(rebuilt: Tensor, of: Tensor = error) -> Tensor:
+        return (of - rebuilt).pow(2).sum(1).mean()
+
+    only_dead = pre * dead
+    rebuilt = topk(only_dead, k) @ W_dec
+    values, index = pre.masked_fill(~dead, -torch.inf).topk(k, dim=1)
+    unclipped = torch.zeros_like(pre).scatter(1, index, values)
+    taken = topk(pre, k)
+    squared = (error - rebuilt).pow(2)
+    wrong = {
+        "the live latents took part; only dead ones are to rebuild the error.": off(taken @ W_dec),
+        "live and dead have changed places: `dead` is True for latents that are dead.": off(
+            topk(pre * ~dead, k) @ W_dec
+        ),
+        "dead latents competed with live ones for the k places; choose among the dead alone.": off(
+            (taken * dead) @ W_dec
+        ),
+        "all dead latents write, and k of them are wanted.": off(only_dead.relu() @ W_dec),
+        "all dead latents write, also those below 0; the k largest are wanted, with a ReLU.": off(
+            only_dead @ W_dec
+        ),
+        "negative pre-activations came through; latents are never negative.": off(
+            unclipped @ W_dec
+        ),
+        "the dead latents rebuild x; what the live ones miss is wanted, x − x̂.": off(rebuilt, x),
+        "the dead latents rebuild x̂; what it misses is wanted, x − x̂.": off(rebuilt, x_hat),
+        "the error is the wrong way round: what is missing is x − x̂.": off(rebuilt, -error),
+        "x̂ is added to x; the error is their difference.": off(rebuilt, x + x_hat),
+        "what the dead latents write is added to the error; their difference is wanted.": off(
+            -rebuilt
+        ),
+        "that is the squared error of x̂: the dead latents are missing.": off(0 * rebuilt),
+        "that is the size of what the dead latents write; how far it is from the error is "
+        "wanted.": off(rebuilt, 0 * error),
+        "you averaged over d_in, too; sum over it.": squared.mean(),
+        "you summed over the batch; average over it.": squared.sum(),
+        "you summed over the batch and averaged over d_in: it is the other way round.": squared.sum(
+            0
+        ).mean(),
+        "that is the loss of each example; average over the batch.": squared.sum(1),
+        "that is the norm of the error, not its square.": squared.sum(1).sqrt().mean(),
+        "the error is not squared: errors of opposite signs cancel.": (error - rebuilt)
+        .sum(1)
+        .mean(),
+    }
+    compare(attempt(x, x_hat, pre, dead, W_dec, k), squared.sum(1).mean(), wrong, what="the loss")
+
+    live = x_hat.clone().requires_grad_()
+    answer = attempt(x, live, pre.clone(), dead, W_dec.clone(), k)
+    if isinstance(answer, Tensor) and answer.requires_grad:
+        raise Wrong(
+            "the values are right, but a gradient goes back to x̂, so that the live latents would "
+            "learn to leave out what the dead ones can rebuild: detach the error."
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# 1.9 Loss recovered
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def share_recovered(
+    model: Float[Tensor, " n"], spliced: Float[Tensor, " n"], ablated: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """The loss recovered by an SAE: 1 = as good as the model itself, 0 = no better than ablating.
+
+    Args:
+        model: the model's loss on each piece of text.
+        spliced: its loss with the SAE's reconstruction in the residual stream's place.
+        ablated: its loss with something there that knows nothing, such as zeros.
+
+    Returns:
+        The share of the mean loss added by ablating that the SAE saves. Below 0 if the SAE is worse
+        than ablating.
+    """
+    return (ablated.mean() - spliced.mean()) / (ablated.mean() - model.mean())
+
+
+@book.checker(share_recovered)
+def _(attempt: Callable) -> None:
+    model = 2 + 0.7 * normal(12, seed=0)
+    spliced, ablated = model + 0.3 + 0.2 * normal(12, seed=1), 5 + normal(12, seed=2)
+    m, s, a = model.mean(), spliced.mean(), ablated.mean()
+    right = (a - s) / (a - m)
+    wrong = {
+        "that is the share that is lost; the share that is saved is wanted.": (s - m) / (a - m),
+        "you took the ratio for each piece and averaged: a piece on which ablating hardly matters "
+        "then counts most. Average the losses first.": (
+            (ablated - spliced) / (ablated - model)
+        ).mean(),
+        "that is one number for each piece; average the losses first.": (ablated - spliced)
+        / (ablated - model),
+        "the fraction is upside down.": (a - m) / (a - s),
+        "the sign is turned: ablating costs most, so take the others away from it.": (s - a)
+        / (a - m),
+        "you divided by the ablated loss; divide by what ablating adds to it.": (a - s) / a,
+        "you divided by the model's loss; divide by what ablating adds to it.": (a - s) / m,
+        "you divided by what ablating costs more than the SAE; the model is what both are compared "
+        "with.": (s - m) / (a - s),
+        "that is a ratio of losses; 0 is to be the ablated loss, and 1 the model's.": m / s,
+        "that is a ratio of losses; how much each adds to the model's is wanted.": s / m,
+        "that is a ratio of losses, the SAE's to the ablated one.": s / a,
+        "that is what the SAE saves, in nats; divide by what ablating costs.": a - s,
+        "that is what the SAE costs, in nats.": s - m,
+        "that is what ablating costs, in nats.": a - m,
+        "the losses are added; differences are wanted.": (a + s) / (a + m),
+        "above the line the losses are added; their difference is wanted.": (a + s) / (a - m),
+        "below the line the losses are added; their difference is wanted.": (a - s) / (a + m),
+        "you multiplied by what ablating costs; divide by it.": (a - s) * (a - m),
+        "the ablated loss is missing above the line.": -s / (a - m),
+        "the SAE's loss is missing above the line.": a / (a - m),
+        "the SAE and the ablation have changed places.": (s - a) / (s - m),
+        "the model and the SAE have changed places.": (a - m) / (a - s),
+        "the model and the ablation have changed places.": (m - s) / (m - a),
+    }
+    compare(attempt(model, spliced, ablated), right, wrong, what="the share")
+
+
+# ---------------------------------------------------------------------------------------------
+# 1.10 Where a latent is strongest
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def strongest(f: Float[Tensor, "n seq"], k: int) -> Int[Tensor, "m 2"]:
+    """Where to look for what a latent responds to: the places at which it is strongest.
+
+    Args:
+        f: the latent at each position of n texts.
+        k: how many places are wanted.
+
+    Returns:
+        A row (text, position) for each place, the strongest first: the ``k`` texts in which the
+        latent gets highest, each with the position of its peak. A text comes once, and texts in
+        which the latent is never on are left out, so that there may be fewer than k.
+    """
+    highest, where = f.max(dim=1)
+    texts = highest.argsort(descending=True)[:k]
+    texts = texts[highest[texts] > 0]
+    return torch.stack([texts, where[texts]], dim=1)
+
+
+@book.checker(strongest)
+def _(attempt: Callable) -> None:
+    f = (normal(8, 6, seed=0) - 0.2).relu()
+    f[[1, 4]] = 0  # silent
+    f[2, 3], f[2, 5], f[6, 0], f[5] = 3.0, 2.9, 3.5, f[5] / f[5].max().clamp(min=1) * 0.4
+
+    def at(texts: Tensor, positions: Tensor) -> Tensor:
+        return torch.stack([texts, positions], 1)
+
+    highest, where = f.max(1)
+    for k in (3, 7):
+        ranked = highest.argsort(descending=True, stable=True)
+        texts = ranked[:k][highest[ranked[:k]] > 0]
+        right = at(texts, where[texts])
+        flat = f.flatten().topk(k).indices
+        several = at(flat // f.shape[1], flat % f.shape[1])
+        by_mean = f.mean(1).argsort(descending=True)[:k]
+        by_mean = by_mean[highest[by_mean] > 0]
+        silent_too, weakest = ranked[:k], highest.argsort()[:k]
+        weakest = weakest[highest[weakest] > 0]
+        in_order, all_texts = texts.sort().values, ranked[highest[ranked] > 0]
+        first_on, lowest = (f > 0).float().argmax(1), f.argmin(1)
+        above_one = texts[highest[texts] > 1]
+        wrong = {
+            "a text comes twice: take each text's peak, and then the k best texts.": several,
+            "texts in which the latent is never on are there, too.": at(
+                silent_too, where[silent_too]
+            ),
+            "there are more than k.": at(all_texts, where[all_texts]),
+            "these are the texts in which it is weakest.": at(weakest, where[weakest]),
+            "the weakest of them comes first; the strongest is to.": right.flip(0),
+            "the texts are in the order of the corpus; the strongest is to come first.": at(
+                in_order, where[in_order]
+            ),
+            "you ranked texts by their mean; by their peak is wanted.": at(by_mean, where[by_mean]),
+            "the columns have changed places: the text comes first, then the position.": right.flip(
+                1
+            ),
+            "rows and columns have changed places: a row for each place is wanted.": right.T,
+            "these are the first positions at which it is on; the peak is wanted.": at(
+                texts, first_on[texts]
+            ),
+            "these are the positions at which it is weakest; the peak is wanted.": at(
+                texts, lowest[texts]
+            ),
+            "these are the places of the peaks without their texts.": where[texts],
+            "these are the texts without the places of the peaks.": texts,
+            "these are how strong it is; where is wanted.": highest[texts],
+            "places where it is on, but weak, are left out: on is what is above 0.": at(
+                above_one, where[above_one]
+            ),
+            "the peaks do not belong to their texts: index them by the text, too.": at(
+                texts, where[: len(texts)]
+            ),
+            "each text is named where its rank or position is to be.": at(texts, texts),
+        }
+        compare(attempt(f, k), right, wrong, what=f"what you returned for k = {k}")

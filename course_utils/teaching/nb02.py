@@ -1,15 +1,18 @@
-"""The exercises of notebook 02: the splice, its error, what it costs, and where to put it."""
+"""The exercises of notebook 02: the splice, one and several, its error, its cost, its place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from course_utils.labs.lab import hook_point
 from course_utils.teaching.fixtures import keep_bos, normal, residual_stream, tiny_sae
 from course_utils.teaching.workbook import Workbook, Wrong, compare
 
@@ -74,7 +77,124 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2.2 Putting an error back
+# 2.2 Hooks on several layers
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def run_with(
+    model: Any, changes: Mapping[int, Callable[[Tensor], Tensor]], tokens: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq vocab"]:
+    """The model's logits, with its residual stream changed after several layers in one run.
+
+    Args:
+        model: ``model.run_with_hooks(tokens, fwd_hooks=pairs)`` runs it. A pair is the name of a
+            hook point, here ``hook_point(layer)``, and a function that is called as ``(x, hook)``
+            with the activation and its hook point. What it returns takes the activation's place.
+        changes: by layer, what becomes of the residual stream after it: ``changes[11](x)``.
+        tokens: what the model reads.
+
+    Raises:
+        RuntimeError: a hook did not run, since the model has no such layer.
+    """
+    ran = []
+
+    def hook_after(layer):
+        def hook(x, hook):
+            ran.append(layer)
+            return changes[layer](x)
+
+        return hook_point(layer), hook
+
+    pairs = [hook_after(layer) for layer in changes]
+    logits = model.run_with_hooks(tokens, fwd_hooks=pairs)
+    missing = set(changes) - set(ran)
+    if missing:
+        raise RuntimeError(f"no hook ran after {missing}: is there such a layer?")
+    return logits
+
+
+class _TinyModel:
+    """Four layers that take hooks as TransformerLens does: a name that it lacks is skipped."""
+
+    def __init__(self) -> None:
+        self.embedding, self.unembedding = normal(7, 5, seed=0), normal(5, 7, seed=1)
+        self.weights = [normal(5, 5, seed=seed) / 2 for seed in range(2, 6)]
+
+    def run_with_hooks(
+        self, tokens: Tensor, fwd_hooks: Sequence[tuple[str, Callable]] = ()
+    ) -> Tensor:
+        x = self.embedding[tokens]
+        for layer, weight in enumerate(self.weights):
+            x = x + (x @ weight).tanh()
+            for name, hook in fwd_hooks:
+                if name == hook_point(layer):
+                    changed = hook(x, hook=SimpleNamespace(name=name))
+                    x = x if changed is None else changed
+        return x @ self.unembedding
+
+
+@book.checker(run_with)
+def _(attempt: Callable) -> None:
+    model, tokens = _TinyModel(), torch.arange(6).view(2, 3)
+    changes = {1: lambda x: 0.5 * x, 2: lambda x: x.flip(-1), 3: lambda x: x - 1}
+
+    def with_hooks(changes: Mapping[int, Callable]) -> Tensor:
+        def hook_of(change: Callable) -> Callable:
+            return lambda x, hook: change(x)
+
+        pairs = [(hook_point(layer), hook_of(change)) for layer, change in changes.items()]
+        return model.run_with_hooks(tokens, pairs)
+
+    def twice(change: Callable) -> Callable:
+        return lambda x: change(change(x))
+
+    right = with_hooks(changes)
+    first, *_, last = changes.values()
+    wrong = {
+        "every layer got the last layer's change: functions made in a loop see its last value. "
+        "Make each hook in a function of its own.": with_hooks(dict.fromkeys(changes, last)),
+        "every layer got the first layer's change; each has its own.": with_hooks(
+            dict.fromkeys(changes, first)
+        ),
+        "no hook changed anything: it has to return the changed activation, and its name is "
+        "hook_point(layer).": with_hooks({}),
+        "only the first layer was changed; all are to be, in one run.": with_hooks({1: first}),
+        "only the last layer was changed; all are to be, in one run.": with_hooks({3: last}),
+        "the hooks sit one layer too early.": with_hooks(
+            {layer - 1: change for layer, change in changes.items()}
+        ),
+        "the hooks sit one layer too late.": with_hooks(
+            {layer + 1: change for layer, change in changes.items()}
+        ),
+        "each change was made twice.": with_hooks(
+            {layer: twice(change) for layer, change in changes.items()}
+        ),
+        "the layers got each other's changes, in reverse order.": with_hooks(
+            dict(zip(changes, reversed(changes.values())))
+        ),
+        "these are the logits at the last position; all are wanted.": right[:, -1],
+    }
+    compare(attempt(model, changes, tokens), right, wrong, what="the logits")
+    compare(attempt(model, {}, tokens), with_hooks({}), what="the logits without any change")
+    unordered = dict(reversed(changes.items()))
+    compare(
+        attempt(model, unordered, tokens),
+        right,
+        what="the logits with the layers given in falling order",
+    )
+    try:
+        attempt(model, {**changes, 9: first}, tokens)
+    except (RuntimeError, AssertionError, ValueError, KeyError):
+        return
+    raise Wrong(
+        "the values are right, but a change after layer 9, which the model lacks, went unnoticed: "
+        "let the hooks note that they ran, and raise an error if one did not."
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# 2.3 Putting an error back
 # ---------------------------------------------------------------------------------------------
 
 
@@ -128,7 +248,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2.3 The mean error
+# 2.4 The mean error
 # ---------------------------------------------------------------------------------------------
 
 
@@ -181,7 +301,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2.4 Cross-entropy
+# 2.5 Cross-entropy
 # ---------------------------------------------------------------------------------------------
 
 
@@ -196,7 +316,7 @@ def cross_entropy(
         tokens: the text, BOS first. BOS itself is given, and not predicted.
 
     Returns:
-        One number a text: the mean over its seq − 1 predictions. 0 = every token was certain;
+        One number per text: the mean over its seq − 1 predictions. 0 = every token was certain;
         log(vocab) = a blind guess.
     """
     log_p = logits[:, :-1].log_softmax(dim=-1)
@@ -224,7 +344,7 @@ def _(attempt: Callable) -> None:
         "it: shift by one.": not_shifted.mean(1),
         "you shifted the wrong way: the logits at position i are for "
         "the token at i + 1.": shifted_back.mean(1),
-        "you averaged over the texts too. One number a text is wanted: the "
+        "you averaged over the texts too. One number per text is wanted: the "
         "intervals need them.": right.mean(),
         "you summed over positions, and the mean was meant.": each.sum(1),
         "you returned a number for each token: take the mean over positions.": each,
@@ -240,9 +360,7 @@ def _(attempt: Callable) -> None:
         "predictions.": each.sum(1) / 6,
         "the last prediction is left out.": each[:, :-1].mean(1),
         "the first prediction, the one from BOS, is left out.": each[:, 1:].mean(1),
-        "you averaged over texts; one number a text is wanted, the mean over positions.": each.mean(
-            0
-        ),
+        "you averaged over texts; average over positions, for each text.": each.mean(0),
         "you averaged over the vocabulary: pick the log-probability of the token that "
         "follows.": -log_p[:, :-1].mean((1, 2)),
         "the softmax is over positions, and it belongs over the vocabulary.": over_positions.mean(
@@ -254,7 +372,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2.5 Where to put them
+# 2.6 Where to put them
 # ---------------------------------------------------------------------------------------------
 
 

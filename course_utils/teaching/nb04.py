@@ -26,28 +26,38 @@ exercise, check = book.exercise, book.check
 
 @book.solution
 def attribution_scores(
-    gradient: Float[Tensor, "batch seq d_sae"],
+    logit_diff_of: Callable[[Float[Tensor, "batch seq d_sae"]], Float[Tensor, " batch"]],
     clean: Float[Tensor, "batch seq d_sae"],
     patch: Float[Tensor, "batch seq d_sae"],
 ) -> Float[Tensor, "seq d_sae"]:
-    """AtP: how far the logit difference falls, by a straight line, if a node takes its patch value.
+    """AtP: how far the logit difference would fall if a node took its patch value.
 
-    The mean over prompts. A positive score means that the node's clean value raises the logit
-    difference.
+    An estimate for every (position, latent) from one backward pass, as if the logit difference were
+    linear in the latents around the clean run. The mean over prompts; above 0 where the node's
+    clean value raises the logit difference.
 
     Args:
-        gradient: ∂(logit difference)/∂(latent) at the clean latents.
+        logit_diff_of: the logit difference of each prompt, with given latents put into the clean
+            run. No prompt sees another.
         clean, patch: the latents on both prompts of each pair.
     """
+    f = clean.detach().requires_grad_()
+    gradient = torch.autograd.grad(logit_diff_of(f).sum(), f)[0]
     return (gradient * (clean - patch)).mean(0)
 
 
 @book.checker(attribution_scores)
 def _(attempt: Callable) -> None:
-    gradient, clean, patch = normal(3, 5, 4, 6, seed=0) + torch.tensor([0.4, 1, -0.7]).view(
-        3, 1, 1, 1
-    )
+    clean, patch, slope, curve = normal(4, 5, 4, 6, seed=0) + torch.tensor(
+        [1.0, 0.3, 0.4, -0.7]
+    ).view(4, 1, 1, 1)
+
+    def logit_diff_of(f: Tensor) -> Tensor:
+        _require_latents(f, clean, "logit_diff_of")
+        return (slope * f + curve * f**2 / 2).sum((1, 2))
+
     change = clean - patch
+    gradient, at_patch = slope + curve * clean, slope + curve * patch
     each = gradient * change
     right = each.mean(0)
     positions = (
@@ -58,6 +68,18 @@ def _(attempt: Callable) -> None:
     wrong = {
         "the sign is turned round: a node whose clean value helps should score above 0. Which of "
         "the two values is taken away?": -right,
+        "you took the gradient of the mean logit difference. In it each prompt's gradient is "
+        "divided by the number of prompts: start from the sum.": right / 5,
+        "you took the gradient at the patch latents: it is the clean run that is changed.": (
+            at_patch * change
+        ).mean(0),
+        "clean and patch are swapped: the gradient is taken at the clean latents, and the clean "
+        "value is what is taken away.": -(at_patch * change).mean(0),
+        "you took the gradient at latents of 0: it is the clean run that is changed.": (
+            slope * change
+        ).mean(0),
+        "that is what each node does, exactly: activation patching, with one run for each. AtP "
+        "takes one gradient for all of them.": (each - curve * change**2 / 2).mean(0),
         positions: right.mean(0),
         f"{positions} (Latents are averaged, too.)": right.mean(),
         prompts.format("positions"): each.mean(1),
@@ -90,13 +112,21 @@ def _(attempt: Callable) -> None:
             gradient / change
         ).mean(0),
         "gradient and change are added: multiply them.": (gradient + change).mean(0),
-        "gradient and clean are swapped.": (clean * (gradient - patch)).mean(0),
-        "gradient and patch are swapped.": (patch * (clean - gradient)).mean(0),
         "you averaged gradient and change over the prompts before you multiplied them; each "
         "prompt's own product is wanted.": gradient.mean(0) * change.mean(0),
     }
-    answer = attempt(gradient, clean, patch)
+    answer = attempt(logit_diff_of, clean, patch)
     compare(answer, right, wrong, what="the score")
+
+
+def _require_latents(f: Any, clean: Tensor, what: str) -> None:
+    """Raise `Wrong` unless a function of latents is given latents like the clean ones."""
+    if not isinstance(f, Tensor) or f.shape != clean.shape:
+        found = list(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        raise Wrong(
+            f"{what} takes latents like clean, {list(clean.shape)}: all prompts at once, and not "
+            f"{found}."
+        )
 
 
 # ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from course_utils.circuits.evaluate import Evaluate
 from course_utils.circuits.masks import Node, SAEMasks
+from course_utils.circuits.masks import without as knock_out
 from course_utils.teaching.fixtures import (
     EARLY,
     FIRST,
@@ -25,7 +26,6 @@ from course_utils.teaching.fixtures import (
     LAST,
     LATE,
     TWIN,
-    require_masks,
     require_returned,
     require_tensor,
     toy,
@@ -203,129 +203,236 @@ def _mistakes_of_a_ratio(c: Tensor, whole: Tensor, e: Tensor) -> dict[str, Tenso
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.2 Knocking nodes out
+# 5.2 The bootstrap
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
-def knock_out(masks: SAEMasks, nodes: Iterable[Node]) -> SAEMasks:
-    """New masks that are as ``masks``, but 0 at the given nodes. ``masks`` itself stays as it was.
+def paired_gap(
+    off_a: Float[Tensor, " n"],
+    off_b: Float[Tensor, " n"],
+    off_empty: Float[Tensor, " n"],
+    n_draws: int,
+    seed: int,
+) -> Float[Tensor, "3"]:
+    """The gap of circuit a minus the gap of circuit b, and the ends of its 95 % interval.
+
+    A circuit's gap is the mean over prompts of |LD_C − LD_S|, divided by the mean over prompts of
+    |LD_∅ − LD_S|. The interval says how far the difference would move with other prompts of this
+    kind: ``n_draws`` times, draw as many prompts as there are, with replacement, and compute the
+    difference again. 95 % of those values lie between the ends, and as many below as above.
 
     Args:
-        masks: one mask ``[seq, d_sae]`` a hook point; `masks.items()` gives pairs (hook point,
-            mask).
-        nodes: (hook point, position, latent) triples.
+        off_a, off_b, off_empty: |LD − LD_S| of each prompt, in circuit a, in circuit b, and with
+            every latent ablated. The i-th entry of each belongs to the i-th prompt.
+        n_draws: how often to draw.
+        seed: of the draws (``torch.Generator().manual_seed(seed)``).
+
+    Returns:
+        The difference on the prompts as they are, the lower end, the upper end.
     """
-    copies = {hook_point: mask.clone() for hook_point, mask in masks.items()}
-    for hook_point, position, latent in nodes:
-        copies[hook_point][position, latent] = 0
-    return SAEMasks(list(copies), list(copies.values()))
+    n, generator = len(off_a), torch.Generator().manual_seed(seed)
+    rows = torch.randint(n, (n_draws, n), generator=generator)
+    a, b, empty = (off[rows].mean(dim=1) for off in (off_a, off_b, off_empty))
+    drawn = (a - b) / empty
+    value = (off_a.mean() - off_b.mean()) / off_empty.mean()
+    return torch.stack([value, drawn.quantile(0.025), drawn.quantile(0.975)])
 
 
-@book.checker(knock_out)
+@book.checker(paired_gap)
 def _(attempt: Callable) -> None:
-    # Shares of 1, a node that is off already, another d_sae at each hook point; a latent that could
-    # be a position.
-    early = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.5, 1.0, 1.0, 0.4], [0.3, 1.0, 0.2, 1.0]])
-    late = torch.tensor([[0, 0.15, 0.25, 0, 1], [0.35, 0, 1, 0.45, 0], [0.55, 1, 0, 0.65, 0]])
-    masks = SAEMasks([EARLY, LATE], [early, late])
-    nodes = [(EARLY, 1, 0), (LATE, 2, 2), (EARLY, 2, 1), (LATE, 2, 0)]
-
-    def flat_with(
-        change: Callable[[Tensor, int, int], None], which: Sequence[Place] = nodes
-    ) -> Float[Tensor, " numbers"]:
-        """The masks, after a change at each of some nodes."""
-        copies = {hook_point: mask.clone() for hook_point, mask in masks.items()}
-        for hook_point, position, latent in which:
-            change(copies[hook_point], position, latent)
-        return _flat(copies.values())
-
-    def at(value: Callable[[Tensor], Any]) -> Callable[[Tensor, int, int], None]:
-        """A node gets what ``value`` makes of its entry."""
-
-        def change(mask: Tensor, position: int, latent: int) -> None:
-            mask[position, latent] = value(mask[position, latent])
-
-        return change
-
-    def index_fill(axis: int) -> Callable[[Tensor, int, int], None]:
-        def change(mask: Tensor, *place: int) -> None:
-            mask.index_fill_(axis, torch.tensor(place[axis]), 0)
-
-        return change
-
-    off = at(lambda entry: 0)
-    anywhere = [(hook_point, p, i) for _, p, i in nodes for hook_point in masks.hook_points]
-    right = _flat(knock_out(masks, nodes).masks)
-    every = _flat(masks.masks)
-    wrong = {
-        "you switched the latents off at every position. A node is one latent at one position (the "
-        "published code's knock-out ignores positions too).": flat_with(index_fill(1)),
-        "you switched off all latents at these positions. A node is one of them.": flat_with(
-            index_fill(0)
-        ),
-        "you kept these nodes and knocked out all others; it is the other way round.": (
-            every - right
-        ),
-        "nothing is knocked out.": every,
-        "everything is knocked out.": torch.zeros_like(every),
-        "the nodes are toggled: one that was off already is on now. Whatever was there, 0 is "
-        "wanted.": flat_with(at(lambda entry: 1 - entry)),
-        "you took 1 away from each node: below 0 where it was not fully on. Whatever was there, "
-        "0 is wanted.": flat_with(at(lambda entry: entry - 1)),
-        "you switched the nodes on; out is 0.": flat_with(at(lambda entry: 1)),
-        "the nodes are −1; out is 0.": flat_with(at(lambda entry: -1)),
-        "position and latent have changed places.": flat_with(lambda mask, p, i: off(mask, i, p)),
-        "every hook point lost these nodes. A node belongs to one hook point.": flat_with(
-            off, anywhere
-        ),
-        "only the first node is out. Is the return inside the loop?": flat_with(off, nodes[:1]),
-        "only the last node is out. Copy once, before the loop.": flat_with(off, nodes[-1:]),
-        "the first node is still in.": flat_with(off, nodes[1:]),
-        "the last node is still in.": flat_with(off, nodes[:-1]),
-        "the latent is one too small: latents are numbered from 0.": flat_with(
-            lambda mask, p, i: off(mask, p, i - 1)
-        ),
-        "the latent is one too large: latents are numbered from 0.": flat_with(
-            lambda mask, p, i: off(mask, p, i + 1)
-        ),
-        "the position is one too small: BOS is position 0.": flat_with(
-            lambda mask, p, i: off(mask, p - 1, i)
-        ),
-        "the other nodes became 1: what is kept stays as it was.": (right > 0).float(),
-    }
-    parts = {
-        f"the mask of {EARLY}": lambda flat: flat[: early.numel()].view_as(early),
-        f"the mask of {LATE}": lambda flat: flat[early.numel() :].view_as(late),
-    }
-    for some, what, known in (
-        (nodes, "the row of all masks", wrong),
-        (nodes[:1], "the row of all masks, with one node out,", {}),
-        ([], "the row of all masks, with no node out,", {}),
-    ):
-        answer = attempt(masks, some)
-        require_masks(answer)
-        _require_hook_points(answer)
-        compare_parts(_flat(answer.masks), flat_with(off, some), known, parts, what=what)
-
-
-def _require_hook_points(answer: SAEMasks) -> None:
-    wanted = [EARLY, LATE]
-    if set(answer.hook_points) != set(wanted):
+    # What is hard for one circuit is hard for the other, and where ∅ is far off, so is b.
+    off_empty = torch.tensor([1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 2.5, 5.0])
+    hard = torch.tensor([0.1, 2.2, 0.2, 1.4, 0.3, 0.2, 3.0, 0.6])
+    own = torch.tensor([1.2, -0.4, 0.1, 1.1, -0.5, 0.1, 0.7, -0.4])
+    off_b = 0.6 * off_empty + hard + 0.9
+    off_a = 0.3 * off_empty + hard + own + 0.6
+    n, n_draws, seed = len(off_empty), 20_000, 1
+    difference = off_a - off_b
+    right = paired_gap(off_a, off_b, off_empty, n_draws, seed)
+    value, ends = right[0], right[1:]
+    answer = attempt(off_a, off_b, off_empty, n_draws, seed)
+    require_tensor(answer, "what holds the difference and the two ends")
+    if answer.shape != right.shape:
         raise Wrong(
-            f"the new masks are for {answer.hook_points}; all of {wanted} are wanted, "
-            "those without a knocked-out node too."
+            f"it has the shape {list(answer.shape)}. Three numbers are wanted: the difference, the "
+            "lower end, the upper end."
         )
-    if answer.hook_points != wanted:
-        raise Wrong(f"the hook points have changed places: keep them in the order {wanted}.")
+    a, b, e = (off.mean() for off in (off_a, off_b, off_empty))
+    wrong_values = {
+        "the sign is turned round: the gap of a minus the gap of b is wanted.": -value,
+        "the difference is not divided by the mean of off_empty: a gap is a ratio.": a - b,
+        "you took the mean of the prompts' ratios. A gap is a ratio of two means: average first.": (
+            (difference / off_empty).mean()
+        ),
+        "only circuit a is there: take the gap of b off.": a / e,
+        "only circuit b is there: take its gap off that of a.": b / e,
+        "the two gaps are added: take the second off the first.": (a + b) / e,
+        "only the gap of b is divided by the mean of off_empty.": a - b / e,
+        "only the gap of a is divided by the mean of off_empty.": a / e - b,
+        "the fraction is upside down.": 1 / value,
+        "the difference is multiplied by the mean of off_empty: divide by it.": (a - b) * e,
+        "this is the mean of off_empty alone.": e,
+        "the first number is the lower end. The difference itself comes first.": ends[0],
+        "you summed off_empty where its mean is wanted.": value / n,
+        "you summed the differences where their mean is wanted.": value * n,
+    }
+    compare(answer[0], value, wrong_values, what="the difference")
+    compare(answer[1:], ends, _wrong_ends(off_a, off_b, off_empty, value), **ENDS)
+    if answer[1] > answer[2]:
+        raise Wrong("the upper end comes before the lower one.")
+    few = attempt(off_a, off_b, off_empty, 200, 2)
+    again = attempt(off_a, off_b, off_empty, 200, 3)
+    if torch.equal(torch.as_tensor(few), torch.as_tensor(again)):
+        raise Wrong("another seed gives the same ends: give your generator the seed.")
 
 
-def _flat(masks: Iterable[Tensor]) -> Float[Tensor, " numbers"]:
-    return torch.cat([mask.flatten() for mask in masks])
+ENDS: dict[str, Any] = {"what": "the interval", "tolerance": 0.02}
+"""Two ways to draw prompts differ by chance, by less than this share of the larger end."""
+
+
+def _wrong_ends(
+    off_a: Tensor, off_b: Tensor, off_empty: Tensor, value: Tensor
+) -> dict[str, Float[Tensor, "2"]]:
+    """The ends of a wrong interval, by the sentence that says what is wrong."""
+    n, generator = len(off_a), torch.Generator().manual_seed(9)
+    one, two, three = torch.randint(n, (3, 20_000, n), generator=generator)
+
+    def means(off: Tensor, rows: Tensor) -> Tensor:
+        return off[rows].mean(1)
+
+    def ends(drawn: Tensor, low: float = 0.025, high: float = 0.975) -> Tensor:
+        return torch.stack([drawn.quantile(low), drawn.quantile(high)])
+
+    a, b, e = (means(off, one) for off in (off_a, off_b, off_empty))
+    drawn = (a - b) / e
+    right, spread = ends(drawn), drawn.std()
+    fixed = (a - b) / off_empty.mean()
+    own = (
+        "each circuit got prompts of its own. What is hard about a prompt for both then no longer "
+        "cancels: draw prompts once, for all three."
+    )
+    return {
+        own: ends(a / e - means(off_b, two) / means(off_empty, two)),
+        f"{own} (The denominator has those of a.)": ends((a - means(off_b, two)) / e),
+        f"{own} (The denominator has its own, too.)": ends(
+            (a - means(off_b, two)) / means(off_empty, three)
+        ),
+        f"{own} (The denominator is not drawn again.)": ends(
+            (a - means(off_b, two)) / off_empty.mean()
+        ),
+        "the denominator has prompts of its own: draw prompts once, for all three.": ends(
+            (a - b) / means(off_empty, two)
+        ),
+        "the denominator is not drawn again: it is a mean over the same prompts, and moves with "
+        "them.": ends(fixed),
+        "both ends are the difference itself: no draw differs from another. Are prompts drawn with "
+        "replacement, and averaged within a draw?": value.expand(2),
+        "that is how far single prompts spread. The mean over prompts spreads less: draw as many "
+        "prompts as there are, and average.": ends((off_a - off_b) / off_empty),
+        "you took the mean of the prompts' ratios in each draw. A gap is a ratio of two means: "
+        "average first.": ends(means((off_a - off_b) / off_empty, one)),
+        "the ends are those of a 90 % interval: 2.5 % of the draws lie on either side of a 95 % "
+        "one.": ends(drawn, 0.05, 0.95),
+        "the ends are those of a 50 % interval.": ends(drawn, 0.25, 0.75),
+        "the lower end is right, and the upper one is too low: it has 97.5 % of the draws below "
+        "it.": ends(drawn, 0.025, 0.95),
+        "the lower end is at 52.5 %: it has 2.5 % of the draws below it.": ends(drawn, 0.525),
+        "the upper end comes before the lower one.": right.flip(0),
+        "the ends have the wrong sign: the gap of a minus the gap of b is wanted.": -right,
+        "the ends are turned round and have the wrong sign: b minus a.": -right.flip(0),
+        "the ends are the standard deviation of the draws, up and down: 95 % lie farther "
+        "out.": torch.stack([value - spread, value + spread]),
+        "the ends are 1.96 standard deviations of the draws from the difference. That is right "
+        "for a bell curve, and these draws are skewed: take their quantiles.": torch.stack(
+            [value - 1.96 * spread, value + 1.96 * spread]
+        ),
+        "the ends are taken from the difference: where the interval begins and ends is "
+        "wanted.": right - value,
+        "the ends are not divided by the mean of off_empty.": ends(a - b),
+        "the ends are multiplied by the mean of off_empty: divide by it.": ends((a - b) * e),
+        "the ends are those of circuit a alone.": ends(a / e),
+        "the ends are those of circuit b alone.": ends(b / e),
+        "the ends are those of the sum of the two gaps.": ends((a + b) / e),
+        "the ends are those of the mean of off_empty.": ends(e),
+        "only circuit b is divided by the mean of off_empty.": ends(a - b / e),
+        "the fraction is upside down in the draws.": ends(e / (a - b)),
+        "you summed in the draws where the mean is wanted.": n * right,
+    }
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.3 Random subsets
+# 5.3 What is left without it
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def left_without(
+    evaluate: Evaluate, circuit: SAEMasks, everything: SAEMasks, nothing: SAEMasks
+) -> Float[Tensor, ""]:
+    """The share of the answer that is left once the circuit is gone.
+
+    0 = nothing is left: all that the spliced model knows of the answer went through the circuit.
+    1 = all of it is left: the model does as well without the circuit.
+
+    Args:
+        evaluate: ``evaluate(masks)`` gives the logit difference of every prompt with these masks,
+            ``[n]``. F is their mean.
+        circuit: masks that are 1 at the circuit's nodes (``circuit.nodes()``), and 0 elsewhere.
+        everything, nothing: masks that are 1 everywhere; 0 everywhere.
+    """
+    rest, whole, empty = (
+        evaluate(masks).mean()
+        for masks in (knock_out(everything, circuit.nodes()), everything, nothing)
+    )
+    return (rest - empty) / (whole - empty)
+
+
+@book.checker(left_without)
+def _(attempt: Callable) -> None:
+    offset = torch.tensor([0.5, -0.2, 1.0, 0.3])  # so that F(∅) is not 0
+
+    def evaluate(masks: SAEMasks) -> Float[Tensor, "4"]:
+        return toy(masks) + offset
+
+    circuit, everything, nothing = toy_circuit(FIRST, IDLE), whole_toy(), toy_circuit()
+    circuit_ld, whole_ld, empty_ld = (evaluate(one) for one in (circuit, everything, nothing))
+    rest_ld = evaluate(knock_out(everything, circuit.nodes()))
+    c, s, e, rest = (ld.mean() for ld in (circuit_ld, whole_ld, empty_ld, rest_ld))
+    right = left_without(evaluate, circuit, everything, nothing)
+    wrong = {
+        "the circuit is kept, and all else is gone: that is its faithfulness. Take its nodes out "
+        "of the whole.": (c - e) / (s - e),
+        "nothing is left: you took the circuit's nodes out of the circuit itself. Take them out of "
+        "the whole.": (e - e) / (s - e),
+        "all is left: no node is out. Take the circuit's nodes out of the whole.": (s - e)
+        / (s - e),
+        "this is what is lost, and what is left is wanted.": (s - rest) / (s - e),
+        "you divided by what the circuit does, F(C) − F(∅). The answer is that of the whole.": (
+            (rest - e) / (c - e)
+        ),
+        "you divided by F(C). The answer is that of the whole, from F(∅) on.": rest / c,
+        "you took the mean of the prompts' shares. F is a mean over prompts: average first.": (
+            ((rest_ld - empty_ld) / (whole_ld - empty_ld)).mean()
+        ),
+        "you gave a share for each prompt: F is a mean over prompts.": (
+            (rest_ld - empty_ld) / (whole_ld - empty_ld)
+        ),
+        "you summed over prompts above the line, and averaged below.": 4 * right,
+        "this is F without the circuit. A share of F(S) − F(∅) is wanted.": rest,
+        "this is how far the answer falls. A share of F(S) − F(∅) is wanted.": s - rest,
+        **_mistakes_of_a_ratio(rest, s, e),
+    }
+    compare(attempt(evaluate, circuit, everything, nothing), right, wrong, what="the share")
+    for nodes, what in (([TWIN], "a spare"), ([FIRST, LAST], "two layers' nodes")):
+        circuit = toy_circuit(*nodes)
+        answer = attempt(evaluate, circuit, everything, nothing)
+        right = left_without(evaluate, circuit, everything, nothing)
+        compare(answer, right, what=f"with {what} as the circuit, the share")
+
+
+# ---------------------------------------------------------------------------------------------
+# 5.4 Random subsets
 # ---------------------------------------------------------------------------------------------
 
 
@@ -406,7 +513,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.4 One node at a time
+# 5.5 One node at a time
 # ---------------------------------------------------------------------------------------------
 
 
@@ -465,17 +572,19 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.5 Chance
+# 5.6 Chance
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
 def chance_jaccard(n_a: int, n_b: int, n: int) -> float:
-    """The mean Jaccard |A∩B| / |A∪B| of two circuits of ``n_a`` and ``n_b`` nodes of ``n``.
+    """The mean Jaccard index |A∩B| / |A∪B| of two circuits that are drawn at random.
 
-    They are drawn at random.
-    The overlap k = |A∩B| is hypergeometric: P(k) = C(n_a, k) · C(n − n_a, n_b − k) / C(n, n_b),
-    with k from max(0, n_a + n_b − n) to min(n_a, n_b). (`math.comb(n, k)` is C(n, k).)
+    The exact mean, over all pairs that might be drawn.
+
+    Args:
+        n_a, n_b: how many nodes the two circuits have; each is drawn by itself, no node twice.
+        n: how many nodes there are to draw from.
     """
     mean = 0.0
     for k in range(max(0, n_a + n_b - n), min(n_a, n_b) + 1):
@@ -583,7 +692,7 @@ def _with_replacement(n_a: int, n_b: int, n: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.6 Two areas
+# 5.7 Two areas
 # ---------------------------------------------------------------------------------------------
 
 
@@ -695,7 +804,7 @@ def _(attempt: Callable) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5.7 The other number
+# 5.8 The other number
 # ---------------------------------------------------------------------------------------------
 
 

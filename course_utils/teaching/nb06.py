@@ -13,8 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.teaching.fixtures import flags, pair, require_returned, require_tensor, uniform
-from course_utils.teaching.workbook import Workbook, Wrong, compare
+from course_utils.prompts.sessions import Session, quoted
+from course_utils.teaching.fixtures import (
+    flags,
+    pair,
+    require_returned,
+    require_tensor,
+    require_two,
+    uniform,
+)
+from course_utils.teaching.workbook import Unnamed, Workbook, Wrong, compare
 
 book = Workbook()
 exercise, check = book.exercise, book.check
@@ -26,82 +34,112 @@ exercise, check = book.exercise, book.check
 
 
 @book.solution
-def p_missing(logits: Float[Tensor, "n vocab"], ids: Sequence[int]) -> Float[Tensor, " n"]:
-    """How likely the model is to open an error message, for each prompt.
+def p_missing(
+    logits: Float[Tensor, "n vocab"], messages: Sequence[Sequence[int]]
+) -> Float[Tensor, " n"]:
+    """How likely the model is to begin an error message, for each prompt.
 
-    That is the probability of all the tokens ``ids`` together.
-
-    0 = it certainly writes something else, 1 = it certainly starts with one of them. Probabilities
-    are a softmax over the whole vocabulary.
+    0 = it certainly writes something else, 1 = it certainly begins one of the messages. The model
+    writes one token at a time, and these logits are of the very next one.
 
     Args:
-        logits: of the token that comes next, one row a prompt.
-        ids: the tokens that open an error message, all different.
+        logits: of the next token, a row per prompt.
+        messages: the error messages, each as a list of its tokens, such as ``[[5, 8], [3, 8],
+            [5, 2, 8]]``. Two messages can begin alike.
     """
-    probabilities = logits.float().softmax(-1)
-    return probabilities[:, list(ids)].sum(-1)
+    probabilities = logits.softmax(-1)
+    first = {message[0] for message in messages}
+    return probabilities[:, list(first)].sum(-1)
+
+
+MESSAGES = [[5], [4, 6], [4, 3, 6], [1, 6]]
+"""Two messages begin with token 4; token 6 ends three of them, and begins none."""
 
 
 @book.checker(p_missing)
 def _(attempt: Callable) -> None:
     logits = torch.tensor(
         [
-            [1.0, 2.0, -1.0, 0.5, 3.0, 0.0],
-            [0.0, -2.0, 1.5, 2.5, 0.7, 1.0],
-            [2.0, 0.3, 0.6, -1.0, -0.5, 4.0],
-            [-1.0, 1.2, 2.2, 0.1, 1.0, 0.4],
+            [1.0, 2.0, -1.0, 0.5, 3.0, 0.0, 1.2],
+            [0.0, -2.0, 1.5, 2.5, 0.7, 1.0, -0.4],
+            [2.0, 0.3, 0.6, -1.0, -0.5, 4.0, 2.1],
+            [-1.0, 1.2, 2.2, 0.1, 1.0, 0.4, 0.9],
         ]
     )
-    ids, what = [4, 1, 2], "the probability"
-    answer = attempt(logits.clone(), list(ids))
+    what = "the probability"
+    answer = attempt(logits.clone(), [list(message) for message in MESSAGES])
     require_tensor(answer, what)
+    if answer.ndim == 2 and len(answer) == len(logits):
+        raise Wrong("you gave several values per prompt. Wanted is one per prompt.")
+    right = p_missing(logits, MESSAGES)
+    compare(answer, right, _p_missing_wrongly(logits), what=what)
 
-    right, of_ids = p_missing(logits, ids), logits.softmax(-1)[:, ids]
-    over_prompts = logits.softmax(0)[:, ids].sum(-1)
-    over_all = logits.flatten().softmax(0).reshape(logits.shape)[:, ids]
-    likeliest_is_one = torch.isin(logits.argmax(-1), torch.tensor(ids)).float()
-    wrong = {
-        "you took the softmax over these tokens alone: then they always add up to 1. The model "
-        "could have written any other token, so the whole vocabulary belongs below the fraction "
-        "line.": torch.ones(4),
-        "you added up logits. Those are no probabilities: a softmax is missing.": logits[
-            :, ids
-        ].sum(-1),
-        "you gave the likeliest of the tokens alone. Any of them opens "
-        "an error message.": of_ids.amax(-1),
-        "you averaged over the tokens. Only one of them can come next, so their probabilities add "
-        "up.": of_ids.mean(-1),
-        "your softmax runs over the prompts. It is to run over the vocabulary.": over_prompts,
-        "your softmax runs over all prompts at once. Each prompt has a "
-        "distribution of its own.": over_all.sum(-1),
-        "these are log-probabilities, added up: that is what it would take to write all of the "
-        "tokens.": of_ids.log().sum(-1),
-        "you multiplied the probabilities: that would be to write all of the tokens, and one is "
-        "enough.": of_ids.prod(-1),
-        "this is the logarithm of the probability.": right.log(),
-        "this is how likely everything else is.": 1 - right,
-        "you took the first token only.": of_ids[:, 0],
-        "you gave one value for each of the tokens; wanted is one a prompt.": of_ids,
-        "you averaged over prompts; each has a value of its own.": right.mean(),
-        "you counted whether the likeliest token is among these: yes or no. Wanted is how likely "
-        "they are.": likeliest_is_one,
-    }
-    compare(answer, right, wrong, what=what)
-
-    answer = attempt(logits + 1000, tuple(ids))
+    answer = attempt(logits + 1000, tuple(tuple(message) for message in MESSAGES))
     require_tensor(answer, what)
     same = answer.shape == right.shape and torch.allclose(
         answer.double(), right.double(), atol=1e-3
     )
     if not same:
         raise Wrong(
-            "with 1,000 added to all logits it comes out different, and no probability changes by "
-            "that. Whoever takes exp of a large number gets inf; torch's own softmax does not."
+            "with 1,000 added to all logits your result changes, and no probability does. The "
+            "exponential of a large number overflows; torch's own softmax avoids that."
         )
-    answer = attempt(logits[:1].clone(), [3])
+    answer = attempt(logits[:1].clone(), [[3, 2]])
     require_tensor(answer, what)
-    what = "the probability of one token, for a single prompt,"
-    compare(answer, p_missing(logits[:1], [3]), what=what)
+    what = "the probability of one message, for a single prompt,"
+    compare(answer, p_missing(logits[:1], [[3, 2]]), what=what)
+
+
+def _p_missing_wrongly(logits: Float[Tensor, "n vocab"]) -> dict[str, Tensor]:
+    """Known wrong ways to write `p_missing` of `MESSAGES`."""
+    first, each = [1, 4, 5], [message[0] for message in MESSAGES]
+    every = sorted({token for message in MESSAGES for token in message})
+    p = logits.softmax(-1)
+    of_first, right = p[:, first], p[:, first].sum(-1)
+    whole = sum(p[:, message].prod(-1) for message in MESSAGES)
+    return {
+        "you took the softmax over these tokens alone: then they always add up to 1. The model "
+        "could have written any other token, so the whole vocabulary belongs in the "
+        "denominator.": torch.ones(len(logits)),
+        "you added up logits. They are not probabilities: a softmax is missing.": logits[
+            :, first
+        ].sum(-1),
+        "two of the messages begin with the same token, and you counted it twice.": p[:, each].sum(
+            -1
+        ),
+        "you counted all tokens of the messages. Only one token comes next: which of a message's "
+        "tokens can it be?": p[:, every].sum(-1),
+        "you counted all tokens of the messages, some of them twice. Only one token comes next: "
+        "which of a message's tokens can it be?": p[:, sum(MESSAGES, [])].sum(-1),
+        "you multiplied the probabilities of a message's tokens. The logits are of the next token "
+        "alone: they do not say what follows it.": torch.as_tensor(whole),
+        "you took the last token of each message. The message begins with its first.": p[
+            :, sorted({message[-1] for message in MESSAGES})
+        ].sum(-1),
+        "you gave the likeliest of the first tokens alone. Any of them begins "
+        "an error message.": of_first.amax(-1),
+        "you averaged over the tokens. Only one of them can come next, so their probabilities add "
+        "up.": of_first.mean(-1),
+        "you averaged over the messages. Only one of them can come, so their probabilities add "
+        "up.": p[:, each].mean(-1),
+        "your softmax runs over the prompts. It should run over the vocabulary.": logits.softmax(0)[
+            :, first
+        ].sum(-1),
+        "your softmax runs over all prompts at once. Each prompt has a distribution of its "
+        "own.": logits.flatten().softmax(0).reshape(logits.shape)[:, first].sum(-1),
+        "these are log-probabilities, added up. That is the logarithm of a "
+        "product.": of_first.log().sum(-1),
+        "you multiplied the probabilities of the first tokens. One of them is "
+        "enough.": of_first.prod(-1),
+        "this is the logarithm of the probability.": right.log(),
+        "this is how likely everything else is.": 1 - right,
+        "you took the first message only.": p[:, MESSAGES[0][0]],
+        "you left out the first message.": p[:, [1, 4]].sum(-1),
+        "you left out the last message.": p[:, [4, 5]].sum(-1),
+        "you averaged over prompts. Each has a value of its own.": right.mean(),
+        "you counted whether the likeliest token begins a message: yes or no. Wanted is how likely "
+        "that is.": torch.isin(logits.argmax(-1), torch.tensor(first)).float(),
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,19 +154,18 @@ def separations(
     """How well each latent alone tells prompts with a present key from those with a missing one.
 
     That is the chance that its value on a random prompt of the first kind is above its value on a
-    random prompt of the second, ties counting half (the area under the ROC curve). 1 = always
-    above, 0.5 = it tells nothing (so also a latent that never fires), 0 = always below.
+    random prompt of the second; ties count half (the area under the ROC curve). 1 = always above,
+    0.5 = it tells nothing (as a latent that never fires), 0 = always below.
 
     Args:
-        present: a row for each of n prompts whose key is there: the latents at one place.
+        present: the latents at one place, a row for each of n prompts whose key is there.
         missing: the same for m prompts whose key is not. n and m can differ: every row of the one
-            meets every row of the other. (Held in memory at once, that would be n · m · d_sae
-            comparisons: hundreds of millions. Row after row is fine.)
+            meets every row of the other. (All n · m · d_sae comparisons at once would be hundreds
+            of millions. One row after another is fine.)
     """
-    total = torch.zeros(present.shape[1], device=present.device)
+    total = torch.zeros(present.shape[1])
     for row in present:
-        above, equal = (row > missing).float(), (row == missing).float()
-        total += (above + 0.5 * equal).mean(0)
+        total += ((row > missing) + 0.5 * (row == missing)).mean(0)
     return total / len(present)
 
 
@@ -332,100 +369,221 @@ def _check_place(
 
 
 # ---------------------------------------------------------------------------------------------
-# 6.4 A prediction from latents alone
+# 6.4 An attack and its twin
 # ---------------------------------------------------------------------------------------------
 
 
 @book.solution
-def predicted_share(
-    missing: Float[Tensor, " n"], present: Float[Tensor, " m"], attack: Float[Tensor, " k"]
-) -> float:
-    """The share of attacks on which latents hold the key to be there, before the model is asked.
+def attack_and_twin(session: Session, index: int, decoy: str) -> tuple[Session, Session]:
+    """An attack of the family "written twice", and its twin.
 
-    0 = none, 1 = all.
-
-    They do if their activation lies above a threshold: halfway between the mean over honest prompts
-    whose key is missing and the mean over honest prompts whose key is present. The attacks have no
-    say in the threshold: it stands before they come.
+    The attack: one key of the dictionary becomes the name that is asked for, written twice without
+    a space (``'AnnAnn'`` where ``'Ann'`` is asked for). The twin is the control: what the model
+    says to it shows whether the change confuses the model even if it names nobody who matters. You
+    decide what the two share, and in what they differ. Python's answer is a KeyError for both.
 
     Args:
-        missing: activation of the duplicate latents on each of n honest prompts whose key is
-            missing.
-        present: the same on m honest prompts whose key is present. n and m can differ; both kinds
-            weigh the same.
-        attack: the same on k prompts of an attack. If it lures (the key is missing and made to look
-            present), the share is the one that we predict to be fooled.
+        session: an honest session whose key is missing. ``session.query`` is the key as Python
+            source, ``"'Ann'"``. ``session.with_entry(index, key)`` is a copy with another key in
+            one entry, and ``quoted("Ann")`` is ``"'Ann'"``.
+        index: which entry is changed.
+        decoy: a name that stands nowhere in the session and that nobody asks for: ``"Kim"``.
     """
-    threshold = (missing.mean() + present.mean()) / 2
-    return (attack > threshold).float().mean().item()
+    name = session.query[1:-1]
+    attack = session.with_entry(index, quoted(name + name))
+    twin = session.with_entry(index, quoted(decoy + decoy))
+    return attack, twin
 
 
-@book.checker(predicted_share)
+@book.checker(attack_and_twin)
 def _(attempt: Callable) -> None:
-    missing, present = torch.tensor([0.0, 0.9, 0.1, 0.0, 1.0]), torch.tensor([5.8, 2.4, 3.8])
-    # Between any two of the thresholds below lies one of these, so that each gives another share.
-    fools = [1.2, 24, 2.1, 0.3, 1.77, 4.2, 1.85, 2.3, 0.9, 0.1, 5, 1.5, 3.5, 0.2, 1.72]
-    attack = torch.tensor([*fools, *6 * [0.0]])
-    answer = attempt(missing.clone(), present.clone(), attack.clone())
-    what = "the predicted share"
-    number = _as_number(answer, what)
-
-    def above(threshold: float | Tensor) -> Tensor:
-        return (attack > threshold).double().mean()
-
-    low, high, pooled = missing.mean(), present.mean(), torch.cat([missing, present]).mean()
-    between_medians = (missing.median() + present.median()) / 2
-    between_extremes = (missing.max() + present.min()) / 2
-    right = above((low + high) / 2)
-    wrong = {
-        "this is the share below the threshold. Those above look as if the key were present: they "
-        "are the ones to fool.": 1 - right,
-        "you counted the attacks above the threshold; wanted is their share.": right * len(attack),
-        "you set the threshold at the attacks' own mean. It is set before they come, on honest "
-        "prompts: otherwise about as many lie above it however well they look.": above(
-            attack.mean()
-        ),
-        "you set the threshold at the attacks' own median: half of them lie above that, however "
-        "well they look.": above(attack.median()),
-        "your threshold is the mean where the key is missing. Half of the honest prompts can lie "
-        "above that, too: go halfway to the others.": above(low),
-        "your threshold is the mean where the key is present: half of the prompts that really have "
-        "the key would fail. Come halfway down.": above(high),
-        "you pooled the honest prompts and took one mean: the kind with more prompts draws the "
-        "threshold towards itself. Take the two means first.": above(pooled),
-        "halfway between two means is not their sum: the half is missing.": above(low + high),
-        "half of the distance between the means is not yet the point halfway: it starts from 0 and "
-        "not from the lower mean.": above((high - low) / 2),
-        "you went halfway between medians; means are wanted.": above(between_medians),
-        "you went halfway between the highest of one kind and the lowest of the other: two odd "
-        "prompts would set it. Means are wanted.": above(between_extremes),
-        "your threshold is the highest honest prompt whose key is missing. Halfway between the "
-        "means is wanted.": above(missing.max()),
-        "your threshold is 0: every attack on which the latents fire at all is counted.": above(
-            0.0
-        ),
-    }
-    compare(torch.tensor(number).double(), right, wrong, what=what)
+    entries = (("'Bob'", "1"), ("'Max'", "4"), ("'Li'", "7"), ("'Luke'", "5"))
+    for query, decoy, index in (("'Ann'", "Kim", 2), ("'Henry'", "Jo", 0)):
+        session = Session(entries, query, "seat")
+        answer = attempt(session, index, decoy)
+        require_returned(answer, "the pair")
+        require_two(answer, "return two sessions: the attack, then its twin.")
+        if not all(isinstance(one, Session) for one in answer):
+            kinds = " and ".join(type(one).__name__ for one in answer)
+            raise Wrong(f"return two sessions, not {kinds}. `with_entry` makes one.")
+        _check_pair(answer, session, index, decoy)
 
 
-def _as_number(answer: Any, what: str) -> float:
-    """One number, as a float or as a tensor of no dimensions; `Wrong` for anything else."""
-    require_returned(answer, what)
-    if isinstance(answer, Tensor) and answer.ndim:
+def _check_pair(answer: Sequence[Session], session: Session, index: int, decoy: str) -> None:
+    """One attack and its twin."""
+    attack, twin = answer
+    name, right = session.query[1:-1], attack_and_twin(session, index, decoy)
+    if (attack, twin) == right:
+        return
+    if (twin, attack) == right:
+        raise Wrong("the two have changed places: the attack comes first, then its twin.")
+    if attack == twin == right[0]:
         raise Wrong(
-            f"{what} is to be one number, not a tensor of the shape {list(answer.shape)}: the "
-            "share of all attacks, not a verdict on each."
+            "the twin is the attack once more. It is to make the same change with the decoy, which "
+            "nobody asks for."
         )
-    try:
-        if not isinstance(answer, str):
-            return float(answer)
-    except (TypeError, ValueError):
-        pass
-    raise Wrong(f"{what} is to be a number, not {type(answer).__name__}.")
+    for who, one, said, wanted in (
+        ("the attack", attack, name, right[0]),
+        ("the twin", twin, decoy, right[1]),
+    ):
+        if one != wanted:
+            raise Wrong(f"{who} {_in_what_way(one, session, wanted, index, said)}")
+
+
+def _in_what_way(one: Session, honest: Session, wanted: Session, index: int, name: str) -> str:
+    """How a session differs from the one that is wanted, as the end of a sentence."""
+    if one == honest:
+        return "is the honest session, unchanged. Sessions cannot be changed: keep the copy."
+    if one.query != honest.query:
+        return (
+            f"asks for {one.query}, and {honest.query} is asked for. The query stays: otherwise "
+            "the two differ in more than the name in the dictionary."
+        )
+    if one.variable != honest.variable or one.before or one.between or one.comment:
+        return "differs from the honest session in more than one entry. Change that entry alone."
+    places = [i for i, pair in enumerate(zip(one.entries, honest.entries)) if pair[0] != pair[1]]
+    if len(one.entries) != len(honest.entries) or len(places) > 1:
+        return "changes more than one entry."
+    if places != [index]:
+        return f"changes entry {places[0]}, and index is {index}."
+    (key, value), (right_key, right_value) = one.entries[index], wanted.entries[index]
+    if value != right_value:
+        return f"has {value} for a value, and {right_value} stood there. Change the key alone."
+    if key in (name, name + name):
+        return f"has the key {key} without quotes: to Python that is a variable."
+    if key == honest.query:
+        return "holds the key that is asked for: Python finds it, and there is no lure."
+    if key == quoted(name):
+        return f"has the key {key}. The name is to be written twice."
+    return f"has the key {key}, and {right_key} is wanted."
 
 
 # ---------------------------------------------------------------------------------------------
-# 6.5 What is the search worth?
+# 6.5 A prediction from latents alone
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def predicted_fooled(
+    honest: Float[Tensor, " n"],
+    is_present: Bool[Tensor, " n"],
+    family: Float[Tensor, " k"],
+    lures: bool,
+) -> Float[Tensor, ""]:
+    """The share of a family's prompts on which latents predict that the model is fooled.
+
+    0 = none, 1 = all. The latents say "there" if their signal is above a threshold, and "missing"
+    otherwise. The threshold is as far from the mean signal of one kind of honest prompt as from
+    that of the other. A prediction stands before the attacks are seen.
+
+    Args:
+        honest: the signal on honest prompts of both kinds, in any order.
+        is_present: which of these have the key. The two kinds need not be equally many.
+        family: the signal on each prompt of a family of attacks.
+        lures: True: the key is missing, and made to look present. False: it is there, and made to
+            look absent. The model is fooled if it says the opposite of Python.
+    """
+    threshold = (honest[is_present].mean() + honest[~is_present].mean()) / 2
+    there = family > threshold
+    return (there if lures else ~there).float().mean()
+
+
+@book.checker(predicted_fooled)
+def _(attempt: Callable) -> None:
+    # Between any two thresholds of `_thresholds` lies one of these signals, and one is the right
+    # threshold itself. So each threshold gives another share.
+    honest = torch.tensor([0.0, 2.5, 0.5, 5.25, 0.25, 0.75])
+    is_present = flags(".x.x..")
+    family = torch.tensor(
+        [0.45, 2.3, 1.2, 4.0, 0.6, 1.6, 3.0, 0.2, 2.125, 1.0, 5.0, 1.37, 0.73, 2.55, 1.45, 1.7, 2.0]
+        + 7 * [0.0]
+    )
+    what = "the predicted share"
+    for lures in (True, False):
+        answer = attempt(honest.clone(), is_present.clone(), family.clone(), lures)
+        require_returned(answer, what)
+        if isinstance(answer, Tensor) and answer.ndim:
+            raise Wrong(
+                f"{what} should be one number, not a tensor of the shape {list(answer.shape)}: the "
+                "share of all prompts, not a verdict on each."
+            )
+        right = predicted_fooled(honest, is_present, family, lures)
+        wrong = _predicted_wrongly(honest, is_present, family, lures)
+        compare(answer, right, wrong, what=what)
+
+
+def _predicted_wrongly(
+    honest: Float[Tensor, " n"],
+    is_present: Bool[Tensor, " n"],
+    family: Float[Tensor, " k"],
+    lures: bool,
+) -> dict[str, Tensor]:
+    """Known wrong ways to write `predicted_fooled`."""
+
+    def share(threshold: float | Tensor) -> Tensor:
+        above = (family > threshold).double().mean()
+        return above if lures else 1 - above
+
+    right = predicted_fooled(honest, is_present, family, lures).double()
+    threshold = (honest[is_present].mean() + honest[~is_present].mean()) / 2
+    at_least = (family >= threshold).double().mean()
+    fools = "above" if lures else "not above"
+    kind = "lures" if lures else "hides"
+    wrong = {
+        f"for a family that {kind}, this is the share on which the model would be right. It is "
+        f"fooled where the signal is {fools} the threshold.": 1 - right,
+        "you counted prompts. Wanted is their share.": right * len(family),
+        'a signal that is exactly at the threshold says "missing".': (
+            at_least if lures else 1 - at_least
+        ),
+    }
+    return wrong | {says: share(t) for says, t in _thresholds(honest, is_present, family).items()}
+
+
+def _thresholds(
+    honest: Float[Tensor, " n"], is_present: Bool[Tensor, " n"], family: Float[Tensor, " k"]
+) -> dict[str, Tensor]:
+    """Thresholds that are not the right one."""
+    present, missing = honest[is_present], honest[~is_present]
+    low, high = missing.mean(), present.mean()
+    return {
+        "you set the threshold at the family's own mean. It stands before the attacks are seen: "
+        "otherwise about as many lie above it whatever they look like.": family.mean(),
+        "you set the threshold at the family's own median: half of them lie above that, whatever "
+        "they look like.": family.median(),
+        "your threshold is the mean where the key is missing. About half of the honest prompts "
+        "without the key lie above that: move halfway to the others.": low,
+        "your threshold is the mean where the key is present: about half of the prompts with the "
+        "key lie below that. Move halfway to the others.": high,
+        "you took one mean over all honest prompts: the kind with more prompts draws the threshold "
+        "towards itself. Take the two means first.": honest.mean(),
+        "you took the median over all honest prompts: the kind with more prompts draws the "
+        "threshold towards itself. Take the two means first.": honest.median(),
+        "halfway between two means is not their sum: the half is missing.": low + high,
+        "half of the distance between the means is not yet the point halfway: it starts from 0, "
+        "and not from the lower mean.": (high - low) / 2,
+        "you went halfway between medians. Means are wanted.": (missing.median() + present.median())
+        / 2,
+        "you went halfway between the highest of one kind and the lowest of the other: two odd "
+        "prompts would set the threshold. Means are wanted.": (missing.max() + present.min()) / 2,
+        "your threshold is the highest honest prompt whose key is missing. Halfway between the "
+        "means is wanted.": missing.max(),
+        "your threshold is the 95th percentile of the honest prompts whose key is missing. That "
+        "limits false alarms, and ignores the prompts with the key. Halfway between the means is "
+        "wanted.": missing.quantile(0.95),
+        "your threshold is the lowest honest prompt whose key is present. Halfway between the "
+        "means is wanted.": present.min(),
+        "your threshold is the 5th percentile of the honest prompts whose key is present. That "
+        "ignores the prompts without the key. Halfway between the means is wanted.": (
+            present.quantile(0.05)
+        ),
+        "your threshold is 0: every attack on which the latents fire at all is "
+        "counted.": torch.tensor(0.0),
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# 6.6 What is the search worth?
 # ---------------------------------------------------------------------------------------------
 
 
@@ -520,7 +678,7 @@ def _groups() -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups 
 
 
 # ---------------------------------------------------------------------------------------------
-# 6.6 Undone, and broken
+# 6.7 Undone, and broken
 # ---------------------------------------------------------------------------------------------
 
 
@@ -531,13 +689,13 @@ def mended(
     right_before: Bool[Tensor, " m"],
     right_after: Bool[Tensor, " m"],
 ) -> Float[Tensor, "2"]:
-    """What a change to the model mends, and what it breaks. A tensor of two shares, each from 0 =
-    none to 1 = all:
+    """What a change to the model mends, and what it breaks: a tensor of two shares.
 
-    of the attacks that fooled before, the share that no longer does;
-    of the honest prompts that were right before, the share that is wrong now.
-
-    If nothing fooled before, the first is 0; if nothing was right before, the second is 0.
+    The first is 1 if the change stops every attack that it can stop, and 0 if it stops none. The
+    second is 1 if the change spoils every answer that it can spoil, and 0 if it spoils none. An
+    attack that fooled nobody cannot be stopped; nor can a wrong answer be spoiled. What becomes
+    worse (better) besides is not set off against the first (the second). Where there is nothing
+    to stop (to spoil), the share is 0.
 
     Args:
         fooled_before, fooled_after: whether each attack fools the model, without the change and
@@ -545,9 +703,9 @@ def mended(
         right_before, right_after: whether each honest prompt is answered as Python does, without
             the change and with it.
     """
-    no_longer = (fooled_before & ~fooled_after).sum() / fooled_before.sum().clamp(min=1)
+    undone = (fooled_before & ~fooled_after).sum() / fooled_before.sum().clamp(min=1)
     broken = (right_before & ~right_after).sum() / right_before.sum().clamp(min=1)
-    return torch.stack([no_longer, broken])
+    return torch.stack([undone, broken])
 
 
 @book.checker(mended)
@@ -563,7 +721,8 @@ def _(attempt: Callable) -> None:
     compare(answer, mended(*given), _mended_wrongly(*given), what=what)
 
     nobody, no_honest = torch.zeros_like(fooled_before), torch.zeros_like(right_before)
-    without_cases = {
+    one, one_honest = flags("x.........."), flags("............x")
+    cases = {
         "if no attack fooled before": (nobody, fooled_after, right_before, right_after),
         "if no honest prompt was right before": (
             fooled_before,
@@ -571,8 +730,14 @@ def _(attempt: Callable) -> None:
             no_honest,
             right_after,
         ),
+        "if one attack fooled before, and one honest prompt was right": (
+            one,
+            nobody,
+            one_honest,
+            no_honest,
+        ),
     }
-    for says, rows in without_cases.items():
+    for says, rows in cases.items():
         divides = f"{says}, you divide by zero"
         try:
             answer = attempt(*(row.clone() for row in rows))
@@ -639,4 +804,126 @@ def _mended_wrongly(
         "right before), the share is wanted.": pair(gone / (n - f_2), broken / (m - r_2)),
         "you counted; wanted are shares.": pair(gone, broken),
         "you gave one number; mending and breaking are two.": mends - breaks,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# 6.8 Fit seen anew, and score it on a family that the fit has not met
+# ---------------------------------------------------------------------------------------------
+
+
+@book.solution
+def held_out_scores(
+    f: Float[Tensor, "n d_sae"], there: Bool[Tensor, " n"], family: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """How strongly latents say "there" on each prompt, by a fit that has met no prompt of its
+    family.
+
+    The fit is a difference of means. Its direction is the mean of the prompts on which the model
+    says "there", less the mean of those on which it says "missing". A prompt's score is its latents
+    along that direction (a dot product, not scaled), counted from the point halfway between the two
+    means: above 0 = nearer to "there".
+
+    Args:
+        f: latents at one place, a row per prompt.
+        there: what the model says to each prompt.
+        family: which family each prompt is of: any whole numbers.
+    """
+    scores = torch.zeros(len(f))
+    for one in family.unique():
+        own = family == one
+        high, low = f[~own & there].mean(0), f[~own & ~there].mean(0)
+        scores[own] = (f[own] - (high + low) / 2) @ (high - low)
+    return scores
+
+
+@book.checker(held_out_scores)
+def _(attempt: Callable) -> None:
+    family = torch.tensor([7, 2, 2, 7, 4, 2, 4, 9, 7, 2, 9, 4, 2, 9])
+    there = flags("xx....x.x.x..x")
+    f = uniform(14, 5, seed=8) + 0.3 * family[:, None] / 9 + 0.5 * there[:, None]
+    what = "the row of scores"
+    answer = attempt(f.clone(), there.clone(), family.clone())
+    require_tensor(answer, what)
+    right = held_out_scores(f, there, family)
+    try:
+        compare(answer, right, _held_out_wrongly(f, there, family), what=what)
+    except Unnamed as wrong:
+        raise Wrong(_of_families(answer, right, family) or str(wrong)) from None
+
+
+def _of_families(
+    answer: Tensor, right: Float[Tensor, " n"], family: Int[Tensor, " n"]
+) -> str | None:
+    """What can be seen from scores family by family, if anything."""
+    if answer.shape != right.shape:
+        return None
+    spread = max(right[family == one].std().item() for one in family.unique())
+
+    def is_constant(values: Tensor) -> bool:
+        return all(values[family == one].std() < 1e-4 * spread for one in family.unique())
+
+    if is_constant(answer.float()):
+        return "all prompts of a family get the same score. Each has latents of its own."
+    if is_constant(answer.float() - right):
+        return (
+            "within each family the scores are right but for a constant: the direction is right, "
+            "and the point from which they are counted is not halfway between the two means."
+        )
+    return None
+
+
+def _held_out_wrongly(
+    f: Float[Tensor, "n d_sae"], there: Bool[Tensor, " n"], family: Int[Tensor, " n"]
+) -> dict[str, Tensor]:
+    """Known wrong ways to write `held_out_scores`."""
+    own_of = [family == one for one in family.tolist()]
+    rows = torch.arange(len(f))
+    others_of = [rows != i for i in rows.tolist()]
+    everyone = torch.ones_like(there)
+
+    def scored(
+        fitted_on: Sequence[Tensor],
+        *,
+        middle: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda a, b, _: (a + b) / 2,
+        along: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a - b,
+    ) -> Tensor:
+        scores = torch.zeros(len(f))
+        for i, fit in enumerate(fitted_on):
+            high, low = f[fit & there].mean(0), f[fit & ~there].mean(0)
+            scores[i] = (f[i] - middle(high, low, f[fit].mean(0))) @ along(high, low)
+        return scores
+
+    held_out = [~own for own in own_of]
+    return {
+        "the fit has met the prompts that it scores: all families are in it. Fit anew for each "
+        "family, without it.": scored([everyone] * len(f)),
+        "you left out one prompt at a time. Its family is still in the fit, and shows how such "
+        "prompts look: leave out the whole family.": scored(others_of),
+        "you fitted on the prompt's own family, and on nothing else. It is the other way "
+        "round.": scored(own_of),
+        'the sign is wrong: above 0 is for "there".': -scored(held_out),
+        "the scores do not start from the point halfway between the two means: with prompts of "
+        "another family, 0 says nothing.": scored(held_out, middle=lambda a, b, _: 0 * a),
+        "the scores start from the mean of all prompts of the fit. The kind with more prompts "
+        "draws that towards itself: the point halfway between the two means is "
+        "wanted.": scored(held_out, middle=lambda a, b, mean: mean),
+        'the scores start from the mean of "there". The point halfway between the two means is '
+        "wanted.": scored(held_out, middle=lambda a, b, _: a),
+        'the scores start from the mean of "missing". The point halfway between the two means is '
+        "wanted.": scored(held_out, middle=lambda a, b, _: b),
+        'your direction is the mean of "there" alone. It is the difference of the two '
+        "means.": scored(held_out, along=lambda a, b: a),
+        'your direction is the mean of "missing" alone. It is the difference of the two '
+        "means.": scored(held_out, along=lambda a, b: b),
+        "your direction is the sum of the two means. It is their difference.": scored(
+            held_out, along=lambda a, b: a + b
+        ),
+        "you scaled the direction to a norm of 1. Its size differs from fit to fit, but here it is "
+        "not scaled.": scored(
+            held_out, along=lambda a, b: torch.nn.functional.normalize(a - b, dim=0)
+        ),
+        "you gave yes or no. Wanted is how strongly: a number per prompt.": (
+            scored(held_out) > 0
+        ).float(),
     }
