@@ -15,7 +15,8 @@
 #
 # *The athletes near the car* **are**. A few dozen numbers inside a language model make it say
 # *are*. They are a **circuit** of sparse-autoencoder latents, and you will see it in a minute. In
-# this course you will find that circuit yourself, test it, and use one like it.
+# this course you will find that circuit yourself, test it, and use one like it to predict what fools
+# a model of code.
 #
 # **At the end you can say**
 #
@@ -25,8 +26,7 @@
 #   nodes do not;
 # - how exercises, checks, profiles and labs work in this course.
 #
-# **Time**: 15 minutes to read; there is nothing to write. **It runs** {times}. (The quick time was
-# taken beside other work; in this notebook the quick profile saves little.) You need no GPU, no
+# **Time**: 15 minutes to read; there is nothing to write. **It runs** {times}. You need no GPU, no
 # account and no token. The first run fetches 93 MB of weights.
 #
 # **Contents**
@@ -92,14 +92,22 @@ pd.Series(
 needs = estimate(LAB)
 print(needs)
 seconds = needs.seconds_per_step(device)
-print(f"  A step of learning a mask will take about {seconds:.2f} s here. A mask takes 60 steps.")
+print(f"A step of learning a mask takes up to {seconds:.1f} s here (16 prompts of 24 tokens).")
+print("The sentences of this course have a quarter of that, or a half. A mask takes 60 steps.")
+enough = "enough" if free_gb > needs.memory else "too little"
+print(f"Memory: {needs.memory:.1f} GB needed, {free_gb:.0f} GB free: {enough}.")
 
 # %% [markdown]
 # ## 2. A circuit in one minute
 #
-# A *lab* is a model with sparse autoencoders (SAEs) on its residual stream. A *task* is a set of
-# sentences. Each has a twin whose subject has the other number. We measure the **logit
-# difference**: the logit of the right verb minus that of the wrong one.
+# The *residual stream* is the vector that each layer of the model reads and adds to, one for each
+# token. A *sparse autoencoder* (SAE) rewrites it as a sum of a few active features out of thousands;
+# each of these is a *latent*. A *lab* is a model with SAEs after some of its layers. *Spliced in*
+# means: there the model goes on with the SAE's rewriting in place of the original.
+#
+# A *task* is a set of sentences. Each has a twin whose subject has the other number. Below, clean is
+# the sentence, patch its twin, and *case* the number of the subject and of the second noun. We
+# measure the **logit difference**: the logit of the right verb minus that of the wrong one.
 
 # %%
 lab = load_lab(LAB)
@@ -108,8 +116,8 @@ pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 # %% [markdown]
 # The circuit comes from a file. Notebook 04 learned it on other sentences, with other nouns. It is
-# a list of *nodes*; a node is a latent at one position. Every other latent is held at its mean,
-# which says nothing about the number in this sentence.
+# a list of *nodes*; a node is a latent at one position. Every other latent is held at its mean over
+# many sentences, singular and plural, so it says nothing about the number in this one.
 
 # %%
 path = root / "data" / "masks" / "sva_nounpp" / f"circuits_{LAB}.json"
@@ -135,7 +143,8 @@ evaluation = Evaluation(spliced, test, means)
 found = evaluation.faithfulness(circuit)
 
 # %% [markdown]
-# Does the model still know the number of the subject when only these nodes carry it?
+# Does the model still know the number of the subject when only these nodes carry it? (By chance, it
+# would prefer the right verb in half of the sentences.)
 
 # %%
 right = {
@@ -151,7 +160,9 @@ table["right verb preferred"] = table["right verb preferred"].map("{:.0%}".forma
 table.round(2).rename_axis(columns=f"n = {len(test)} sentences")
 
 # %% [markdown]
-# A control: circuits with as many nodes, drawn at random from those that fire in these sentences.
+# **Faithfulness** is 1 if the circuit's mean logit difference is that of the spliced model, and 0
+# if it is that with every latent at its mean. A control: circuits with as many nodes, drawn at random
+# from those that fire in these sentences.
 
 # %%
 chance = []
@@ -161,21 +172,19 @@ for seed in range(5):
     chance.append(evaluation.faithfulness(random_circuit).vs_spliced.value)
 furthest = max(chance, key=abs)
 print(f"The faithfulness of the circuit is {found.vs_spliced} (95 % interval, n = {found.n}).")
-print(f"Of five random circuits of its size, the one furthest from 0 has {furthest:.2f}.")
+print(f"Of five random circuits of its size, the one furthest from 0 is {abs(furthest):.2f} away.")
 
 # %% [markdown]
-# **Faithfulness** is 1 if the circuit's mean logit difference is that of the spliced model, and 0
-# if it is that with every latent at its mean.
-#
 # ### The circuit
 #
 # *Before you look:* the number stands in the second word, and the verb is chosen after the last
 # one. At which words of the sentence do you expect nodes?
 #
 # In the picture, layers are rows and words are columns. An **edge** says what one node passes on to
-# another: we give the first node its value on the twin sentence, and see how far the second one
-# moves towards its own (1 = all the way). Hover over a node to see what it is. Click it to see its
-# inputs and outputs.
+# another: we give the first node the value that it has on the twin sentence, and measure how far the
+# second node moves towards *its* value there (1 = all the way). Under each number stand words on
+# which the latent fires most; after →, words whose logits it raises. (Pieces of words look odd.)
+# Hover over a node to see what it is. Click it to see its inputs and outputs.
 
 # %%
 shown = test[: 16 if QUICK else 32]
@@ -193,20 +202,22 @@ graph = measured_graph(
 )
 
 # %%
-title = f"{n_nodes} nodes keep {found.vs_spliced.value:.0%} of the logit difference"
+title = f"{n_nodes} nodes carry the number: their faithfulness is {found.vs_spliced.value:.2f}"
 alt = (
     f"A circuit by layer and word. {title}. Its {len(graph.edges)} edges lead from the subject up "
     "to the last layer, where the verb is chosen."
 )
 show_circuit(graph, title, alt)
 used = [words[column] for column in sorted({position for _, position, _ in circuit.nodes()})]
-print(f"The circuit has nodes at {len(used)} of the {len(words)} tokens: {', '.join(used)}.")
+names_used = ", ".join(used)
+print(f"The circuit has nodes at {len(used)} of the {len(words)} tokens: {names_used}.")
 
 # %% [markdown]
-# How many nodes are needed? Move the slider to see which latents remain. The left panel is the
+# How many nodes are needed? In Jupyter, move the slider to see which latents remain; on a page, the
+# picture shows one setting. The left panel is the
 # **frontier**: the faithfulness that each method of notebook 04 reaches at each number of nodes, on
-# held-out sentences. Above 1, the circuit's mean logit difference is larger than the spliced
-# model's.
+# held-out sentences. Above 1 is too much, and not better: the circuit's mean logit difference is
+# larger than the spliced model's.
 
 # %%
 frontier = Frontier.load(path.with_name(f"frontier_{LAB}.json"))
@@ -217,14 +228,14 @@ explore_frontier(frontier, list(circuits.values()), test)
 #
 # | notebook | question | you write |
 # |---|---|---|
-# | 00 start here | does my machine work? | nothing |
+# | 00 start here | does my machine work, and what is a circuit? | nothing |
 # | [01 SAE basics](01_sae_basics.ipynb) | why do models need sparse autoencoders, and how is one trained? | an SAE, its loss, its metrics; train one |
 # | [02 interval placement](02_interval_placement.ipynb) | how many SAEs, and where? | the splice, error policies, cross-entropy |
 # | [03 the SAEMasks hook](03_saemasks_hook.ipynb) | how is one latent switched off, at one position? | the hook, mean latents, the mask |
 # | [04 masks versus IG](04_masks_vs_ig.ipynb) | which latents matter? | AtP, IG, the loop that learns a mask |
 # | [05 evaluating circuits](05_evaluating_circuits.ipynb) | is it a circuit? | completeness, minimality, stability, an intervention |
 # | [06 adversarial dictionaries](06_adversarial_dictionaries.ipynb) | how does a model of code know that a key is missing, and what fools it? | AUC, a clamp, predictions from latents, and how good they are |
-# | [07 when gradients lie](07_when_gradients_lie.ipynb) | why does AtP miss what matters, and what are gradients good for? | the QK fix, GradDrop, direct effects, OV attribution |
+# | [07 when gradients lie](07_when_gradients_lie.ipynb) | why does AtP miss what matters, and what are gradients good for? | the QK fix, GradDrop, a head's direct effect and its repair, tracing a fact through a head |
 #
 # **Exercises.** In `notebooks/`, some functions are yours to write. Until you do, the course's
 # version runs in their place and says so, so that every notebook runs at any time.

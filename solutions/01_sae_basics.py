@@ -22,14 +22,13 @@
 # - when a model stores more features than it has dimensions, and how their directions lie;
 # - how an SAE is built and trained: an encoder, a decoder, a loss, and a rule that makes it sparse;
 # - why an L1 penalty shrinks latents, and how TopK, BatchTopK and JumpReLU avoid most of that;
-# - how a threshold is trained although a step has no gradient;
-# - why latents die, and how an auxiliary loss revives them;
+# - how a threshold is trained although a step has no gradient, and how dead latents get one;
 # - how good an SAE is: L0, dead latents, explained variance and loss recovered, on held-out text;
 # - how to test whether an SAE's error is noise, and whether another start finds the same latents.
 #
 # **You need** PyTorch, and to know what the residual stream of a transformer is.
 #
-# **Time**: about two hours: 85 minutes for the ten exercises and 40 to read. Sections 1 to 3 make
+# **Time**: about 130 minutes: 95 for the ten exercises and 35 to read. Sections 1 to 3 make
 # one session, sections 4 to 7 another. **It runs** {times}. The first run fetches 93 MB of weights.
 #
 # **Exercises.** Each is a function with a docstring and no body. Write it, run the cell and the
@@ -124,8 +123,7 @@ sparse_batch(4, N_FEATURES, p=0.3)
 # feature has an importance, its weight in the loss.
 #
 # ### Exercise 1.1 · The loss of the toy model
-# ⏱ 10 min · difficulty ●○○ · what the toy model is trained on: that features come back, the
-# important ones first
+# ⏱ 10 min · difficulty ●○○ · what the toy model is trained on
 #
 # Write `toy_loss`. Each row of `x` is an example, so h has one row per example, too.
 #
@@ -152,13 +150,11 @@ sparse_batch(4, N_FEATURES, p=0.3)
 check(toy_loss)
 
 # %% [markdown]
-# **What you should see**: ✅. With W = 0 and b = 0 the model returns 0, and the loss is the squares
-# of x times the importance, summed and averaged in the same way.
+# **What you should see**: ✅.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Five times too small*: you averaged over features; their errors add up.
-# - *Far too large, and growing with the batch*: you summed over the batch.
 # - *A shape error in the product*: `W` is `[2, 5]`, and a batch is `[batch, 5]`.
 # </details>
 #
@@ -211,7 +207,6 @@ figures.show(
 # %% [markdown]
 # Feature 1 is the most important, feature 5 the least. Those with an arrow longer than 0.5 count as
 # stored; dotted lines join their tips.
-#
 #
 # Where features are always there, the two most important get a dimension each, and the others are
 # lost. Where features are rare, the model stores more of them than it has dimensions:
@@ -273,25 +268,21 @@ pd.DataFrame((unit @ unit.T).round(decimals=2)).assign(bias=b.round(decimals=2))
 check(sae_forward)
 
 # %% [markdown]
-# **What you should see**: ✅. No latent is negative. If all latents are 0, the reconstruction is
-# `b_dec`.
+# **What you should see**: ✅.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Negative latents*: the activation function is missing.
 # - *The check speaks of another activation function*: you wrote `torch.relu`; call `activation`.
 # - *The reconstruction is off by the same vector everywhere*: `b_dec` was not added back.
 # </details>
 #
-# An SAE should rebuild x with few latents. **L0**, the number of latents that are on, has no useful
-# gradient, so the classic loss penalises their sum, L1. That has a loophole: with f ten times
-# smaller and $W_\text{dec}$ ten times larger, $\hat x$ stays the same and the penalty falls to a
-# tenth. To close it, multiply each latent by the norm of its decoder row (the loss below), or keep
-# the rows at norm 1 (our training does this, too).
+# An SAE should rebuild x with few latents. Their number, **L0**, has no useful gradient, so the
+# classic loss penalises their sum, L1. Each latent is first multiplied by the norm of its decoder
+# row. Without that, the penalty would fall when f shrinks and $W_\text{dec}$ grows, although $\hat
+# x$ stays the same.
 #
 # ### Exercise 1.3 · The loss with an L1 penalty
-# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse; papers differ in sums, means
-# and decoder norms
+# ⏱ 10 min · difficulty ●●○ · the trade between faithful and sparse
 #
 # Write `l1_loss`. Note what is summed and what is averaged: for this reason, published values of λ
 # (`l1`) differ by a factor of `d_in`.
@@ -316,11 +307,10 @@ check(sae_forward)
 check(l1_loss)
 
 # %% [markdown]
-# **What you should see**: ✅. With `l1=0` it is the squared norm of the error.
+# **What you should see**: ✅.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Too small by the number of dimensions*: `mse_loss`, or a mean over the last dimension.
 # - *Right for rows of norm 1 only*: the norm of the decoder rows is missing.
 # - *Latents never become sparse in training*: you squared f; squares push large values down, not
 #   small ones to 0.
@@ -386,9 +376,8 @@ def train(
 
 
 # %% [markdown]
-# The SAE sees only h, where features are rarest. It has five latents, as we know that there are
-# five features. The start with the lowest loss is kept. (λ is large, as we want directions; section
-# 3 shows what it does to sizes.)
+# The SAE sees only h, from the world with the rarest features (p = 0.03). It has one latent per
+# feature. The start with the lowest loss is kept.
 
 
 # %%
@@ -424,9 +413,8 @@ figures.show(
 )
 
 # %% [markdown]
-# Where a ring is on an arrow, the SAE has found the direction of a feature. It never saw a feature;
-# sparsity was enough. Does every start find all five? (For a real model only the loss is known, not
-# these cosines.)
+# Where a ring is on an arrow, the SAE has found a feature's direction. It never saw a feature;
+# sparsity was enough. Does every start find all five?
 
 # %%
 for loss, sae in toy_runs:
@@ -438,8 +426,8 @@ for loss, sae in toy_runs:
     )
 
 # %% [markdown]
-# A latent halfway between two neighbours of the pentagon has a cosine of cos 36° = 0.81 with both.
-# A start near 0.81 is stuck: two features share a latent. One just below 0.98 has almost arrived.
+# The loss tells good starts from stuck ones, in which two features share a latent. (Halfway between
+# two neighbours, both cosines are cos 36° = 0.81.)
 #
 # ## 3. Shrinkage and dead latents, and how to avoid them
 #
@@ -511,8 +499,8 @@ print(f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is o
 # %% [markdown]
 # That is **shrinkage**. For one feature of size a by itself, the loss of its latent f is
 # $(a - f)^2 + \lambda f$. It is smallest at $f = a - \lambda/2$: L1 penalises the size of latents,
-# although we only want few of them. Here more than λ/2 is lost, as features overlap and spare
-# latents take a share of some. A larger λ gives sparser latents and more shrinkage.
+# although we only want few of them. Here more than λ/2 is lost: features overlap, and spare latents
+# take a share of some.
 #
 # The cure is to decide separately **which** latents are on and **how large** they are. In **TopK**,
 # the k largest are on, at their own size, and there is no penalty.
@@ -544,19 +532,18 @@ print(f"λ/2 = {TOY_L1 / 2:.2f}; measured: {shrinkage:.2f} where the latent is o
 check(topk)
 
 # %% [markdown]
-# **What you should see**: ✅. The gradient reaches only the latents that were kept.
+# **What you should see**: ✅.
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *Negative latents*: no ReLU on the kept values.
-# - *Shape `[batch, k]`*: you returned the values without their places.
 # - *Rows with more than k*: you ranked over the whole batch. That is another method, and comes
 #   next.
 # </details>
 #
-# **BatchTopK** keeps the k · batch largest of the whole batch: k on average, and more for an input
-# that needs more. It needs a batch. For single inputs, one threshold is set after training, with
-# which k latents per input are on, on average. All SAEs that ship with this course were trained so.
+# **BatchTopK** keeps the k · batch largest of the whole batch, so that an input that needs more
+# latents gets more. After training, one threshold for all latents replaces the batch. All SAEs that
+# ship with this course were trained so.
 
 
 # %%
@@ -573,15 +560,13 @@ def jumprelu(pre: Tensor, threshold: Tensor) -> Tensor:
 
 # %% [markdown]
 # **JumpReLU** gives each latent a threshold θ of its own: below it the latent is 0, above it the
-# latent keeps its size. (An SAE of that form with a threshold that was set afterwards, as above, is
-# often called JumpReLU, too: SAELens stores ours so.) A real JumpReLU SAE *trains* its thresholds,
-# and penalises what we want to be small, L0. Both need the gradient of a count. A count is made of
-# steps, and a step is flat: its gradient is 0.
+# latent keeps its size. The thresholds are *trained*, with a penalty on L0 itself. Both need the
+# gradient of a step, which is 0. (SAELens stores our BatchTopK SAEs in the same form, with the
+# threshold set afterwards.)
 #
-# The way out is a **surrogate gradient**: a **straight-through estimator** keeps the value of the
-# step, and puts a useful gradient in the place of the true one. If θ rises a little, only latents
-# just above it turn off. So θ gets a gradient from pre-activations near it: the slope that the step
-# would have if it were a ramp of width ε, which is −1/ε.
+# The way out is a **surrogate gradient**: a **straight-through estimator** keeps the step's value
+# and replaces its gradient. If θ rises a little, only latents just above it turn off. So each
+# pre-activation near θ gives θ the gradient −1/ε, as if the step were a ramp of width ε (`width`).
 #
 # ### Exercise 1.5 · A step with a gradient
 # ⏱ 15 min · difficulty ●●● · the trick behind every threshold, mask and quantiser that is trained
@@ -624,9 +609,8 @@ check(step)
 #   `pre * step(…)`; pre gets its gradient from that product.)
 # </details>
 #
-# With `step`, JumpReLU and its L0 penalty are one line each. The penalty asks for k latents per
-# input on average, as TopK and BatchTopK have: $\lambda\,(\mathrm{L0}/k - 1)^2$. (Plain
-# $\lambda\,\mathrm{L0}$ works, too, but then λ has to be tuned to compare SAEs.)
+# With `step`, JumpReLU and its L0 penalty are one line each. The penalty $\lambda\,(\mathrm{L0}/k -
+# 1)^2$ (λ is `price`) asks for k latents per input on average, as TopK and BatchTopK have.
 
 
 # %%
@@ -656,8 +640,6 @@ class JumpReLU(SAE):
 
 
 # %% [markdown]
-# (A **gated SAE**, by the same authors, also decides apart which latents are on, with a second path
-# and an L1 penalty on that path alone. JumpReLU does the same with less.)
 #
 # **Predict first**: which of the four will lose most of a feature's size, and which will miss most
 # features that are there?
@@ -678,8 +660,7 @@ gaps = {name: size_lost(true, found) for name, (_, true, found) in sizes.items()
 missed = {name: (found == 0).float().mean().item() for name, (_, _, found) in sizes.items()}
 others = max(gap for name, gap in gaps.items() if name != "ReLU + L1")
 title = (
-    f"Without a penalty on size, latents lose at most {others:.2f} of it; with L1 they lose "
-    f"{gaps['ReLU + L1']:.2f}"
+    f"L1 takes {gaps['ReLU + L1']:.2f} off a latent's size, the other rules at most {others:.2f}"
 )
 scatters = {name: found[sample] for name, (_, _, found) in sizes.items()}
 figures.show(
@@ -693,9 +674,8 @@ silent = listed([f"{share:.0%} of them for {name}" for name, share in missed.ite
 print(f"features that were there while their latent was silent: {silent}")
 
 # %% [markdown]
-# Points on the floor are features that were there while their latent was silent. TopK misses many:
-# it allows two latents per example, even where five features are there. The others share one budget
-# among the examples.
+# Points at 0 are features that were missed. TopK misses many: it allows two latents per example,
+# even where five features are there. The others have no such limit.
 #
 # To compare SAEs we need two numbers together, as each is easy to reach alone: how much is rebuilt,
 # and with how many latents.
@@ -704,7 +684,7 @@ print(f"features that were there while their latent was silent: {silent}")
 # ⏱ 5 min · difficulty ●●○ · how much of the activations the SAE rebuilds, compared with their mean
 #
 # Write `explained_variance`. Measure against the mean: an SAE that knows only the mean has
-# explained nothing, and the residual stream is far from centred on zero.
+# explained nothing.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -724,11 +704,10 @@ print(f"features that were there while their latent was silent: {silent}")
 check(explained_variance)
 
 # %% [markdown]
-# **What you should see**: ✅; 1 for a perfect reconstruction, 0 for the mean. It can be negative.
+# **What you should see**: ✅.
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *Close to 1 for everything*: your baseline is zero and not the mean.
 # - *The check says that you averaged*: you took one ratio per dimension or per token. A large one
 #   then counts no more than a small one.
 # </details>
@@ -762,8 +741,7 @@ check(l0_and_dead)
 # <details><summary>My values look wrong</summary>
 #
 # - *L0 between 0 and 1*: you averaged over latents too.
-# - *Nearly all latents dead*: you counted those that are off for some token. Nearly every latent
-#   is.
+# - *Nearly all latents dead*: you counted those that are off for some token.
 # </details>
 
 
@@ -791,18 +769,16 @@ toy_table.round(3).rename_axis("SAE")
 # A feature is *found* if a decoder row has a cosine above 0.9 with it; there are 80. Read each row
 # together with its L0.
 #
-# - **Size.** The three SAEs without a penalty on size lose far less of it than ReLU + L1. What they
-#   still lose has other causes, such as features whose latent was not found or is shared.
-# - **Features.** Less shrinkage is not better in everything: TopK and BatchTopK find fewer features
-#   than ReLU + L1. In the full run, JumpReLU finds nearly all.
-# - **Dead latents.** With 96 latents for 80 features, 16 are spare. But TopK and BatchTopK have more
-#   dead latents than that, while features are missing: without a gradient, a dead latent cannot
-#   take one up.
+# - **Size.** The three SAEs without a penalty on size lose far less of it than ReLU + L1.
+# - **Features.** TopK and BatchTopK find fewer features than ReLU + L1. In the full run, JumpReLU
+#   finds nearly all.
+# - **Dead latents.** With 96 latents for 80 features, 16 are spare. In the full run, TopK and
+#   BatchTopK have more dead ones, while features are missing: without a gradient, a dead latent
+#   cannot take one up.
 #
-# Wide SAEs can lose most of their latents that way. There are two remedies. *Resampling* points a
-# dead latent at an example that is badly rebuilt, and trains on (Bricken et al. 2023). An
-# **auxiliary loss** gives dead latents a job and thereby a gradient: together they rebuild what the
-# live ones leave out (Gao et al. 2024).
+# Wide SAEs can lose most of their latents that way. *Resampling* points a dead latent at a badly
+# rebuilt example (Bricken et al. 2023). An **auxiliary loss** gives dead latents a gradient: they
+# are to rebuild what the live ones leave out (Gao et al. 2024).
 #
 # ### Exercise 1.8 · Dead latents get a gradient
 # ⏱ 15 min · difficulty ●●● · how SAEs with millions of latents are trained
@@ -811,13 +787,12 @@ toy_table.round(3).rename_axis("SAE")
 #
 # <details><summary>Hint 1</summary>
 #
-# You have `topk`. It should see no latent that is alive: what are its pre-activations to be?
+# Use `topk`, on dead latents alone. Which pre-activation keeps a live latent out?
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Pre-activations of 0 write nothing: `pre * dead`. The error has its own mean, so no `b_dec` is
-# added after the decoder.
+# Pre-activations of 0 write nothing: `pre * dead`. No `b_dec` is added: it has cancelled in x − x̂.
 # </details>
 #
 # <details><summary>Hint 3</summary>
@@ -839,9 +814,7 @@ check(aux_loss)
 #
 # - *Live latents took part*: the mask `dead` is missing, or came after `topk`. Then live latents
 #   take the places.
-# - *A gradient goes back to x̂*: live latents would leave to the dead what these can rebuild.
-# - *Averaged over d_in*: it is a squared error, as in 1.3: summed over d_in, averaged over the
-#   batch.
+# - *A gradient goes back to x̂*: the live latents would learn to leave work to the dead ones.
 # </details>
 #
 # Now train TopK and BatchTopK for as long again, once as before and once with 1/32 of this loss
@@ -863,7 +836,7 @@ class Revived(SAE):
         f = self.activation(pre)
         x_hat = f @ self.W_dec + self.b_dec
         self.silent = torch.where((f > 0).any(dim=0), 0, self.silent + 1)
-        extra = aux_loss(x, x_hat, pre, self.silent >= 20, self.W_dec, k=24)
+        extra = aux_loss(x, x_hat, pre, self.silent >= 20, self.W_dec, k=24)  # 24: all the dead
         return (x - x_hat).pow(2).sum(dim=1).mean() + self.weight * extra, x_hat
 
 
@@ -871,7 +844,7 @@ class Revived(SAE):
 revived, rows = {}, {}
 for name in ("TopK", "BatchTopK"):
     rows[name, "before"] = toy_row(toy_saes[name])
-    for weight, how in ((0.0, "trained on"), (1 / 32, "trained on, auxiliary loss")):
+    for weight, how in ((0.0, "trained longer"), (1 / 32, "trained longer, auxiliary loss")):
         revived[name, how] = sae = Revived(toy_saes[name], weight)
         train(sae, next_examples, TOY_STEPS, lr=TOY_LR, name=f"{name}, {how}")
         rows[name, how] = toy_row(sae)
@@ -883,7 +856,7 @@ revival.round(3)
 @torch.no_grad()
 def what_they_do(name: str) -> tuple[int, int, int]:
     """Latents of a toy SAE that were dead; that are on again; that stand for a feature now."""
-    x, after = held_out @ directions, revived[name, "trained on, auxiliary loss"]
+    x, after = held_out @ directions, revived[name, "trained longer, auxiliary loss"]
     was_dead = ~(toy_saes[name](x)[0] > 0).any(dim=0)
     is_back = was_dead & (after(x)[0] > 0).any(dim=0)
     stands = (directions @ after.W_dec.T > 0.9).any(dim=0)
@@ -898,16 +871,15 @@ for name in ("TopK", "BatchTopK"):
     )
 
 # %% [markdown]
-# More training alone revives none, or nearly none. With the auxiliary loss those come back that are
-# needed: each stands for a feature that was missing, and more variance is explained with the same
-# number of latents. In the full run all 80 features are found, and the 16 latents that stay dead
-# are the spare ones. The SAEs of this course are trained with such a loss.
+# More training alone finds no more features. With the auxiliary loss, those latents come back that
+# are needed: each stands for a feature, and all 80 are found. The 16 latents that are dead at the
+# end are the spare ones. The SAEs of this course are trained with such a loss.
 #
 # ## 4. The residual stream of a real model
 #
-# The features of a language model are unknown. This repository has a JumpReLU SAE for the residual
-# stream in the middle of the model. The text is passages that the model itself invented, in pieces
-# of 31 tokens after BOS, the token that starts every text.
+# The features of a language model are unknown. We take a shipped SAE for the residual stream in the
+# middle of the model, and passages that the model itself invented: pieces of 31 tokens after BOS,
+# the token that starts every text.
 #
 # **From here on, SAEs are judged on held-out passages**, about other subjects than the training
 # passages. Only the dead latents of your own SAEs are counted on the training text, which is
@@ -943,8 +915,8 @@ print(
 print(f"the variance without them is {variance_left:.1%} of the variance with them")
 
 # %% [markdown]
-# Many models have such **massive activations**. Attention rests on these tokens as it does on BOS,
-# and they say little about the text (Sun et al. 2024). They would make up most of the variance. So,
+# Many models have such **massive activations**. Heads attend to them, as to BOS, when they need
+# nothing else (Sun et al. 2024). They would make up most of the variance. So,
 # like BOS, they are left out of training and measuring, and are never replaced.
 #
 # The shipped SAE is an object of the library SAELens. It computes what your `sae_forward` does with
@@ -971,16 +943,6 @@ print(
 print(f"explained variance: {shipped_ev:.3f}")
 
 # %% [markdown]
-# Explained variance treats all directions alike; the model does not. A better test: put $\hat x$ in
-# the place of x. How much worse does the model then predict the next token?
-#
-# **Loss recovered** puts that on a scale: 1 is the loss of the model itself, 0 the loss with the
-# layer destroyed. Papers usually destroy it with zeros; the mean over tokens is stricter.
-#
-# Each piece's first prediction is not counted: it is made from BOS alone, where nothing is
-# replaced. (The cross-entropy of notebook 02 counts it.)
-
-
 # Explained variance treats all directions alike; the model does not. A better test: put $\hat x$ in
 # the place of x. How much worse does the model then predict the next token?
 #
@@ -1012,8 +974,7 @@ pd.DataFrame(
 # layer destroyed. Papers usually destroy it with zeros; the mean over tokens is stricter.
 #
 # ### Exercise 1.9 · Loss recovered
-# ⏱ 5 min · difficulty ●○○ · the number that papers give for an SAE; which two losses it lies
-# between is up to whoever writes it
+# ⏱ 5 min · difficulty ●○○ · the number that papers give for an SAE
 #
 # Write `share_recovered`, from the losses of many pieces of text. **Predict first**, from the
 # table above: what is it against the mean, and what against zeros?
@@ -1025,8 +986,8 @@ pd.DataFrame(
 #
 # <details><summary>Hint 2</summary>
 #
-# Average each loss over the pieces before you divide. On a single piece the difference below the
-# line can be small, and a mean of ratios then follows that piece.
+# Average each loss over the pieces before you divide: on a single piece, the denominator can be
+# small.
 # </details>
 
 # %% tags=["exercise"]
@@ -1043,7 +1004,6 @@ check(share_recovered)
 # <details><summary>My values look wrong</summary>
 #
 # - *Close to 0*: that is the share lost. 1 is to be the model.
-# - *Slightly off*: you averaged ratios of pieces.
 # </details>
 
 # %%
@@ -1122,7 +1082,7 @@ not_rebuilt = {
     for name, run in history.items()
 }
 worst_name = max(not_rebuilt, key=lambda name: not_rebuilt[name][-1])
-title = f"After {STEPS} steps, {worst_name} leaves most of the variance unexplained"
+title = f"After {STEPS} steps, {worst_name} leaves the largest share of the variance unexplained"
 share = "share of variance unexplained"
 figures.show(
     figures.curves_figure(
@@ -1135,9 +1095,8 @@ figures.show(
 )
 
 # %% [markdown]
-# BatchTopK needs a whole batch. After training, we give it one threshold for all of its latents,
-# with which K latents per training token are on, on average. JumpReLU has trained its thresholds,
-# and needs no such step.
+# BatchTopK now gets its one threshold, such that K latents per training token are on. JumpReLU has
+# trained its own.
 
 # %%
 with torch.no_grad():
@@ -1151,9 +1110,9 @@ print(f"BatchTopK: one threshold, {threshold:.2f}")
 print(f"JumpReLU: thresholds around {middle:.2f}, nine in ten between {low:.2f} and {high:.2f}")
 
 # %% [markdown]
-# True sizes are not known here, but shrinkage makes reconstructions too small. γ is the size of
-# $\hat x$ divided by the size that would fit x best: below 1, $\hat x$ is too small. We measure
-# both from the mean of x; Rajamanoharan et al. (2024a), who introduced γ, measure from zero.
+# True sizes are not known here, but shrinkage makes reconstructions too small. γ (Rajamanoharan et
+# al. 2024a) is the size of $\hat x$ divided by the size that would fit x best, both seen from the
+# mean of x. Below 1, $\hat x$ is too small.
 
 
 # %%
@@ -1196,23 +1155,20 @@ table = pd.DataFrame([measured(name, sae) for name, sae in own.items()]).set_ind
 table.round(2)
 
 # %% [markdown]
-# The other three were given the L0 of ReLU + L1 on the training text; on held-out text it shifts a
-# little. ReLU + L1 explains less variance after this short training, and its γ is well below 1: L1
-# shrinks here, too.
+# ReLU + L1 explains least after this short training, and its γ is well below 1: L1 shrinks here,
+# too. (The L0s were matched on the training text; on held-out text they shift a little.)
 #
-# The shipped SAE of section 4 cannot be compared with these. It has more latents, and more of them
-# on. It saw over a hundred times as many different tokens, of other text. It was also finetuned so
-# that the model with SAEs predicts what the model predicts.
+# The shipped SAE cannot be compared with these: it has more latents, saw over a hundred times as
+# many tokens, and was finetuned so that the model with SAEs predicts what the model predicts.
 #
-# TopK gives every token the same number of latents. In the other three the number differs, and
-# widely (dotted: the mean):
+# In all but TopK, the number of latents differs widely between tokens (dotted: the mean):
 
 # %%
 with torch.no_grad():
     per_token = {name: (sae(scale * x_test)[0] > 0).sum(dim=1).float() for name, sae in own.items()}
 differing = {name: n for name, n in per_token.items() if name != "TopK"}
 few, many = differing["BatchTopK"].quantile(torch.tensor([0.05, 0.95]).to(scale)).tolist()
-title = f"BatchTopK spends {few:.0f} latents on some tokens and {many:.0f} on others"
+title = f"BatchTopK spends {few:.0f} to {many:.0f} latents on nine tokens in ten"
 figures.show(
     figures.histograms_figure(
         differing,
@@ -1226,8 +1182,7 @@ figures.show(
 
 # %% [markdown]
 # How often is each latent on? At the far right are **dense** latents, on so often that they hardly
-# stand for one thing. (An encoder that starts as the decoder's transpose helps to keep latents
-# alive, but section 3 had dead ones all the same.)
+# stand for one thing.
 
 # %%
 n_dense = sum(int((share > 0.1).sum()) for share in often.values())
@@ -1276,7 +1231,6 @@ own_lab = Lab.from_parts(model=lab.hf_model, tokenizer=lab.tokenizer, saes=my_sa
 own_lab
 
 # %% [markdown]
-# The first thing to look at is where a latent is strongest.
 #
 # ### Exercise 1.10 · Where a latent is strongest
 # ⏱ 10 min · difficulty ●●○ · how latents get their names, here and on every dashboard
@@ -1310,13 +1264,14 @@ check(strongest)
 #
 # <details><summary>My values look wrong</summary>
 #
-# - *A text comes twice*: you ranked all values at once. Rank the texts' peaks.
 # - *Positions of other texts*: `where` has one entry for each text. Index it by the texts that you
 #   kept.
 # </details>
 #
 # So as not to pick the prettiest, we draw four latents at random, from the rarer half of those that
 # are on for at least five held-out tokens. (Pieces with a massive activation are left out.)
+# "Promotes" is the **logit lens** of the decoder row: the tokens whose logits it would raise most
+# if no layer came after.
 
 # %%
 plain = ~odd.any(dim=1)
@@ -1373,8 +1328,7 @@ shipped_contexts = {latent: contexts_of(lab, latent) for latent in some_latents(
 context_table(lab, shipped_contexts)
 
 # %% [markdown]
-# The first latent of each table in colour, strongest text first. Each text has its own colour
-# scale: point at a token to see the latent's value.
+# Below is the first latent of each table, in colour. Point at a token to see its value.
 
 # %%
 coloured_contexts(next(iter(own_contexts.values())))
@@ -1384,10 +1338,8 @@ coloured_contexts(next(iter(shipped_contexts.values())))
 
 # %% [markdown]
 # Which respond to one token, wherever it is? Which to what the text says? Which can you not name?
-# Be careful with names. The strongest contexts are the easiest to name; where a latent fires
-# weakly, it may mean something else. Promoted tokens are the **logit lens** of the decoder row:
-# what it does to the logits as if no layer came after. Notebook 05 tests such stories by
-# intervening.
+# Be careful with names: where a latent fires weakly, it may mean something else. Notebook 05 tests
+# such names by intervening.
 #
 # ## 7. What SAEs miss
 #
@@ -1405,10 +1357,6 @@ def with_noise(x: Tensor) -> Tensor:
 
 torch.manual_seed(SEED)
 losses["noise"] = loss_with(with_noise)
-
-
-torch.manual_seed(SEED)
-losses["noise"] = loss_with(with_noise)
 added = {name: losses[name] - losses["model"] for name in ("SAE", "noise")}
 ratio = ratio_interval(added["SAE"], added["noise"])
 print(
@@ -1419,13 +1367,13 @@ print(f"ratio: {ratio}; n = {len(test_tokens)} pieces of text, 95 % interval ove
 
 # %% [markdown]
 # A ratio above 1 means that the model uses the error's directions more than random ones. In the
-# full run, the whole interval is above 1. Gurnee (2024) found the same in GPT-2, with SAEs that
-# were not finetuned on the model's predictions, so the sizes cannot be compared. Notebook 02
+# full run, the whole interval is above 1. Gurnee (2024) found the same in GPT-2. Notebook 02
 # follows the errors through the layers.
 #
 # **Does another start find the same latents?** It would if latents were the model's own features.
-# Train the same SAE from another start, and count the decoder rows that have a twin there. The
-# control is the other SAE's rows with shuffled coordinates. **Predict first**: how many in a
+# Train the same SAE from another start, and count the decoder rows that have a *twin* there: a row
+# with a cosine above 0.7. The control is the other SAE's rows with shuffled coordinates. **Predict
+# first**: how many in a
 # hundred have a twin?
 
 # %%
@@ -1460,10 +1408,10 @@ still = nn.functional.cosine_similarity(own["BatchTopK"].W_dec, new_sae().W_dec)
 print(f"a decoder row's cosine with the random direction it started from: {still:.2f} (median)")
 
 # %% [markdown]
-# A twin is a row with a cosine above 0.7 (grey line; dotted: the mean). The closest rows are closer
-# than chance, but few are the same. The last line is a warning: a cosine above 0 means that a row
-# still remembers its start after this short training, which keeps the two dictionaries apart. But
-# SAEs that are trained for far longer differ, too (Paulo and Belrose 2025).
+# The closest rows are closer than chance, but few are twins (grey line: 0.7; dotted: the mean). The
+# printed cosine is a warning: after this short training a row still remembers its start, which
+# keeps the two dictionaries apart. But SAEs that are trained for far longer differ, too (Paulo and
+# Belrose 2025).
 #
 # ## 8. What we saw
 
@@ -1481,9 +1429,13 @@ print(
     f"2. L1 takes {gaps['ReLU + L1']:.2f} off a toy feature's size, the other rules at most "
     f"{others:.2f}. On real activations, L1 makes reconstructions {shrunk:.0%} too small."
 )
+found_before, found_after = (
+    revival.loc[("TopK", how), "features found"]
+    for how in ("before", "trained longer, auxiliary loss")
+)
 print(
-    f"3. An auxiliary loss brings back {n_back} of {n_dead} dead latents of the toy's TopK SAE, "
-    f"and {n_useful} of them stand for a feature."
+    f"3. With an auxiliary loss, the toy's TopK SAE finds {found_after:.0f} of 80 features; "
+    f"before, {found_before:.0f}."
 )
 print(
     f"4. With about {K} latents per token, {best_name} explains most variance ({ev.max():.2f}), "
@@ -1505,7 +1457,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 #   sparse directions, sparsity is enough to find them again.
 # - The rule that makes an SAE sparse leaves marks: an L1 penalty shrinks latents, a fixed k gives
 #   every token the same number.
-# - What has no gradient can be trained with one that stands in: a threshold, or a dead latent.
+# - Where there is no gradient, another can stand in: for a threshold, or for a dead latent.
 # - Report L0 together with a measure of quality, on held-out text, and name the baseline.
 # - An SAE's error can matter to the model, and another start gives another dictionary.
 #
@@ -1513,14 +1465,14 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 #
 # - That a language model is such a world. An SAE writes any activation as a sum of sparse
 #   directions, whether or not the model does.
-# - How good SAEs can be: this was one layer, one small SAE and a short training, on text by a small
-#   model. Wider SAEs also split latents into several (Bricken et al. 2023).
+# - How good SAEs can be: ours were small, at one layer, and trained briefly on text by a small
+#   model.
 #
 # The rest of the course asks a question that can be decided: do *these* latents carry *this*
 # behaviour?
 #
 # **Key terms**: activation, auxiliary loss, BatchTopK, BOS, cross-entropy, dead latent, decoder,
-# dense latent, dictionary, encoder, explained variance, feature, gated SAE, held-out, JumpReLU, L0,
+# dense latent, dictionary, encoder, explained variance, feature, held-out, JumpReLU, L0,
 # L1 penalty, latent, logit lens, loss recovered, massive activation, neuron, pre-activation,
 # reconstruction, ReLU + L1, residual stream, shrinkage, sparse autoencoder, straight-through
 # estimator, superposition, surrogate gradient, TopK.

@@ -29,7 +29,7 @@
 # **You need** PyTorch, and to know what an SAE is (notebook 01). **You write** six functions.
 # Until you do, the course's versions run in their place, so you can also read on and come back.
 #
-# **Time**: about 95 minutes: 50 for the six exercises and 45 to read. **It runs** {times}. The
+# **Time**: about 100 minutes: 55 for the six exercises and 45 to read. **It runs** {times}. The
 # first run fetches 93 MB of weights.
 #
 # **Contents**
@@ -172,8 +172,8 @@ logits = lab.model.run_with_hooks(text[:4], fwd_hooks=hooks)
 #
 # The norm at **BOS** is many times that of a typical token. BOS attends only to itself, so its
 # stream is the same in every text. No SAE of ours was trained on it, and we never change it. After
-# layers 2 to 8 some tokens *the* have nearly its norm; from layer 11 on no other token has. They go
-# through the SAE like all tokens.
+# layers 2 to 8 some tokens *the* have nearly its norm. In these texts, no other token has it from
+# layer 11 on. (Notebook 01's texts had a few at layer 17, and left them out. Here only BOS is.)
 #
 # ### Exercise 2.1 · The splice
 #
@@ -215,8 +215,8 @@ check(splice)
 #
 # Now the model with your splice in it, after one layer or several. Two mistakes cost everybody who
 # writes hooks an afternoon. A function made in a loop sees the loop's *last* value when it runs.
-# And a hook that never runs changes nothing, in silence: the labs run on TransformerLens's
-# `TransformerBridge`, which skips a name that it does not know.
+# And a hook with a wrong name never runs: TransformerLens's `TransformerBridge`, on which the labs
+# run, skips unknown names without an error.
 #
 # ### Exercise 2.2 · Hooks on several layers
 #
@@ -313,7 +313,7 @@ for layers in ([], [11], lab.sae_layers):
 #
 # <details><summary>Hint 1</summary>
 #
-# Use your `splice`.
+# `splice(x, sae)` is SAE(x) with BOS as it was. What is still to be added?
 # </details>
 # <details><summary>Hint 2</summary>
 #
@@ -412,7 +412,8 @@ print(
 
 # %% [markdown]
 # How much of the error do the texts share? The table shows the share of its squared norm that lies
-# in its mean (per position). By chance, n texts give 1/n:
+# in its mean (per position). If errors of different texts were independent, they would average out
+# to 1/n:
 
 # %%
 text_mean, share = {}, {}
@@ -607,7 +608,7 @@ pd.DataFrame(table, index=pd.Index(numbers, name="SAEs")).T
 
 # %% [markdown]
 # The dotted line is the model itself. Does the mean error help? The table shows its effect on each
-# measure. An interval without 0 is unlikely to be chance; but of fifteen, about one lacks 0 by
+# measure. An interval without 0 is unlikely to be chance; but of twenty, about one lacks 0 by
 # chance.
 
 # %%
@@ -643,7 +644,7 @@ print(
 # - *How many* SAEs a model can take depends on the task. At ten SAEs, agreement keeps nearly all of
 #   its logit difference, and IOI loses most of it.
 # - The mean error is not free. With many SAEs it raises the loss on text and lowers IOI's logit
-#   difference. On agreement it raises the logit difference, at ten SAEs above the model's own.
+#   difference. On agreement it raises the logit difference, with many SAEs above the model's own.
 #
 # On text there is little to gain: errors of different texts have little in common (section 2). Two
 # reasons could explain the harm. The mean is that of the *unspliced* model's errors, but from the
@@ -740,8 +741,8 @@ compared = {
 pd.DataFrame(compared).T
 
 # %% [markdown]
-# The same for the tasks, as a share of the model's logit difference: the loss together minus the
-# sum of the losses alone. Above 0 the errors *compound*.
+# The same for all placements: text in nats, the tasks as a share of the model's logit difference.
+# Each value is the loss together minus the sum of the losses alone. Above 0 the errors *compound*.
 
 # %%
 excess = {}
@@ -770,8 +771,8 @@ for label in excess[numbers[-1]]:
     print(f"{label}. Numbers of SAEs with clearly more than the sum: {more}; less: {less}")
 
 # %% [markdown]
-# On IOI, errors compound: many SAEs lose more together than the sum. On text, they cost less
-# together than the sum. Where a line names no number of SAEs, these prompts do not settle the
+# In the full run, errors compound on IOI: many SAEs lose more together than the sum. On text, they
+# cost less. Where a line names no number of SAEs, these prompts do not settle the
 # question.
 #
 # ## 6. How the error grows
@@ -784,7 +785,7 @@ for label in excess[numbers[-1]]:
 # - in the direction of the SAE's error at **another** token: typical of errors, but unrelated to
 #   this token.
 #
-# By hand, for the SAEs' errors and for random directions, on a few texts:
+# First by hand, on a few texts: the SAEs' errors, and random directions.
 
 
 # %%
@@ -820,8 +821,8 @@ print(
 )
 
 # %% [markdown]
-# The noise is much larger, but that is no fair control. An SAE rebuilds a stream with noise in it
-# badly, so from the second SAE on our noise has the norm of a *larger* error. The library's
+# This noise moves the stream much further, but the comparison is unfair: an SAE rebuilds a noisy
+# stream badly, so each later step takes the norm of a *larger* error. The library's
 # `error_growth` takes the norms from the run with the SAEs, so that all three disturbances have one
 # norm everywhere.
 
@@ -845,11 +846,11 @@ panels = {
     for k, found in growth.items()
 }
 end = {kind: mean_interval(most[kind].relative[:, -1]) for kind in kinds}
-off, noise = f"{end['sae'].value:.0%}", f"{end['random'].value:.0%}"
-title = (
-    f"After {numbers[-1]} SAEs the stream is off by {off} of its norm, and by {noise} with random "
-    "directions"
+apart = end["sae"].value / end["random"].value
+how_far = (
+    "about as far as" if 0.8 < apart < 1.25 else "further than" if apart > 1 else "less far than"
 )
+title = f"{numbers[-1]} SAEs move the stream {how_far} noise of their errors' norm"
 
 # %%
 figure = lines_figure(
@@ -871,7 +872,7 @@ show(
 )
 
 # %% [markdown]
-# The grey lines mark the layers that have an SAE; on the left, every second one is spliced in.
+# Grey lines mark the layers that have an SAE; on the left, only some of them are spliced in.
 #
 # Does the error grow like a sum of independent errors? Then the squares would add up, if the layers
 # neither damped nor amplified them. "Adds here" is what each SAE adds, relative to the norm of the
@@ -954,7 +955,8 @@ worse = [layer for layer, i in zip(probed, ratios) if i.low > 1]
 after_layers = (
     f"after layer {listed(worse)}" if len(worse) == 1 else f"after layers {listed(worse)}"
 )
-title = f"An SAE's error does clearly more harm than random directions {after_layers}"
+title = "An SAE's error does clearly more harm than noise of its norm "
+title += after_layers if worse else "after no layer"
 x_label, over = "the SAE is after layer", f"{len(text)} texts"
 show(
     lines_figure(panels, probed, x_label, title, levels={RATIO: 1.0}, over=over),
@@ -980,8 +982,8 @@ pd.DataFrame(
 # For single SAEs of GPT-2, Gurnee (2024) found 2 to 4.5 times the KL divergence of random noise, at
 # every layer. Here the ratios are smaller, and after the last layer the SAE's error does less harm
 # than noise in the full run. The comparison is loose: model and texts differ, and our SAEs were
-# finetuned on this divergence. With many SAEs, their errors do more harm than
-# either kind of noise (table).
+# finetuned on this divergence. With many SAEs, their errors do more harm than either kind of noise
+# (table).
 #
 # ## 7. Why few SAEs are interpretable bottlenecks
 #
@@ -1041,11 +1043,11 @@ for (name, layers), row in leaks.items():
 # construction: with the last SAE's latents at their means, only *its* error differs between
 # prompts.)
 #
-# The second reason is the number of steps. An SAE on the stream reads only what the previous SAE
+# So much for dropping errors. Why *few* SAEs? Because of the number of steps. An SAE on the stream reads only what the previous SAE
 # wrote, so k SAEs have k − 1 steps between them. SAEs on the outputs of attention and MLP are not
 # bottlenecks: the stream goes around them, and every later SAE can read every earlier one. The
-# table counts such pairs for SAEs on stream, attention and MLP of every layer, with errors kept: an
-# upper bound.
+# table counts such pairs for SAEs on stream, attention and MLP of every layer. It is an upper bound:
+# with errors dropped, the SAEs on the stream would cut many of them off.
 
 
 # %%
@@ -1071,7 +1073,7 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# How many nodes lie in a step? As many as there are latents on in a prompt:
+# How many nodes (latents at a position) lie in a step? As many as are on in a prompt:
 
 # %%
 spliced = SplicedModel(lab, COURSE)
@@ -1091,7 +1093,7 @@ print(listed([f"{n:.0f} after {name}" for name, n in on.items()]))
 #
 # ## 8. What it takes: memory
 #
-# An SAE is two matrices of d_model × width, so $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$
+# An SAE is two matrices of d_model × width (the number of latents, `d_sae`), so $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$
 # bytes in 16 bits. The table loads nothing: `estimate` knows the shapes of the labs.
 
 
@@ -1163,7 +1165,7 @@ print(
 # %% [markdown]
 # The last two columns compare the work of encoding a token with the model's own forward pass.
 # Weights are not all of the memory: learning masks keeps the activations of every latent for the
-# backward pass, which `estimate` includes for the labs ("a mask step").
+# backward pass, which `estimate` includes for the labs (its row "a mask step").
 #
 # ## 9. The splice explorer
 #

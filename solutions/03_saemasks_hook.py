@@ -24,8 +24,8 @@
 # - what ablation puts in a latent's place, zero or a mean, and what each costs;
 # - how the mask of a circuit is read, counted, saved and loaded;
 # - how to knock a circuit out without hitting anything else;
-# - how two mistakes in published code show in the numbers (the code of *Scaling Sparse Feature
-#   Circuit Finding to Gemma 9B*, the post whose method this course teaches).
+# - how two mistakes in published code show in the numbers. The code is that of *Scaling Sparse
+#   Feature Circuit Finding to Gemma 9B*, the post whose method this course teaches.
 #
 # **You need** PyTorch, hooks by name, and notebook 01's idea of an SAE (`encode`, `decode`).
 # Notebook 02 explains why we splice SAEs into the residual stream.
@@ -170,8 +170,9 @@ pd.DataFrame(f_clean[:, 1:, LATENT].cpu().numpy(), columns=LABELS[1:]).groupby(c
 )
 
 # %% [markdown]
-# The table shows the latent's mean activation by case: the number of the subject, then of the
-# distractor. On SmolLM2 it is a latent for plural nouns, distractors as much as subjects.
+# The table shows the latent's mean activation by case: the number of the subject, then that of the
+# second noun. That noun is called the *distractor*: it can mislead the verb. On SmolLM2 this is a
+# latent for plural nouns, distractors as much as subjects.
 #
 # ## 2. Version 1: off, everywhere
 #
@@ -282,8 +283,8 @@ check(switch_off)
 #   every later token attends to it.
 # - *Only this position went through the SAE*: then the comparison with the splice mixes two
 #   changes.
-# - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (the error policy `"keep"`),
-#   but it is not the splice.
+# - *The SAE's error stays*: `x − f·W_dec` is a good intervention too (notebook 02 calls this
+#   keeping the error), but it is not the splice.
 # - *You changed x in place*: `x[:, 1:] = …` overwrites a tensor that others may still read, such as
 #   the cache.
 # </details>
@@ -383,8 +384,8 @@ torch.testing.assert_close(v3, v2)
 
 # %% [markdown]
 # **Where it falls short.** What is off becomes 0. But some latents fire in nearly every one of
-# these sentences. They carry what all of them share (a noun phrase, a verb is due), and zero
-# removes that too:
+# these sentences. They carry what all these sentences share: a noun phrase comes first, and a verb
+# is due. Zero removes that too:
 
 # %%
 share_on = (f_clean[:, 1:] > 0).float().mean(0)
@@ -437,7 +438,8 @@ check(masked)
 
 # %% [markdown]
 # **What you should see**: ✅. A mask of ones gives the latents back, a mask of zeros the ablation.
-# The formula has several forms; this one is used from here on:
+# The silent latent is read as 5. With version 3 it would be read as 0. The formula has several
+# forms; this one is used from here on:
 #
 # $$\text{masked} = \text{ablation} + (f - \text{ablation})\cdot m$$
 #
@@ -797,6 +799,10 @@ for label, masks in (
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# Compare the gaps. The shared mask keeps several times as many nodes, and that changes its gap
+# little. Its faithfulness rises a little, and random nodes do not bring that about. So its extra
+# nodes raise the answer, but on single prompts it is no closer to the spliced model's.
+#
 # ### Knock-outs
 #
 # What does the model do *without* the circuit? For that we invert the mask.
@@ -893,8 +899,9 @@ figures.show(figure, alt=f"Logit difference lost by knock-outs, with 95 % interv
 pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 
 # %% [markdown]
-# For the whole circuit (left), ignoring positions changes little: most of the logit difference is
-# gone already. For the distractor's nodes (right) it changes the answer. At their own position they
+# For the whole circuit (left), ignoring positions changes little. Without the circuit's own nodes,
+# nearly all of the logit difference is gone, so there is nothing left to lose. For the distractor's
+# nodes (right), ignoring positions changes the answer. At their own position they
 # contribute little. But most of their latents are also in the circuit at the subject. A knock-out
 # that ignores positions removes those nodes too, and counts their effect as the distractor's.
 #
@@ -904,8 +911,8 @@ pd.DataFrame(effects).rename(index=lambda label: label.replace("\n", " "))
 # held-out prompts.
 #
 # **Does it disturb what it should not touch?** We ablate random nodes, drawn from all that fire. A
-# fair baseline changes little. We measure the KL divergence from the spliced model's next-token
-# distribution.
+# fair baseline changes little. We measure the KL divergence: how far the next-token distribution is
+# from the spliced model's (in nats; 0 = the same).
 
 # %%
 zeros = replace(means, latents={name: torch.zeros_like(f) for name, f in means.latents.items()})
@@ -968,8 +975,11 @@ for label, masks, baseline in (
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# **Is a circuit judged on what it does?** The shipped circuits were learned with means. Judged with
-# zeros, they also have to provide what all sentences share, and they fail:
+# At their means, the model expects a verb less often than before, and the logit difference is near
+# 0: on average it prefers neither number. At 0 it expects no verb.
+#
+# **Does the verdict on a circuit depend on the baseline?** The shipped circuits were learned with
+# means. Judged with zeros, they also have to provide what all sentences share, and they fail:
 
 # %%
 with_zeros = evaluation.with_means(zeros)
@@ -982,8 +992,8 @@ for masks in sorted(circuits, key=SAEMasks.get_num_latents):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# This is not fair to zero. So we learn two masks, one per baseline, with the same prompts, seed and
-# λ. (It takes a minute or two. Notebook 04 explains `learn_masks`.)
+# This is not fair to zero. So we learn two masks, one per baseline, with the same prompts, the same
+# seed and the same price of a node (λ; notebook 04). It takes a minute or two.
 
 # %%
 on_often = {
@@ -1009,9 +1019,12 @@ print(
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# The mask for zero keeps more than twice as many nodes. Does it have to keep what all sentences
-# share, too? Such nodes fire in more than 95 % of the training prompts. The line above the table
-# says how much of the difference they make up.
+# With the same price, the mask for zero keeps many more nodes. Many of the extra ones fire in nearly
+# all sentences (in more than 95 % of the training prompts). They supply what a mean supplies for
+# free. The line above the table counts them.
+#
+# Its gap may be smaller all the same. But the two gaps have different denominators, because F(∅)
+# differs, and the sizes differ: do not read them as a ranking.
 #
 # ### Where the mean is not fairer
 #
@@ -1090,7 +1103,8 @@ check(running_mean)
 #
 # - *You averaged the batches' means*: right only if all batches have one size; the last one rarely
 #   has.
-# - *The count counts batches*: the published mistake. Read on.
+# - *Your count is of batches, but prompts are added*: late prompts weigh too much. This is the
+#   published mistake. Read on.
 # - *The last batch alone is left*: `(batch − mean).sum(0) / len(batch)` forgets everything before.
 # </details>
 #
@@ -1198,10 +1212,10 @@ for label, baseline in baselines.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Each order gives another faithfulness of the *same* circuit. Some shuffled orders look *better*
-# than the right mean: faithfulness is closer to 1, or F(∅) leans less to plural. That is luck: the
-# noise moves the baseline in a random direction. With the plural prompts last, the mean is a plural
-# mean: compare its F(∅) with "plural ones only" in section 7.
+# Each order gives another faithfulness of the *same* circuit. A shuffled order can look better than
+# the right mean or worse, by luck: the noise moves the baseline in a random direction. With the
+# plural prompts last, the mean is a plural mean: compare its F(∅) with "plural ones only" in
+# section 7.
 #
 # A mean that forgets raises no error. The test that you have passed catches it: compare with
 # `torch.mean` on small batches of unequal size.
@@ -1231,8 +1245,8 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 #
 # - A node is a latent at one position. Switch nodes off between one encode and one decode.
 # - The result depends on the baseline. The mean over patch prompts keeps what all sentences share:
-#   random nodes at their mean disturb the prediction less than at 0, and a learned mask needs fewer
-#   nodes.
+#   random nodes at their mean disturb the prediction less than at 0, and, at the same price, a
+#   learned mask keeps fewer nodes.
 # - A mean can be a value that the latent never has, and it leans as its prompts do.
 # - A knock-out that ignores positions charges one noun with the other noun's nodes.
 # - Check every hook against a second way to compute the same result.

@@ -266,12 +266,13 @@ pd.DataFrame(
 #
 # `logit_diff_of(f)` runs the model with the latents `f` and gives the logit difference of each
 # prompt. Estimate for every (position, latent) how far it would fall, on average, if the node took
-# its patch value. Four decisions are yours:
+# its patch value. Three decisions are yours:
 #
 # - at which latents to take a gradient, and of which single number;
 # - which change to multiply it with, and with which sign;
-# - when to average over prompts;
-# - what to do with a node that helps on some prompts and harms on others. (Here its scores cancel.)
+# - when to average over prompts.
+#
+# A node may help on some prompts and harm on others. Here its scores cancel.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -331,6 +332,9 @@ by_hand = attribution_scores(logit_diff_of, clean_latents, patch_latents)
 # ### Exercise 4.2 · integrated gradients
 #
 # ⏱ 10 min · difficulty ●●○ · a gradient at one point can be blind; walk instead
+#
+# Write IG: average `gradient_at` over `steps` points from clean to patch, and multiply by the
+# change.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -396,10 +400,11 @@ scores = {
 }
 
 # %% [markdown]
-# IG comes with a check: the scores of one SAE's nodes add up to F(clean) − F(patch). F(patch) is
-# the mean logit difference when this SAE alone gets its latents from the patch prompts. AtP has no
-# such property. **Predict**: at which of the SAEs do the sums come closest to the fall, and at
-# which are they farthest off?
+# IG comes with a check. In theory, the scores of one SAE's nodes add up to F(clean) − F(patch).
+# F(patch) is the mean logit difference when this SAE alone gets its latents from the patch prompts.
+# It is the same number at every SAE: with errors dropped, the layers above read nothing but these
+# latents. AtP has no such property. **Predict**: at which of the SAEs do the sums come closest to
+# the fall, and at which are they farthest off?
 
 # %%
 falls = effect_of_baseline(spliced, scored, baseline="patch")
@@ -414,7 +419,7 @@ pd.DataFrame(
 # %% [markdown]
 # After the last SAE, the sum of IG is right. The path from an early SAE leads through later ones,
 # whose latents jump on and off at their thresholds (JumpReLU). A gradient sees no jump, so these
-# sums fall short.
+# sums are off.
 #
 # Are the scores of single nodes right? We patch some nodes and compare. On its own favourites a
 # method looks better than it is. So we take the favourites of AtP, those of IG, the nodes whose
@@ -466,7 +471,8 @@ pd.Series(spearman, name=f"rank correlation, {len(sample)} nodes").round(2).to_f
 # rank.
 #
 # Good scores for single nodes do not make a good *set*. Two nodes that do the same work both look
-# dispensable. A node that only helps another looks useless by itself. A mask is judged as a set.
+# dispensable. A node that only helps another looks useless by itself. A learned mask, in contrast,
+# is judged as a set.
 #
 # ## 5. A learned mask
 #
@@ -487,6 +493,8 @@ pd.Series(spearman, name=f"rank correlation, {len(sample)} nodes").round(2).to_f
 # ### Exercise 4.3 · the loss
 #
 # ⏱ 10 min · difficulty ●●○ · what the mask is learned for
+#
+# Write the loss above.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -540,6 +548,8 @@ print(f"every node has a gradient: {all((value.grad[1:] != 0).all() for value in
 #
 # ⏱ 5 min · difficulty ●○○ · soft at first, hard at last
 #
+# Write τ at a step: 1 at the first, `tau_max` at the last, the same factor between.
+#
 # <details><summary>Hint 1</summary>
 #
 # "The same factor from each step to the next" is a power. Of what, and which?
@@ -569,6 +579,8 @@ check(temperature)
 # ### Exercise 4.5 · the loop
 #
 # ⏱ 15 min · difficulty ●●● · the whole method in eight lines
+#
+# Write the training loop, and return masks of 0 and 1.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -635,7 +647,8 @@ mine = SAEMasks(list(mine), list(mine.values()))
 print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nodes are left")
 
 # %% [markdown]
-# `learn_masks` does the same in 60 steps. Three changes make it depend less on the seed:
+# `learn_masks` does the same, by default in 60 steps. Three changes make it depend less on the
+# seed:
 #
 # - **A lower rate.** Adam moves every θ by about its learning rate, whatever the size of the
 #   gradient. So in your loop all nodes fall towards 0 together, and one step decides. The library's
@@ -647,8 +660,8 @@ print(f"{mine.get_num_latents():,} of {sum(m.numel() for m in mine.masks):,} nod
 # - **Fewer candidates**: only nodes that fire in such sentences.
 #
 # You can also ask for a **size**: `n_nodes=17`. λ then rises while more nodes stay than intended,
-# and falls while fewer do. No node is cut at the end, because cutting destroys a circuit: where an
-# early version of this course did so, F was .04.
+# and falls while fewer do. No node is cut at the end: removing nodes that the others rely on
+# destroys a circuit.
 #
 # (If you interrupt the cell, you get the mask so far.)
 
@@ -667,16 +680,20 @@ figures.show(
 )
 
 # %% [markdown]
-# Does this circuit work for new nouns? Papers use three ratios: against the model, against the
-# spliced model, and the plain ratio of the post. All compare *means*: a circuit that is too sure of
-# one prompt and too unsure of the next can score 1. So there are two more measures, with 0 as their
-# best value:
+# Does this circuit work for new nouns? Papers use three ratios:
+#
+# - against the model (`vs_model`): (F(C) − F(∅)) / (F(M) − F(∅));
+# - against the spliced model (`vs_spliced`): (F(C) − F(∅)) / (F(S) − F(∅));
+# - the plain ratio of the post (`raw`): F(C) / F(S).
+#
+# All compare *means*: a circuit that is too sure of one prompt and too unsure of the next can score
+# 1. So there are two more measures, with 0 as their best value:
 #
 # - the **distance** |1 − F|, with the second of these ratios as F;
 # - the **gap**: how far the circuit is from the spliced model, prompt by prompt (0 = the same on
 #   every prompt, 1 = as far off as with every latent ablated).
 #
-# The mask was trained to make the gap small, so the gap is no neutral judge. Brackets are 95 %
+# The gap is the first term of the mask's loss, scaled. So it is no neutral judge. Brackets are 95 %
 # intervals over prompts.
 
 # %%
@@ -725,7 +742,7 @@ pd.DataFrame(
 # %% [markdown]
 # ### Attribution at its best
 #
-# A rival should be the best of its kind, and a score has variants:
+# Attribution has variants. To be fair, we compare with the best:
 #
 # - **AtP or IG**.
 # - **The baseline**: the patch value, as above, or the **mean** over patch prompts, with which
@@ -830,9 +847,9 @@ verdict = summary_sentence(frontier, "learned mask", strong)
 print(verdict)
 
 # %% [markdown]
-# The answer depends on the measure. The gap is the mask's own training loss. |1 − F| asks only for
-# the right *average*: overshooting on some prompts can make up for falling short on others. The
-# areas over sizes, CPR and CMD, are of this kind too (see notebook 05):
+# The answer depends on the measure. |1 − F| asks only for the right *average*: overshooting on some
+# prompts can make up for falling short on others. The areas over sizes, CPR and CMD, are of this
+# kind too (see notebook 05):
 
 # %%
 fires = rivals["random"]
@@ -866,6 +883,9 @@ for name, value in spread.items():
     print(f"  {name}: {value:.1f}")
 
 # %% [markdown]
+# Look for a spread near 0. Such a circuit is as sure in one case as in the other, so it ignores the
+# distractor. Its average can be right all the same.
+#
 # ### Two losses, three learners
 #
 # Is it the learner, or its loss? We compare on dev:
@@ -907,6 +927,11 @@ by_learner = pd.DataFrame(rows).groupby("learner", sort=False)
 by_learner.agg(["min", "max"]).round(2)
 
 # %% [markdown]
+# Compare rows with one learner and two losses, and rows with one loss and two learners. In the full
+# run, the learner matters more than the loss: with other learners than ours, the gap of some seeds
+# is larger. (The post's learner also keeps fewer nodes. The quick profile has too few prompts and
+# seeds to tell.)
+#
 # Do two seeds choose the same nodes? The Jaccard index of two circuits is the number of nodes in
 # both, divided by the number of nodes in at least one.
 
@@ -1064,7 +1089,7 @@ if not QUICK:
 # chosen on other prompts.
 #
 # Circuits for IOI have thousands of nodes, and each does little. So we set λ instead of a size, and
-# do not hold τ·θ: held nodes of this kind leave by chance.
+# do not hold τ·θ. With the limit of ±9, nodes with such small effects would come and go by chance.
 #
 # (The quick profile scores on 16 prompts, too few for IOI: run it in full for the comparison.)
 
@@ -1088,6 +1113,10 @@ pd.DataFrame(
         for name, judge in ioi_judges.items()
     }
 ).round(3)
+
+# %% [markdown]
+# Compare F(S) with F(M). With new names, the SAEs themselves lose part of the answer, before any
+# node is left out.
 
 # %%
 ioi_prices = {2800: 0.003} if QUICK else {2800: 0.003, 5500: 0.001}  # λ by the size that it gives
@@ -1213,8 +1242,7 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # %% [markdown]
 # **What to take away.** Attribution scores nodes one by one; a mask is judged as a set while it is
 # learned. Which method wins depends on the measure and on the size: say both. Beside the method,
-# three choices matter: the variant of a score, the loss (prompt by prompt, a circuit has to follow
-# the distractor; on average it need not), and the words that a circuit was found on.
+# two choices matter: the variant of a score, and the words that a circuit was found on.
 #
 # **What it does not show.** All of it is relative to F(S): no circuit contains what the SAEs do not
 # represent. It is one model and two tasks. And a faithful circuit need not be complete: something

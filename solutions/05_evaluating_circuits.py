@@ -183,9 +183,9 @@ pd.DataFrame([vars(pair) for pair in test.pairs[:4]])
 
 
 # %% [markdown]
-# What are the logit differences of the held-out prompts if only these nodes are kept?
-# `evaluation(masks)` answers with one number per prompt. (`remember` saves time: masks that equal
-# these in the first layers start from there.)
+# We will often ask: what are the held-out logit differences if only some nodes are kept?
+# `evaluation(masks)` answers with one number per prompt. (`evaluation.remember(masks)` caches these
+# masks' first layers, to save time.)
 
 # %%
 evaluation = Evaluation(spliced, test, means)
@@ -316,14 +316,14 @@ figures.show(
 check(three_faithfulnesses)
 
 # %% [markdown]
-# **What you should see:** three similar numbers, because this splice hardly changes F, and F(∅) is
-# near 0. (A splice can make a model *surer*; then F(S) > F(M).)
+# **What you should see:** the second and the third nearly agree, because F(∅) is near 0. The first
+# differs from the second only by F(M) against F(S). (A splice can make a model *surer*; then
+# F(S) > F(M).)
 #
 # <details><summary>My values look wrong</summary>
 #
 # - *A value of 3 or −5:* you averaged ratios. One prompt whose model answer is near 0 dominates
 #   such a mean.
-# - *The first is a little below the others:* F(∅) is missing below its fraction line.
 # - *First and second are swapped:* M is the model itself, S the model with SAEs spliced in.
 # </details>
 
@@ -341,8 +341,8 @@ pd.DataFrame({"yours": three.tolist(), "with 95 % interval": intervals}, index=n
 # A splice can cost the model some of its logit difference. Dividing by F(M) charges the circuit for
 # that; dividing by F(S) does not. The example is agreement across a relative clause (*The athlete
 # that the managers like* **is**). The post that this course follows (Caples et al. 2025) reports
-# the third ratio, F(C)/F(S). The cell after next turns it into F(C)/F(M), which is also in use. Its
-# .94 and .85 are an example: they can be one circuit, if the splice keeps .90.
+# the third ratio, F(C)/F(S). The cell after next turns it into F(C)/F(M), which is also in use. For
+# example, .94 of F(S) and .85 of F(M) are one circuit if the splice keeps .90 of F(M).
 
 # %%
 rc_train, rc_test = (
@@ -386,10 +386,11 @@ print(f"Where .94 and .85 are one circuit, the splice keeps {0.85 / 0.94:.2f}.")
 #
 # How sure is a difference between two circuits? The **bootstrap** asks how far it would move with
 # other prompts of this kind. It draws as many prompts as there are, with replacement, and computes
-# the difference again; and this many times. The middle 95 % of these values are the interval.
+# the difference again. It repeats this many times. The middle 95 % of these values are the
+# interval.
 #
 # ### Exercise 5.2 · The bootstrap
-# ⏱ 15 min · difficulty ●●○ · every interval of this course is made so; write it once
+# ⏱ 15 min · difficulty ●●○ · every interval of this course is made this way; write it once
 #
 # You get how far each prompt is off, |LD − LD_S|, in circuit a, in circuit b, and with everything
 # ablated. Return the difference of their gaps and both ends of its 95 % interval. Three decisions
@@ -546,7 +547,8 @@ check(left_without)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *Exactly 0:* you took the circuit's nodes out of the circuit itself. Then nothing is there.
+# - *Exactly 0 for the strangers too:* you took the circuit's nodes out of the circuit itself. Then
+#   nothing is there.
 # - *The circuit's faithfulness:* you kept the circuit and ablated all else.
 # - *Above 1 where little should be left:* you divided by what the circuit does.
 # </details>
@@ -581,6 +583,13 @@ check(completeness_points)
 
 
 # %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *All points have the same height:* K is still in the whole model.
+# - *Points walk down to the left, one after the other:* your knock-outs pile up.
+# - *Points below the line at 0:* your second column is K alone, not the whole without K.
+# </details>
+#
 # If each node were in K with probability 1/2, K would nearly always have about half of the nodes.
 # So we draw the *size* first, and then the nodes. `subsets_of_all_sizes` repeats these two lines:
 #
@@ -686,13 +695,6 @@ figures.show(figures.completeness_figure(points[1:-1], marks, title, caption=cap
 # subsets between them. Wang et al. call the distance from the line the *incompleteness*. With
 # nothing knocked out, the whole is already 1 − faithfulness above the circuit. So only a point
 # *farther* above the line than K = ∅ shows a spare.
-#
-# <details><summary>My values look wrong</summary>
-#
-# - *All points have the same height:* K is still in the whole model.
-# - *Points walk down to the left, one after the other:* your knock-outs pile up.
-# - *Points below the line at 0:* your second column is K alone, not the whole without K.
-# </details>
 
 # %%
 incompleteness, ig_incompleteness = mean_interval(excess.abs()), mean_interval(ig_excess.abs())
@@ -755,10 +757,13 @@ print(
 # ## 4. Minimality
 #
 # Is every node needed? Remove each one alone, and see how far the answer falls. We first pad the
-# circuit with strangers, and a good test must find them.
+# circuit with strangers, and a good test must call them unneeded.
 #
 # ### Exercise 5.5 · One node at a time
 # ⏱ 10 min · difficulty ●●○ · which nodes does the circuit need?
+#
+# For each node, return how far every prompt's logit difference falls when this node alone leaves:
+# `[nodes, prompts]`.
 #
 # <details><summary>Hint 1</summary> The whole circuit's logit differences are needed once, not once
 # per node.</details>
@@ -772,6 +777,15 @@ print(
 
 # %%
 check(drop_each)
+
+# %% [markdown]
+# <details><summary>My values look wrong</summary>
+#
+# - *All dots of the circuit are reversed, the large ones below 0:* check the sign; a node's
+#   contribution is what is lost without it.
+# - *The padding is high, at about 0.9:* you did not put the nodes back before the padding left.
+# - *Nearly all dots near 0.9, in both groups:* you kept one node and dropped the rest.
+# </details>
 
 # %%
 padding = strangers(6 if QUICK else len(nodes), SEED + 1)
@@ -811,19 +825,12 @@ figures.show(
 )
 
 # %% [markdown]
-# A node is *needed* here if its removal costs more than 1 % of F(S) − F(∅) on `dev` (about the
-# dotted line), with 97.5 % confidence over prompts. Every node of a circuit is tested, so the
-# number of needed nodes is a count. The padding is a sample of all strangers.
+# A node is *needed* if its removal lowers the answer on `test` by more than a margin, with 97.5 %
+# confidence. The margin is 1 % of F(S) − F(∅) on `dev` (about the dotted line). Every node of a
+# circuit is tested, so the number of needed nodes is a count. The padding is a sample of all
+# strangers.
 #
 # **What you should see:** a few large drops, many small ones, and padding at 0.
-#
-# <details><summary>My values look wrong</summary>
-#
-# - *All dots of the circuit are reversed, the large ones below 0:* check the sign; a node's
-#   contribution is what is lost without it.
-# - *The padding is high, at about 0.9:* you did not put the nodes back before the padding left.
-# - *Nearly all dots near 0.9, in both groups:* you kept one node and dropped the rest.
-# </details>
 
 # %%
 total = dropped[: len(nodes)].mean(1).sum() / f_circuit.mean()
@@ -840,9 +847,9 @@ print(
 
 # %%
 target = f_spliced
-off = lambda ld: (ld - target).abs()  # noqa: E731
+off_target = lambda ld: (ld - target).abs()  # noqa: E731
 f_padded = evaluation(padded)
-grows = [off(f_padded - drop) - off(f_padded) for drop in dropped]
+grows = [off_target(f_padded - drop) - off_target(f_padded) for drop in dropped]
 gap_growth = [bootstrap(lambda more, base: more / base, [more, off_empty]) for more in grows]
 for_gap = torch.tensor([growth.low > 0.01 for growth in gap_growth])  # the same margin, 1 %
 n_either = int((is_needed | for_gap)[: len(nodes)].sum())
@@ -901,7 +908,7 @@ pd.DataFrame({name: {"faithfulness": f.vs_spliced, "gap": f.gap} for name, f in 
 #   often.
 # - **Independence.** Null: among prompts with the same two answers, what is left without the
 #   circuit, S∖C, varies independently of S. Rejecting it shows that something outside the circuit
-#   knows what S knows.
+#   knows what S knows. (HSIC measures dependence: 0 = independent.)
 # - **Minimality.** Null, for each node: removing it changes the answer more than removing 90 % of
 #   random nodes that were put in. Rejecting it shows that the node does not stand out.
 #
@@ -918,9 +925,9 @@ for name, masks in on_trial.items():
     print(f"{name}. {equivalences[name]}\n{independences[name]}\n")
 
 # %% [markdown]
-# For minimality, each random node is put into the circuit alone, and taken out again. The more
-# nodes are tested, the more random nodes it takes to call one of them needed. (The quick profile
-# has too few.)
+# For minimality, each random node is put into the circuit alone, and taken out again. Here a change
+# in either direction counts; in section 4 only a fall of more than 1 %. The more nodes are tested,
+# the more random nodes it takes to call one of them needed. (The quick profile has too few.)
 
 # %%
 enough = references_needed(len(nodes))
@@ -981,7 +988,7 @@ report["share of prompts above S"] = [*(str(e.share) for e in equivalences.value
 # their Jaccard index, |A∩B| / |A∪B| (or IoU). What would chance give?
 #
 # ### Exercise 5.6 · Chance
-# ⏱ 15 min · difficulty ●●○ · 0.3 is much or little only against chance
+# ⏱ 15 min · difficulty ●●○ · is 0.3 a lot? Compare with chance
 #
 # Two circuits of `n_a` and `n_b` nodes are drawn at random from `n` nodes. What is their Jaccard
 # index on average, exactly? Which overlaps can occur, how likely is each, and which index goes with
@@ -1251,6 +1258,8 @@ right_by_case.groupby("subject / distractor").agg(
 ).round(2)
 
 # %% [markdown]
+# The circuit may be right where S is wrong: then it is not what the model does there.
+#
 # A circuit that ignored the distractor would keep 0 of its pull, and its faithfulness could still
 # be 1.
 #
@@ -1312,8 +1321,8 @@ for task, numbers in there.items():
 #
 # - **zero**;
 # - the **mean** over training patch prompts, position by position, as everywhere above;
-# - the mean over training patch prompts **of the same case**, which knows the numbers of both
-#   nouns, with that of the subject reversed;
+# - the mean over training patch prompts **of the same case**. Such a mean says the *wrong* number
+#   of the subject, so F(∅) is far below 0: another scale;
 # - **another prompt** (resampled ablation): for each test prompt, the values of one random training
 #   patch prompt, the same for all circuits.
 
@@ -1397,6 +1406,8 @@ print(f"One circuit, four ablations: its faithfulness is {min(shares):.2f} to {m
 #
 # ### Exercise 5.7 · Two areas
 # ⏱ 10 min · difficulty ●○○ · to compare methods without choosing a size
+#
+# Return CPR and CMD by the trapezoid rule.
 #
 # <details><summary>Hint 1</summary> A trapezoid: width times the mean of its two heights.</details>
 # <details><summary>Hint 2</summary> For CMD the heights are |1 − f| at both ends: take the absolute
@@ -1530,7 +1541,8 @@ figures.show(
 
 # %% [markdown]
 # And the areas over these sizes. We integrate over ln k, where each doubling of the size counts the
-# same. (A perfect method has a CPR of 1 and a CMD of 0.) Seeds are averaged after |1 − f|.
+# same. (A perfect method has a CPR of 1 and a CMD of 0.) |1 − f| is computed for each seed, then
+# averaged.
 
 
 # %%
@@ -1592,6 +1604,8 @@ for name, difference in cmd_differences.items():
 #
 # First, our sentences. A node's **separation** is the chance that its value is higher for a plural
 # noun than for a singular one. 1 means always, 0 never, and 0.5 that it does not respond to number.
+# In the table, a node "responds to" the subject, or else to the distractor, if it tells that noun's
+# number (separation of at least .8, or at most .2).
 
 
 # %%
@@ -1727,8 +1741,8 @@ n_crossing = sum(nodes[v][1] != nodes[w][1] for v, w in (edges.abs() >= 0.1).non
 v, w = max(itertools.permutations(range(len(nodes)), 2), key=lambda pair: edges[pair].item())
 (h_v, p_v, i_v), (h_w, p_w, i_w) = nodes[v], nodes[w]
 on_clean, on_patch = (spliced.run(tokens).latents for tokens in (some.clean, some.patch))
-moved = intervene(spliced, some.clean, {nodes[v]: on_patch[h_v][:, p_v, i_v]}).latents
-change = (moved[h_w] - on_clean[h_w])[:, p_w, i_w]
+after_patch = intervene(spliced, some.clean, {nodes[v]: on_patch[h_v][:, p_v, i_v]}).latents
+change = (after_patch[h_w] - on_clean[h_w])[:, p_w, i_w]
 whole_change = (on_patch[h_w] - on_clean[h_w])[:, p_w, i_w]
 edge = ((change * whole_change).sum() / whole_change.square().sum()).cpu()
 torch.testing.assert_close(edge, all_edges[v, w], atol=1e-3, rtol=1e-3)
@@ -1800,6 +1814,9 @@ pd.DataFrame(rows).round(2)
 #
 # ### Exercise 5.8 · The other number
 # ⏱ 15 min · difficulty ●●○ · an intervention is a prediction that can fail
+#
+# Return a dictionary: for each node, one value per sentence, the node's mean over training
+# sentences of the *other* number.
 #
 # <details><summary>Hint 1</summary> Boolean tensors pick sentences:
 # <code>f[train_is_plural]</code>.</details>

@@ -1048,3 +1048,14 @@ def test_the_directions_figure_joins_the_features_that_are_stored_and_rings_what
     assert sparse.collections[0].get_offsets().tolist() == [[1, 0]] and not dense.collections
     assert [number for number in texts(sparse.texts) if number] == ["1", "2", "3"]
     assert len(sparse.texts) == 4 + 3  # the short one has an arrow, too
+
+
+def test_a_tradeoff_names_each_method_beside_its_point():
+    points = {"AtP": (1.0, 0.8), "GradDrop": (10.0, 0.8), "AtP*": (10.0, 0.9), "patching": (90, 1)}
+    figure = figures.tradeoff_figure(points, "seconds", "share found", "AtP* finds most")
+    [axes] = figure.axes
+    assert {text.get_text(): text.xy for text in axes.texts} == points
+    assert axes.get_xscale() == "log" and axes.get_xlim()[0] < 1 < 90 < axes.get_xlim()[1]
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

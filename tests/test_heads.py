@@ -5,7 +5,14 @@ import torch
 from conftest import make_lab, make_task, tiny_tokenizer
 from transformer_lens import patching
 
-from course_utils.circuits.heads import HeadNode, Heads, attending, head_effects
+from course_utils.circuits.heads import (
+    HeadNode,
+    Heads,
+    attending,
+    blend,
+    effect_with_layer_held,
+    head_effects,
+)
 from course_utils.circuits.splice import logit_diff
 from course_utils.labs.catalog import LabError
 from course_utils.prompts.tasks import Task
@@ -137,3 +144,34 @@ def test_padded_prompts_are_refused(heads, task):
     padded = Task(**{**vars(task), "lengths": torch.full((len(task),), 6)})
     with pytest.raises(ValueError, match="without pad=True"):
         head_effects(heads, padded, [HeadNode(1, "out", 0, 2)])
+
+
+@pytest.mark.parametrize("kind", ["out", "query", "key"])
+def test_a_blend_leads_from_the_clean_to_the_patched_logit_difference(heads, task, kind):
+    node = HeadNode(2, kind, 0, 5)
+    patterns, lds = blend(heads, task, node, torch.tensor([0.0, 0.5, 1.0]))
+    clean = heads.run(task.clean)
+    torch.testing.assert_close(lds[0], clean.logit_diff(task))
+    torch.testing.assert_close(patterns[0], clean.attention[2].pattern[:, :, -1])
+    effect = head_effects(heads, task, [node])[0]
+    torch.testing.assert_close(lds[0] - lds[2], effect, atol=1e-5, rtol=1e-4)
+
+
+def test_with_the_layer_held_only_the_other_paths_are_left(heads, task):
+    """A node of the last layer but one, the last layer held: what is left is its direct path."""
+    node = HeadNode(2, "out", 1, 5)
+    effect = effect_with_layer_held(heads, task, node, 3)
+    clean, patch = heads.run(task.clean), heads.run(task.patch)
+    out = clean.attention[2].out.clone()
+    out[:, 1, 4] = patch.attention[2].out[:, 1, 4]
+    x = heads.run(clean.resid[2], layer=2, changes={(2, "out"): lambda _: out}).resid[3]
+    final = x + clean.resid[4] - clean.resid[3]
+    normed = heads.stack.norm(final[:, -1])
+    left = heads.stack.logits_of(normed, task.clean_answers) - heads.stack.logits_of(
+        normed, task.patch_answers
+    )
+    torch.testing.assert_close(effect, clean.logit_diff(task) - left, atol=1e-5, rtol=1e-4)
+    whole = head_effects(heads, task, [node])[0]
+    assert (whole - effect).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="not behind layer 2"):
+        effect_with_layer_held(heads, task, node, 2)

@@ -45,7 +45,7 @@ EQUIVALENT: dict[tuple[str, str], dict[str, str]] = {
         "off by one: 0 → -1 (2)": "the axis has one place, which is first and last",
     },
     ("nb07", "grad_dropped"): {
-        "dropped: x.detach().clone() → x.detach()": "requires_grad_ of a detached tensor is its own",
+        "dropped: x.detach().clone() → x.detach()": "a detached tensor has its own requires_grad",
         "dropped: x.detach() → x": "a clone of an x without a gradient",
     },
     ("nb07", "direct_effect"): {"swapped: written ↔ weight": "a product"},

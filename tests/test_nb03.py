@@ -358,7 +358,7 @@ WRONG: WrongVersions = {
         """,
     },
     "running_mean": {
-        "the count counts batches": """
+        "your count is of batches, but prompts are added": """
             m = 0
             for i, b in enumerate(batches):
                 for row in b:

@@ -61,6 +61,14 @@ def test_every_method_of_the_course_has_a_look_of_its_own():
         "iterated IG",
         "largest change",
         "random",
+        "QK fix",
+        "GradDrop",
+        "AtP*",
+        "RelP",
+        "patching",
+        "patched in truth",
+        "AtP's straight line",
+        "gradient · stream",
     }
     assert set(METHOD_LOOKS) == methods | {"learned masks"}
     assert looks_of(methods) == {method: METHOD_LOOKS[method] for method in methods}

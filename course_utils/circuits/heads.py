@@ -400,6 +400,62 @@ def head_effects(
     return effects
 
 
+@torch.no_grad()
+def blend(
+    heads: Heads, task: Task, node: HeadNode, alphas: Float[Tensor, " steps"]
+) -> tuple[Float[Tensor, "steps n n_heads seq_with_bos"], Float[Tensor, "steps n"]]:
+    """Where the heads of a node's layer look from the last position, and the logit difference, as
+    the node moves in a straight line from its clean value (0) to its patch value (1).
+
+    Raises:
+        ValueError: padded prompts; a node that is not there.
+    """
+    require_one_length(task)
+    row = heads.row(node)
+    clean, patch = heads.run(task.clean), heads.run(task.patch)
+    start, end = (run.attention[node.layer].part(node.kind) for run in (clean, patch))
+    patterns, logit_diffs = [], []
+    for alpha in alphas:
+        part = start.clone()
+        part[:, node.head, row] = torch.lerp(start, end, alpha.to(start))[:, node.head, row]
+        changes = {(node.layer, node.kind): lambda _, part=part: part}
+        run = heads.run(clean.resid[node.layer], layer=node.layer, changes=changes)
+        patterns.append(run.attention[node.layer].pattern[:, :, -1])
+        logit_diffs.append(run.logit_diff(task))
+    return torch.stack(patterns), torch.stack(logit_diffs)
+
+
+@torch.no_grad()
+def effect_with_layer_held(
+    heads: Heads, task: Task, node: HeadNode, layer: int
+) -> Float[Tensor, " n"]:
+    """A node's true effect on each prompt if one later layer goes on writing what it wrote on the
+    clean prompt: one path is cut.
+
+    Raises:
+        ValueError: padded prompts; a node that is not there; a layer that is not behind it.
+    """
+    require_one_length(task)
+    row = heads.row(node)
+    if not node.layer < layer < heads.n_layers:
+        raise ValueError(f"layer {layer} is not behind layer {node.layer}, where the node is.")
+    clean, patch = heads.run(task.clean), heads.run(task.patch)
+    wrote = clean.resid[layer + 1] - clean.resid[layer]
+
+    def hold(module: nn.Module, args: tuple, output: Any) -> Any:
+        held = args[0] + wrote
+        return (held, *output[1:]) if isinstance(output, tuple) else held
+
+    handle = heads.stack.layers[layer].register_forward_hook(hold)
+    try:
+        source = patch.attention[node.layer]
+        changes = _patches([(node, row)], source, len(task))
+        run = heads.run(clean.resid[node.layer], layer=node.layer, changes=changes, keep=False)
+    finally:
+        handle.remove()
+    return clean.logit_diff(task) - run.logit_diff(task)
+
+
 def _pieces(items: Sequence[int], size: int) -> Iterator[list[int]]:
     for first in range(0, len(items), size):
         yield list(items[first : first + size])

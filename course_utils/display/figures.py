@@ -1060,7 +1060,8 @@ def tradeoff_figure(
     *,
     caption: str = "",
 ) -> Figure:
-    """What each method costs (along x, logarithmic) against how good it is (along y, a share).
+    """What each method costs (along x, logarithmic) against how good it is (along y, a share). Each
+    method's name stands beside its point.
 
     Args:
         points: by the method's name, its cost (above 0) and its share. Each has the course's look
@@ -1068,13 +1069,32 @@ def tradeoff_figure(
         caption: below the panel, such as what the share is of.
     """
     figure, [axes] = style.panels(1, 6.4, 3.8)
-    for method, look in style.looks_of(points).items():
-        axes.scatter(*points[method], color=look.colour, marker=look.marker, s=46, label=method)
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    low, high = (pick(x for x, _ in points.values()) for pick in (min, max))
+    axes.set_xlim(low / 1.8, high * 1.8)  # room for the names
+    axes.set_ylim(0, 1.12)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    drawn: list[tuple[Number, Number]] = []
+    looks = style.looks_of(points)
+    for method in sorted(points, key=lambda name: -points[name][1]):  # a name is above, or below
+        (x, y), look = points[method], looks[method]
+        axes.scatter(x, y, color=look.colour, marker=look.marker, s=46, zorder=3)
+        near = sum(abs(math.log(x / a)) < 1.2 and abs(y - b) < 0.12 for a, b in drawn)
+        up = near % 2 == 0
+        axes.annotate(
+            method,
+            (x, y),
+            xytext=(0, 6 if up else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if up else "top",
+            fontsize=9,
+        )
+        drawn.append((x, y))
     style.labelled(axes, x_label, y_label)
-    style.legend_below(figure, axes)
     style.captioned(figure, caption)
     return style.headed(figure, title)
 

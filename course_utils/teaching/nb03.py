@@ -204,7 +204,7 @@ def _(attempt: Callable) -> None:
         "the mask is added. It is to multiply the change.": ablation + change + mask,
         "the mask is taken off. It is to multiply the change.": ablation + change - mask,
         "you divided by the mask. It is to multiply the change.": ablation + change / mask,
-        "f and the mask are swapped: f starts, and the mask says how much of it stays.": ablation
+        "f and the mask are swapped: write (f − ablation) · mask.": ablation
         + (mask - ablation) * f,
         "the mask and the ablation are swapped: the mix starts from the ablation.": mask
         + (f - mask) * ablation,
@@ -599,8 +599,8 @@ def _(attempt: Callable) -> None:
         return (piece - mean).sum(0)
 
     wrong = {
-        "the count counts batches, but what is added are prompts: late "
-        "prompts weigh too much.": counting_batches,
+        "your count is of batches, but prompts are added: late prompts weigh "
+        "too much.": counting_batches,
         "you averaged the batches' means: prompts of the small last batch weigh more than the "
         "others.": mean_of_means,
         "each batch is averaged with all that came before: late batches weigh too much.": halfway,

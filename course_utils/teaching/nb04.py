@@ -108,9 +108,8 @@ def _(attempt: Callable) -> None:
         ).mean(0),
         "you took the size of the change: its sign counts.": (gradient * change.abs()).mean(0),
         "you took the size of the gradient: its sign counts.": (gradient.abs() * change).mean(0),
-        "you divided by the change: how far the output moves is slope times way.": (
-            gradient / change
-        ).mean(0),
+        "you divided by the change. How far the output moves is slope × how far the input moves: "
+        "multiply.": (gradient / change).mean(0),
         "gradient and change are added: multiply them.": (gradient + change).mean(0),
         "you averaged gradient and change over the prompts before you multiplied them; each "
         "prompt's own product is wanted.": gradient.mean(0) * change.mean(0),

@@ -46,7 +46,7 @@ def _(attempt: Callable) -> None:
             truth.abs(), estimate, n
         ),
         "this is a count. A share is divided by n.": _found(truth.abs(), estimate.abs(), n) * n,
-        "it is divided by the number of all nodes, and n are looked for.": _found(
+        "you divided by the number of all nodes: divide by n.": _found(
             truth.abs(), estimate.abs(), n
         )
         * n
@@ -114,10 +114,10 @@ def _(attempt: Callable) -> None:
         "pattern, and take the difference of two patterns.": score(slope),
         "the sign: a fall is clean − patched.": -right,
         "the scale 1/√d_head is missing.": score(pattern(query, 1.0) - pattern(patched, 1.0)),
-        "the scale is 1/d_head, and √d_head is wanted.": score(
+        "the scale is 1/d_head; 1/√d_head is wanted.": score(
             pattern(query, 0.25) - pattern(patched, 0.25)
         ),
-        "the logits are divided by √d_head twice, or multiplied with it.": score(
+        "the logits are multiplied by √d_head: divide.": score(
             pattern(query, 2.0) - pattern(patched, 2.0)
         ),
         "the softmax runs over the batch: it is over the keys, the last axis.": score(
@@ -171,7 +171,7 @@ def grad_dropped(
     number.
 
     Args:
-        x: the residual stream that the first block reads; it may not ask for a gradient yet.
+        x: the residual stream that the first block reads; ``x.requires_grad`` can be False.
         change: clean − patch at ``x``; a score is gradient · change.
     """
     scores = []
@@ -428,7 +428,7 @@ def _(attempt: Callable) -> None:
         "in the frozen fall, direction divides, and is to multiply.": (
             gone / rms(before) / direction
         ).sum(-1),
-        "in the frozen fall, one sum runs over all tokens: keep one number per token.": frozen.sum(),
+        "the frozen fall is summed over all tokens: keep one number per token.": frozen.sum(),
         "in the frozen fall, a mean runs over d_model: its products add up.": frozen / 5,
         "in the frozen fall, the scale multiplies, and is to divide.": (
             gone * rms(before) * direction
@@ -446,7 +446,7 @@ def _(attempt: Callable) -> None:
         "in the total fall, direction divides, and is to multiply.": (
             (before / rms(before) - after / rms(after)) / direction
         ).sum(-1),
-        "in the total fall, one sum runs over all tokens: keep one number per token.": total.sum(),
+        "the total fall is summed over all tokens: keep one number per token.": total.sum(),
         "in the total fall, a mean runs over d_model: its products add up.": total / 5,
         "the total fall is after − before: a fall is before − after.": -total,
         "in the total fall, the two normed streams are added.": read(before, rms(before))
