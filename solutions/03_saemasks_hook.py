@@ -438,8 +438,8 @@ check(masked)
 
 # %% [markdown]
 # **What you should see**: ✅. A mask of ones gives the latents back, a mask of zeros the ablation.
-# The silent latent is read as 5. With version 3 it would be read as 0. The formula has several
-# forms; this one is used from here on:
+# The silent latent (*Decide first*) is read as 5. With version 3 it would be read as 0. The formula
+# has several forms; this one is used from here on:
 #
 # $$\text{masked} = \text{ablation} + (f - \text{ablation})\cdot m$$
 #
@@ -975,8 +975,8 @@ for label, masks, baseline in (
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# At their means, the model expects a verb less often than before, and the logit difference is near
-# 0: on average it prefers neither number. At 0 it expects no verb.
+# At their means, the model expects a verb less than before. The logit difference is near 0: on
+# average it prefers neither the right number nor the wrong one. At 0 it expects no verb.
 #
 # **Does the verdict on a circuit depend on the baseline?** The shipped circuits were learned with
 # means. Judged with zeros, they also have to provide what all sentences share, and they fail:

@@ -342,7 +342,7 @@ pd.DataFrame({"yours": three.tolist(), "with 95 % interval": intervals}, index=n
 # that; dividing by F(S) does not. The example is agreement across a relative clause (*The athlete
 # that the managers like* **is**). The post that this course follows (Caples et al. 2025) reports
 # the third ratio, F(C)/F(S). The cell after next turns it into F(C)/F(M), which is also in use. For
-# example, .94 of F(S) and .85 of F(M) are one circuit if the splice keeps .90 of F(M).
+# example, .94 of F(S) and .85 of F(M) can be one circuit: the splice then keeps .90 of F(M).
 
 # %%
 rc_train, rc_test = (
@@ -585,7 +585,7 @@ check(completeness_points)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *All points have the same height:* K is still in the whole model.
+# - *All points of the figure below have the same height:* K is still in the whole model.
 # - *Points walk down to the left, one after the other:* your knock-outs pile up.
 # - *Points below the line at 0:* your second column is K alone, not the whole without K.
 # </details>
@@ -781,7 +781,7 @@ check(drop_each)
 # %% [markdown]
 # <details><summary>My values look wrong</summary>
 #
-# - *All dots of the circuit are reversed, the large ones below 0:* check the sign; a node's
+# - *In the figure below, the circuit's large dots are below 0:* check the sign; a node's
 #   contribution is what is lost without it.
 # - *The padding is high, at about 0.9:* you did not put the nodes back before the padding left.
 # - *Nearly all dots near 0.9, in both groups:* you kept one node and dropped the rest.

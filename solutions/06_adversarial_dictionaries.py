@@ -1796,8 +1796,8 @@ print(f"This notebook took {minutes:.1f} minutes.")
 # - [Hui et al. 2024, Qwen2.5-Coder Technical Report](https://arxiv.org/abs/2409.12186)
 # - [SAELens](https://github.com/jbloomAus/SAELens), the library in whose format our SAEs are stored
 #
-# **What next?** This is the last notebook. The [README](../README.md) shows how to use the library
-# with other labs and with your own tasks. The first notebook is [00](00_start_here.ipynb).
+# **Next**: [07 · When gradients lie](07_when_gradients_lie.ipynb): why attribution misses what
+# matters, and what gradients are good for all the same.
 #
 # [post]:
 # https://www.lesswrong.com/posts/PkeB4TLxgaNnSmddg/scaling-sparse-feature-circuit-finding-to-gemma-9b
