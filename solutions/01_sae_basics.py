@@ -1437,6 +1437,8 @@ print(
     f"3. With an auxiliary loss, the toy's TopK SAE finds {found_after:.0f} of 80 features; "
     f"before, {found_before:.0f}."
 )
+
+# %%
 print(
     f"4. With about {K} latents per token, {best_name} explains most variance ({ev.max():.2f}), "
     f"{ev.idxmin()} least ({ev.min():.2f})."

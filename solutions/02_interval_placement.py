@@ -1043,11 +1043,12 @@ for (name, layers), row in leaks.items():
 # construction: with the last SAE's latents at their means, only *its* error differs between
 # prompts.)
 #
-# So much for dropping errors. Why *few* SAEs? Because of the number of steps. An SAE on the stream reads only what the previous SAE
-# wrote, so k SAEs have k − 1 steps between them. SAEs on the outputs of attention and MLP are not
-# bottlenecks: the stream goes around them, and every later SAE can read every earlier one. The
-# table counts such pairs for SAEs on stream, attention and MLP of every layer. It is an upper bound:
-# with errors dropped, the SAEs on the stream would cut many of them off.
+# So much for dropping errors. Why *few* SAEs? Because of the number of steps. An SAE on the stream
+# reads only what the previous SAE wrote, so k SAEs have k − 1 steps between them. SAEs on the
+# outputs of attention and MLP are not bottlenecks: the stream goes around them, and every later SAE
+# can read every earlier one. The table counts such pairs for SAEs on stream, attention and MLP of
+# every layer. It is an upper bound: with errors dropped, the SAEs on the stream would cut many of
+# them off.
 
 
 # %%
@@ -1093,8 +1094,9 @@ print(listed([f"{n:.0f} after {name}" for name, n in on.items()]))
 #
 # ## 8. What it takes: memory
 #
-# An SAE is two matrices of d_model × width (the number of latents, `d_sae`), so $2 \cdot d_\text{model} \cdot \text{width} \cdot 2$
-# bytes in 16 bits. The table loads nothing: `estimate` knows the shapes of the labs.
+# An SAE is two matrices of d_model × width (the number of latents, `d_sae`), so $2 \cdot
+# d_\text{model} \cdot \text{width} \cdot 2$ bytes in 16 bits. The table loads nothing: `estimate`
+# knows the shapes of the labs.
 
 
 # %%

@@ -82,6 +82,8 @@ from course_utils.circuits.repair import RepairBench, share_of
 from course_utils.circuits.saes import encode
 from course_utils.circuits.statistics import Interval, mean_interval
 from course_utils.circuits.tracing import through_head, trace_heads, trace_latents
+
+# %%
 from course_utils.display import figures
 from course_utils.display.profile import is_quick
 from course_utils.display.sentences import listed
@@ -240,6 +242,7 @@ def judged(estimate, name):
     return rows
 
 
+# %%
 def atp_of(name, **how):
     """Scores of a task's nodes: mean sizes over prompts; and the seconds that they took."""
     begin = time.perf_counter()
@@ -718,7 +721,8 @@ figures.show(
         "seconds for both tasks",
         f"share of the true top {TOP} found",
         title,
-        caption=f"Mean over two tasks and the kinds of nodes that a method scores (n = {N_PROMPTS}).",
+        caption="Mean over two tasks and the kinds of nodes that a method scores "
+        f"(n = {N_PROMPTS}).",
     ),
     alt="Methods by cost and by the share of the true top that they find.",
 )
@@ -1020,7 +1024,8 @@ figures.show(
         {"the error's share of the sum": {"RelP": list(error_share.values())}},
         lab.sae_layers,
         "after layer",
-        f"The SAE's error holds {early:.0%} of the fact after the first SAE, {late:.0%} after the last",
+        f"The SAE's error holds {early:.0%} of the fact after the first SAE, {late:.0%} after the "
+        "last",
         over="prompts",
     ),
     alt="The share of the error node after each layer.",
@@ -1274,6 +1279,7 @@ LIES = {
     "IG": "where nodes of one layer share one effect",
     "patching": "where another node takes over",
 }
+# %%
 n_layers = heads.n_layers
 n_passes = {
     "AtP": "3",
@@ -1329,9 +1335,9 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # - It does not show that a repaired head is unimportant, or that later layers learned to repair.
 # - Why a head looks where it looks: patterns were taken as given in section 5.
 #
-# **Key terms**: ablation, activation patching, AtP, AtP star, cancellation, circuit, direct effect, gap,
-# GradDrop, integrated gradients, latent, logit difference, node, OV, patch prompt, QK fix, RelP,
-# residual stream, saturation, self-repair, splice, spliced model.
+# **Key terms**: ablation, activation patching, AtP, AtP star, cancellation, circuit, direct effect,
+# gap, GradDrop, integrated gradients, latent, logit difference, node, OV, patch prompt, QK fix,
+# RelP, residual stream, saturation, self-repair, splice, spliced model.
 #
 # The [glossary](../GLOSSARY.md) explains each in one sentence.
 #

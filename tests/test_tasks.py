@@ -714,7 +714,7 @@ def test_blank_lines_are_no_pairs(path):
 
 def test_an_unknown_task_lists_the_known_ones():
     known = ", ".join(available_tasks())
-    assert "ioi, list_index, sva_nounpp" in known
+    assert "ioi, list_index, opposites, sva_nounpp" in known
     with pytest.raises(TaskError, match=f"unknown task 'sva'.*{known}.*jsonl"):
         load_task("sva", tiny_tokenizer())
 

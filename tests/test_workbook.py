@@ -151,7 +151,7 @@ def test_an_answer_is_right_up_to_the_tolerance_and_no_further(right, at, share)
             compare(answer, right, tolerance=1e-3)
 
 
-@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("number", range(1, 8))
 def test_known_mistakes_differ_from_what_is_right_and_from_each_other(monkeypatch, number):
     """In some comparison: where two always coincide, one of them is named for the other."""
     notebook = importlib.import_module(f"course_utils.teaching.nb0{number}")

@@ -645,11 +645,9 @@ def _(attempt: Callable) -> None:
         ),
         "the dead latents rebuild x; what the live ones miss is wanted, x − x̂.": off(rebuilt, x),
         "the dead latents rebuild x̂; what it misses is wanted, x − x̂.": off(rebuilt, x_hat),
-        "the error is the wrong way round: what is missing is x − x̂.": off(rebuilt, -error),
         "x̂ is added to x; the error is their difference.": off(rebuilt, x + x_hat),
-        "what the dead latents write is added to the error; their difference is wanted.": off(
-            -rebuilt
-        ),
+        "what the dead latents write is added to the error; their difference is wanted. (Or the "
+        "error is the wrong way round: what is missing is x − x̂.)": off(-rebuilt),
         "that is the squared error of x̂: the dead latents are missing.": off(0 * rebuilt),
         "that is the size of what the dead latents write; how far it is from the error is "
         "wanted.": off(rebuilt, 0 * error),
@@ -732,8 +730,6 @@ def _(attempt: Callable) -> None:
         "the ablated loss is missing above the line.": -s / (a - m),
         "the SAE's loss is missing above the line.": a / (a - m),
         "the SAE and the ablation have changed places.": (s - a) / (s - m),
-        "the model and the SAE have changed places.": (a - m) / (a - s),
-        "the model and the ablation have changed places.": (m - s) / (m - a),
     }
     compare(attempt(model, spliced, ablated), right, wrong, what="the share")
 

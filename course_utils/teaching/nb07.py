@@ -51,7 +51,6 @@ def _(attempt: Callable) -> None:
         )
         * n
         / len(truth),
-        "these are the smallest.": _found(-truth.abs(), -estimate.abs(), n),
         "places are compared one by one; the order among the n does not matter.": (
             (truth.abs().topk(n).indices == estimate.abs().topk(n).indices).float().mean()
         ),
@@ -188,7 +187,7 @@ def grad_dropped(
 
 @book.checker(grad_dropped)
 def _(attempt: Callable) -> None:
-    x, change = normal(4, seed=1), normal(4, seed=2)
+    x, change = normal(4, seed=1), normal(4, seed=15)
     weights = [0.5 * normal(4, 4, seed=seed) for seed in (3, 4, 5)]
     out = normal(4, seed=6)
     blocks = [lambda h, W=W: torch.tanh(W @ h) for W in weights]
@@ -217,14 +216,10 @@ def _(attempt: Callable) -> None:
         "the skip connection is dropped, and the block is to be.": passes(
             lambda h, update, off: h.detach() + update if off else h + update
         ),
-        "both the block and the skip connection are dropped: nothing comes back.": passes(
-            lambda h, update, off: (h + update).detach() if off else h + update
-        ),
+        "nothing comes back: the skip connection is dropped with the block, or h + … is "
+        "missing.": passes(lambda h, update, off: (h + update).detach() if off else h + update),
         "every block but one is dropped, and one is to be.": passes(
             lambda h, update, off: h + (update if off else update.detach())
-        ),
-        "the skip connection is missing: h ← h + block(h).": passes(
-            lambda h, update, off: update.detach() if off else update
         ),
         "the sizes: keep each pass's sign; sizes are averaged later.": right.abs(),
         "the signs are the wrong way round.": -right,
@@ -457,14 +452,9 @@ def _(attempt: Callable) -> None:
         "in the total fall, after is not normed.": read(before, rms(before)) - read(after, 1),
     }
     first_wrong = {says: direct - value for says, value in frozen_wrong.items()}
-    first_wrong["the first is the direct effect + the frozen fall: take one away."] = (
-        direct + frozen
-    )
     first_wrong["the first is the direct effect alone: take the frozen fall away."] = direct
     second_wrong = {says: value - total for says, value in frozen_wrong.items()}
     second_wrong |= {says: frozen - value for says, value in total_wrong.items()}
-    second_wrong["the second is frozen + total: take one away."] = frozen + total
-    second_wrong["the second is the frozen fall alone: take the total fall away."] = frozen
     compare(first, by_layers, first_wrong, what="what later layers repair")
     compare(second, by_norm, second_wrong, what="what the norm repairs")
 
