@@ -469,14 +469,15 @@ columns = ["task", "kind", "layer", "head (or set of keys)", "position", "true e
 pd.DataFrame(rows, columns=columns).round(2)
 
 # %% [markdown]
-# We look at one query or key, on the one prompt where it matters most. Where the head looks, and the
-# logit difference, as the patch is blended in:
+# We look at one query or key, on the one prompt where AtP underestimates it most. Where the head
+# looks, and the logit difference, as the patch is blended in:
 
 # %%
 SEEN = max(TASKS, key=lambda name: gap_of(name, "AtP")[most_missed(name, ["query", "key"])])
 index = most_missed(SEEN, ["query", "key"])
 NODE = NODES[SEEN][index]
-prompt = int(truth[SEEN][index].abs().argmax())
+scores = head_atp(heads, TASKS[SEEN])[NODE.kind][:, NODE.layer, NODE.head, NODE.position]
+prompt = int((truth[SEEN][index].abs() - scores.abs()).argmax())
 one = TASKS[SEEN][[prompt]]
 patterns, lds = (values[:, 0] for values in blend(heads, one, NODE, ALPHAS))
 _, close = blend(heads, one, NODE, torch.tensor([0.0, 0.01]))
@@ -499,7 +500,7 @@ figures.show(
         },
         ALPHAS.tolist(),
         f"share of the {NODE.kind}'s way to its patch value",
-        f"Attention moves in a curve, so AtP sees {seen_share:.0%} of the fall (1 prompt)",
+        f"On this prompt, AtP sees {seen_share:.0%} of the fall: the way is a curve",
     ),
     alt="Attention and logit difference as one key or query goes from clean to patch.",
 )

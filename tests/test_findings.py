@@ -251,9 +251,8 @@ FINDINGS = {
         ),
         "with RelP shares add up to the logit difference after every layer, and without they do "
         "not": (
-            "(ld_of_facts := traces['relp'].logit_diff.mean().item()) and all(abs(i.value - "
-            "ld_of_facts) < 0.3 * ld_of_facts for i in sums['RelP']) and min(abs(i.value) for i in "
-            "sums['gradient · stream']) < 0.3 * ld_of_facts"
+            "all(abs(i.value - whole_ld) < 0.3 * whole_ld for i in sums['RelP']) and "
+            "min(abs(i.value) for i in sums['gradient · stream']) < 0.3 * whole_ld"
         ),
         "the fact falls with the latents that the head carries, and not with random ones": (
             "falls['carried by the head'][2].low > 2 * falls['random active'][2].high"
