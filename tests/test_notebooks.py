@@ -137,6 +137,23 @@ def test_stub_and_solution_have_one_signature_and_docstring(source):
         assert ast.unparse(a.body[1:]) == "raise NotImplementedError" != ast.unparse(b.body[1:])
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_before_each_open_exercise_a_fold_holds_its_solution(source):
+    names = exercises_of(source)
+    cells = unexecuted(source, solved=False).cells
+    folds = {}
+    for before, cell in zip(cells, cells[1:]):
+        found = re.match(r"@exercise\ndef (\w+)", cell.source)
+        if found and before.cell_type == "markdown":
+            _, _, fold = before.source.rpartition("<details><summary>Solution</summary>")
+            folds[found[1]] = fold
+    solved = {cell.source for cell in unexecuted(source, solved=True).cells}
+    assert set(folds) == set(names)
+    for fold in folds.values():
+        code = re.search(r"```python\n(.*)\n```\n</details>$", fold, flags=re.DOTALL)
+        assert code and code[1] in solved and "NotImplementedError" not in code[1]
+
+
 def test_an_exercise_is_pasted_whole_or_with_its_body_taken_out():
     from test_workbook import double
 

@@ -109,10 +109,7 @@ def exercise_source(solution: Callable, *, solved: bool) -> str:
 def solution_fold(solution: Callable) -> str:
     """The course's version of an exercise, closed until the reader opens it."""
     code = exercise_source(solution, solved=True)
-    return (
-        "\n\n<details><summary>Solution</summary>\n\n"
-        f"```python\n{code}\n```\n</details>"
-    )
+    return f"\n\n<details><summary>Solution</summary>\n\n```python\n{code}\n```\n</details>"
 
 
 def badge(source: Path) -> str:

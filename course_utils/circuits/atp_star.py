@@ -109,13 +109,12 @@ def _batch_scores(
             if not qk_fix
             else [_pattern_changes(seen, patch.attention[layer]) for layer, seen in enumerate(kept)]
         )
-        total: HeadScores | None = None
+        total: HeadScores = {}
         for dropped.layer in range(n_layers) if grad_drop else (None,):
             scores = _scores(heads, kept, patch, _gradients(ld, wanted), changed)
-            if grad_drop:
-                scores = {kind: each.abs() / (n_layers - 1) for kind, each in scores.items()}
-            total = scores if total is None else {k: total[k] + scores[k] for k in total}
-    assert total is not None, "there is one backward pass or more"
+            for kind, each in scores.items():
+                share = each.abs() / (n_layers - 1) if grad_drop else each
+                total[kind] = total[kind] + share if kind in total else share
     return total
 
 

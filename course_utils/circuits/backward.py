@@ -83,7 +83,10 @@ class _PastTheLayer(torch.autograd.Function):
         return x_out.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        [gradient] = grad_outputs
         if ctx.dropped.layer == ctx.number:
             return gradient, torch.zeros_like(gradient), None, None
         return None, gradient, None, None
@@ -137,12 +140,13 @@ def relevance(stack: LayerStack, *, patterns: bool = True) -> Iterator[None]:
             f"Mistral, Qwen and Gemma. {type(stack.model).__name__} has {len(mlps)} of them in "
             f"{stack.n_layers} layers."
         )
-    gated = [mlp.down_proj for mlp in mlps if hasattr(mlp, "up_proj")]
+    gated = [mlp.get_submodule("down_proj") for mlp in mlps if hasattr(mlp, "up_proj")]
+    activations = [mlp.get_submodule("act_fn") for mlp in mlps]
     with ExitStack() as rules:
         rules.enter_context(norms_frozen(stack))
         if patterns:
             rules.enter_context(patterns_frozen(stack))
-        rules.enter_context(_outputs_replaced([mlp.act_fn for mlp in mlps], _as_factor))
+        rules.enter_context(_outputs_replaced(activations, _as_factor))
         handles = [module.register_forward_pre_hook(_half_to_each_factor) for module in gated]
         try:
             yield

@@ -319,8 +319,8 @@ def attention_logits(
         scaling: 1/√d_head by default.
         softcap: Gemma 2's bound on the logits.
     """
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = (query @ per_head(key, query.shape[1]).transpose(2, 3)).float() * scaling
+    scale: float = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = (query @ per_head(key, query.shape[1]).transpose(2, 3)).float() * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None:
@@ -479,7 +479,8 @@ def _patches(
         return patched
 
     layer = nodes[0][0].layer
-    return {(layer, kind): change(kind) for kind in {node.kind for node, _ in nodes}}
+    kinds: set[Kind] = {node.kind for node, _ in nodes}
+    return {(layer, kind): change(kind) for kind in kinds}
 
 
 def require_one_length(task: Task) -> None:
