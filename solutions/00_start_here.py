@@ -15,8 +15,8 @@
 #
 # *The athletes near the car* **are**. A few dozen numbers inside a language model make it say
 # *are*. They are a **circuit** of sparse-autoencoder latents, and you will see it in a minute. In
-# this course you will find that circuit yourself, test it, and use one like it to predict what fools
-# a model of code.
+# this course you will find that circuit yourself, test it, and use one like it to predict what
+# fools a model of code.
 #
 # **At the end you can say**
 #
@@ -101,12 +101,12 @@ print(f"Memory: {needs.memory:.1f} GB needed, {free_gb:.0f} GB free: {enough}.")
 # ## 2. A circuit in one minute
 #
 # The *residual stream* is the vector that each layer of the model reads and adds to, one for each
-# token. A *sparse autoencoder* (SAE) rewrites it as a sum of a few active features out of thousands;
-# each of these is a *latent*. A *lab* is a model with SAEs after some of its layers. *Spliced in*
-# means: there the model goes on with the SAE's rewriting in place of the original.
+# token. A *sparse autoencoder* (SAE) rewrites it as a sum of a few active features out of
+# thousands; each of these is a *latent*. A *lab* is a model with SAEs after some of its layers.
+# *Spliced in* means: there the model goes on with the SAE's rewriting in place of the original.
 #
-# A *task* is a set of sentences. Each has a twin whose subject has the other number. Below, clean is
-# the sentence, patch its twin, and *case* the number of the subject and of the second noun. We
+# A *task* is a set of sentences. Each has a twin whose subject has the other number. Below, clean
+# is the sentence, patch its twin, and *case* the number of the subject and of the second noun. We
 # measure the **logit difference**: the logit of the right verb minus that of the wrong one.
 
 # %%
@@ -161,8 +161,8 @@ table.round(2).rename_axis(columns=f"n = {len(test)} sentences")
 
 # %% [markdown]
 # **Faithfulness** is 1 if the circuit's mean logit difference is that of the spliced model, and 0
-# if it is that with every latent at its mean. A control: circuits with as many nodes, drawn at random
-# from those that fire in these sentences.
+# if it is that with every latent at its mean. A control: circuits with as many nodes, drawn at
+# random from those that fire in these sentences.
 
 # %%
 chance = []
@@ -181,9 +181,9 @@ print(f"Of five random circuits of its size, the one furthest from 0 is {abs(fur
 # one. At which words of the sentence do you expect nodes?
 #
 # In the picture, layers are rows and words are columns. An **edge** says what one node passes on to
-# another: we give the first node the value that it has on the twin sentence, and measure how far the
-# second node moves towards *its* value there (1 = all the way). Under each number stand words on
-# which the latent fires most; after →, words whose logits it raises. (Pieces of words look odd.)
+# another: we give the first node the value that it has on the twin sentence, and measure how far
+# the second node moves towards *its* value there (1 = all the way). Under each number stand words
+# on which the latent fires most; after →, words whose logits it raises. (Pieces of words look odd.)
 # Hover over a node to see what it is. Click it to see its inputs and outputs.
 
 # %%
@@ -276,8 +276,8 @@ print(f"This notebook took {minutes:.1f} minutes.")
 # High faithfulness is not enough. Notebook 04 shows how such a circuit is found. Notebook 05 tests
 # whether it is also complete, minimal and stable.
 #
-# **Key terms**: circuit, control, edge, faithfulness, frontier, lab, latent, logit difference, node,
-# residual stream, sparse autoencoder, spliced model, task.
+# **Key terms**: circuit, control, edge, faithfulness, frontier, lab, latent, logit difference,
+# node, residual stream, sparse autoencoder, spliced model, task.
 #
 # The [glossary](../GLOSSARY.md) explains each in one sentence.
 #

@@ -605,8 +605,8 @@ check(step)
 # - *The step is not 0 or 1*: your second term is not 0. Subtract a tensor from itself, one of the
 #   two detached.
 # - *No gradient reaches the threshold*: both terms are detached, or there is only the comparison.
-# - *A gradient reaches pre*: you multiplied by pre, or used `pre - threshold` as it is. (Latents are
-#   `pre * step(…)`; pre gets its gradient from that product.)
+# - *A gradient reaches pre*: you multiplied by pre, or used `pre - threshold` as it is. (Latents
+#   are `pre * step(…)`; pre gets its gradient from that product.)
 # </details>
 #
 # With `step`, JumpReLU and its L0 penalty are one line each. The penalty $\lambda\,(\mathrm{L0}/k -

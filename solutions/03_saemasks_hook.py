@@ -1019,9 +1019,9 @@ print(
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With the same price, the mask for zero keeps many more nodes. Many of the extra ones fire in nearly
-# all sentences (in more than 95 % of the training prompts). They supply what a mean supplies for
-# free. The line above the table counts them.
+# With the same price, the mask for zero keeps many more nodes. Many of the extra ones fire in
+# nearly all sentences (in more than 95 % of the training prompts). They supply what a mean supplies
+# for free. The line above the table counts them.
 #
 # Its gap may be smaller all the same. But the two gaps have different denominators, because F(∅)
 # differs, and the sizes differ: do not read them as a ranking.

@@ -686,8 +686,8 @@ figures.show(
 # - against the spliced model (`vs_spliced`): (F(C) − F(∅)) / (F(S) − F(∅));
 # - the plain ratio of the post (`raw`): F(C) / F(S).
 #
-# All compare *means*: a circuit that is too sure of one prompt and too unsure of the next can have a
-# ratio of 1. So there are two more measures, with 0 as their best value:
+# All compare *means*: a circuit that is too sure of one prompt and too unsure of the next can have
+# a ratio of 1. So there are two more measures, with 0 as their best value:
 #
 # - the **distance** |1 − F|, with the second of these ratios as F;
 # - the **gap**: how far the circuit is from the spliced model, prompt by prompt (0 = the same on

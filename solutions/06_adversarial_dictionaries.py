@@ -478,9 +478,9 @@ figures.show(figure, alt=f"Gaps with intervals, by task and wanted number of nod
 # The post found IG far behind its masks, on another model and with wider SAEs. Here attribution at
 # its best is ahead on dictionaries at 60 nodes, where only one of three seeds comes close to it. At
 # 183 nodes the difference is small, and the sign depends on seed and prompts. Two things limit the
-# comparison: our prompts have one layout, which leaves fewer wrong nodes to choose, and our SAEs are
-# narrow. The next table has the post's unit, F(C)/F(S). (The same number of nodes is not the same
-# share of all nodes.)
+# comparison: our prompts have one layout, which leaves fewer wrong nodes to choose, and our SAEs
+# are narrow. The next table has the post's unit, F(C)/F(S). (The same number of nodes is not the
+# same share of all nodes.)
 
 # %%
 rows = [

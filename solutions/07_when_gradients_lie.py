@@ -14,10 +14,10 @@
 # # 07 · When gradients lie
 #
 # Notebook 04 scored latents with gradients, since exact patching costs one forward pass per node.
-# Some of those scores were far off. **When does a gradient lie, what repairs it, and what is it good
-# for all the same?** You measure the truth for a few hundred attention heads and latents, catch
-# gradients at two kinds of lie, and write the repairs of AtP\*. Then you ask what the rest of the
-# model does when a head is taken away. At the end you trace a fact, from the answer back to the
+# Some of those scores were far off. **When does a gradient lie, what repairs it, and what is it
+# good for all the same?** You measure the truth for a few hundred attention heads and latents,
+# catch gradients at two kinds of lie, and write the repairs of AtP\*. Then you ask what the rest of
+# the model does when a head is taken away. At the end you trace a fact, from the answer back to the
 # subject, with one backward pass.
 #
 # **At the end you can say**
@@ -126,7 +126,8 @@ heads = Heads(lab)
 # these weights, times the matrix W_O, is its *output*: what it writes into the residual stream. So
 # queries and keys (QK) decide from where, and values and W_O (OV) decide what. SmolLM2 shares keys:
 # three heads read the same ones, so a key is one node for three heads. Before each layer and at the
-# end an *RMSNorm* divides the stream by its size (root mean square); W_U makes logits of the result.
+# end an *RMSNorm* divides the stream by its size (root mean square); W_U makes logits of the
+# result.
 #
 # We patch every head's output at two positions, the subject and the last; every query at the last
 # position; and every key at the subject.
@@ -436,13 +437,13 @@ print(
 )
 
 # %% [markdown]
-# So there are two parts. The model itself saturates: from one number to the other is a long way, and
-# not a straight one. And every SAE behind the latent adds thresholds, which flatten what is left of
-# the slope. This is why notebook 04 uses integrated gradients, and why a mask is learned with
-# gradients at many points.
+# So there are two parts. The model itself saturates: from one number to the other is a long way,
+# and not a straight one. And every SAE behind the latent adds thresholds, which flatten what is
+# left of the slope. This is why notebook 04 uses integrated gradients, and why a mask is learned
+# with gradients at many points.
 #
-# The softmax of attention bends, too. For each kind of node, this is the one that AtP underestimates
-# most:
+# The softmax of attention bends, too. For each kind of node, this is the one that AtP
+# underestimates most:
 
 
 # %%
@@ -506,11 +507,11 @@ figures.show(
 )
 
 # %% [markdown]
-# **Cancellation** is looked for with one backward pass per layer, in which that layer's own gradient
-# is dropped and its skip connection stays. (This is GradDrop; you write its core below.) For a
-# head's output, how far does the score rise when one later layer is dropped? We take the node where
-# it rises most, and check it by cutting that path in truth: the layer then writes what it wrote on
-# the clean prompt.
+# **Cancellation** is looked for with one backward pass per layer, in which that layer's own
+# gradient is dropped and its skip connection stays. (This is GradDrop; you write its core below.)
+# For a head's output, how far does the score rise when one later layer is dropped? We take the node
+# where it rises most, and check it by cutting that path in truth: the layer then writes what it
+# wrote on the clean prompt.
 
 # %%
 outputs = [node for node in NODES["agreement"] if node.kind == "out"]
@@ -650,8 +651,8 @@ print("GradDrop makes a hidden node visible. It does not measure it.")
 # %% [markdown]
 # Both repairs together are **AtP\***. Two rivals: **RelP** replaces the rules of the backward pass
 # (norms and attention patterns are constants, a gate hands half of the gradient to each factor) at
-# the cost of AtP; it has nothing to say of queries and keys. **Integrated gradients** (IG) takes the
-# gradient at several points on the way, one layer at a time.
+# the cost of AtP; it has nothing to say of queries and keys. **Integrated gradients** (IG) takes
+# the gradient at several points on the way, one layer at a time.
 
 # %%
 METHODS = {
@@ -785,7 +786,8 @@ print(f"the bound from {N_SUBSETS} subsets: {bound.largest:.3f} (95 %, all nodes
 #
 # <details><summary>Hint 2</summary>
 #
-# The scale is the rms of `final`, one number per token: `final.pow(2).mean(-1, keepdim=True).sqrt()`.
+# The scale is the rms of `final`, one number per token: `final.pow(2).mean(-1,
+# keepdim=True).sqrt()`.
 # </details>
 #
 # <details><summary>Hint 3</summary>
@@ -835,7 +837,8 @@ print(f"head {head} of layer {layer}: the direct effect is up to {by_hand.max():
 
 # %% [markdown]
 # ### Exercise 7.5 · What the norm repairs
-# ⏱ 10 min · difficulty ●●○ · the published claim: about 30 % of self-repair is the final norm's scale
+# ⏱ 10 min · difficulty ●●○ · the published claim: about 30 % of self-repair is the final norm's
+# scale
 #
 # Without the head, the residual stream is shorter, and the norm divides by less: all that is left
 # counts for more. Write `repaired`, which splits what the logit did *not* fall into the part of
@@ -911,8 +914,8 @@ figures.show(
 
 # %% [markdown]
 # Rushing and Nanda found about 30 % for the final norm, in models with LayerNorm. Other heads are
-# no backup here: what later layers repair is the work of their MLPs. (How they do it was not tested.
-# The MLPs' share is what is left over.)
+# no backup here: what later layers repair is the work of their MLPs. (How they do it was not
+# tested. The MLPs' share is what is left over.)
 #
 # The same for latents with the largest direct effects. They are taken out of the residual stream of
 # the model, without any splice, and as a whole, where heads were set to their mean:
@@ -1262,10 +1265,10 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Two limits show here. The splice loses most of the fact. At any one layer the error holds a quarter
-# or so; five splices in a row lose more, since each SAE reads what the one before it has left. And
-# shares, which named what single facts hang on, are a poor recipe for what is enough for all of
-# them: an ablation asks another question.
+# Two limits show here. The splice loses most of the fact. At any one layer the error holds a
+# quarter or so; five splices in a row lose more, since each SAE reads what the one before it has
+# left. And shares, which named what single facts hang on, are a poor recipe for what is enough for
+# all of them: an ablation asks another question.
 #
 # ## 6. Which should I use?
 
@@ -1322,12 +1325,13 @@ print(f"This notebook took {(time.perf_counter() - started) / 60:.1f} minutes.")
 # %% [markdown]
 # **What to take away**
 #
-# - Patch what you report; use gradients to decide what to patch. For heads: AtP with the QK fix. For
-#   latents of a spliced model: IG.
-# - A gradient lies where a function is flat at the clean point. Few nodes are like that, and they can
-#   be the most important ones.
+# - Patch what you report; use gradients to decide what to patch. For heads: AtP with the QK fix.
+#   For latents of a spliced model: IG.
+# - A gradient lies where a function is flat at the clean point. Few nodes are like that, and they
+#   can be the most important ones.
 # - A repair helps against its own kind of lie only. Find out which kind you have.
-# - "How would it move?" and "what is it made of?" are two questions, with two rules for the way back.
+# - "How would it move?" and "what is it made of?" are two questions, with two rules for the way
+#   back.
 # - An ablation measures what is left after the model has repaired itself.
 #
 # **What it does not show**

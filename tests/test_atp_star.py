@@ -47,10 +47,10 @@ def test_atp_of_outputs_is_transformer_lens_attribution_patching(task):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
-def test_the_qk_fix_is_exact_where_all_that_comes_after_the_softmax_is_linear(architecture, task):
-    """In the last layer, with the norms as they are nearly constant… see the test below for the
-    toy; here: the fixed score is gradient · (pattern − patched pattern), by patching patterns.
-    """
+def test_the_qk_fix_is_the_gradient_after_the_softmax_times_the_patched_patterns_change(
+    architecture, task
+):
+    """The patched pattern by patching a query, or a key, in a forward pass."""
     lab = make_lab(architecture)
     heads = Heads(lab)
     scores = head_atp(heads, task, qk_fix=True)

@@ -6,6 +6,7 @@ from conftest import make_lab
 from torch import nn
 
 from course_utils.circuits.backward import (
+    frozen_patterns,
     layers_dropped,
     norm_factor,
     norms_frozen,
@@ -127,8 +128,6 @@ def test_relevance_refuses_mlps_that_it_does_not_know():
 
 def test_with_relevance_heads_and_the_stack_agree(lab, task):
     """The rules inside `Heads.run` are those around a plain pass."""
-    from course_utils.circuits.backward import frozen_patterns
-
     heads = Heads(lab)
     with relevance(lab.stack):
         _, _, expected = gradient(lab, task)

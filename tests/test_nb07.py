@@ -157,3 +157,15 @@ def test_what_through_values_returns_adds_up_to_what_the_head_brings():
     whole = (pattern * ((f @ W_dec * factor) @ W_V @ W_O @ g)).sum()
     found = solution(f, W_dec, pattern, factor, W_V, W_O, g)
     torch.testing.assert_close(found.sum(), whole)
+
+
+def test_the_qk_fix_is_exact_where_the_logit_difference_is_linear_in_the_pattern():
+    generator = torch.Generator().manual_seed(1)
+    draw = functools.partial(torch.randn, generator=generator)
+    query, patched, keys, c = 3 * draw(2, 4), 3 * draw(2, 4), draw(2, 5, 4), draw(2, 5)
+
+    def logit_diff(q):
+        return (c * (torch.einsum("bsd,bd->bs", keys, q) / 2).softmax(-1)).sum(-1)
+
+    true = logit_diff(query) - logit_diff(patched)
+    torch.testing.assert_close(book.solutions["qk_fixed"](query, patched, keys, c), true)

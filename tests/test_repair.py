@@ -5,6 +5,7 @@ import torch
 
 from course_utils.circuits.heads import Heads
 from course_utils.circuits.repair import RepairBench, share_of
+from course_utils.circuits.saes import encode
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,6 @@ def test_in_the_last_layer_only_its_own_mlp_and_the_norm_can_repair(bench):
 
 
 def test_a_latent_that_is_taken_out_after_a_layer(lab, bench):
-    from course_utils.circuits.saes import encode
-
     sae = lab.saes[1]
     f = encode(sae, bench.run.resid[2])
     latent = int(f.sum((0, 1)).argmax())
