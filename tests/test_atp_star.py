@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_lab
+from scipy.stats import ttest_ind
 from transformer_lens.tools.analysis import attribution_patching as tl
 
 from course_utils.circuits.atp_star import (
@@ -185,6 +186,19 @@ def test_the_bound_holds_for_a_linear_toy_and_closes_on_the_largest_effect():
     assert abs(bound.effects[3] - 2) < 0.2 and 2 <= bound.largest < 2.6
     fewer = effect_bound(lds[:40], patched[:40])
     assert fewer.largest > bound.largest
+
+
+def test_each_bound_is_welchs_interval_at_the_confidence_of_all_together():
+    """By SciPy, for one node at a time, at 1 − 5 % / 20 nodes (Bonferroni)."""
+    generator = torch.Generator().manual_seed(2)
+    patched = torch.rand(60, 20, generator=generator) < 0.5
+    lds = torch.randn(60, generator=generator) - 2 * patched[:, 4]
+    bound = effect_bound(lds, patched)
+    for node in (0, 4):
+        with_it, without = lds[patched[:, node]].numpy(), lds[~patched[:, node]].numpy()
+        test = ttest_ind(without, with_it, equal_var=False)
+        ends = test.confidence_interval(confidence_level=1 - 0.05 / 20)
+        assert bound.upper[node].item() == pytest.approx(max(abs(ends.low), abs(ends.high)), 1e-4)
 
 
 def test_a_bound_needs_nodes_in_and_out_of_subsets():
