@@ -56,7 +56,7 @@ def test_turns_compare_with_the_fast_work_and_give_the_median(monkeypatch):
 
 
 def test_library_and_plain_recipe_agree(bench):
-    row = bench.agreement(steps=12)
+    row = bench.agreement(steps=12) | bench.attribution_agreement()
     assert row["nodes_agree"] >= 0.99
     assert row["nodes_on_in_both"] <= min(row["nodes_on"], row["nodes_on_plain"])
     assert row["ig_relative_difference"] < 1e-4 and row["faithfulness_difference"] < 1e-4
