@@ -564,8 +564,8 @@ def summary(record: dict) -> str:
     fractions = [row["fraction_of_bound"] for row in (sva, ioi, record["qwen"]["step"])]
     rows += [
         "",
-        f"From the same seed, the two agree on {nodes:.2%} of the nodes; their attribution scores",
-        f"differ by {scores:.0e} of their size, and faithfulness by {faithfulness:.0e}.",
+        f"From the same seed, the two agree on {nodes:.2%} of the nodes. Their attribution scores",
+        f"differ by {scores:.0e} of their size in float64, and faithfulness by {faithfulness:.0e}.",
         "",
         "A step of learning a mask runs at {:.0%} (agreement), {:.0%} (IOI) and {:.0%} "
         "(a model of\nQwen2.5-Coder-1.5B's shape) of the speed of a large matrix "
